@@ -1,0 +1,76 @@
+"""Random bits: Philox4x32-7, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", which gives 7 rounds as the fewest that pass BigCrush).
+
+Every random bit is a pure function of (key, stream, row, column) of the logical, unpadded operand, so the order of
+threads, tiles, padding, recomputation and devices changes nothing.
+
+* key: the 64-bit seed of the matmul, low word first.
+* counter: `(column // 8, row, high, stream)` in 32-bit words, where `high` packs bits 32..47 of `row` (low half) and of
+  `column // 8` (high half).
+* noise of element (row, column): 16-bit half `column % 8` of the 128-bit output, little-endian.
+* signs of a GEMM: counter `(0, 0, 0, 16 + gemm)`; bit `i` of the 128-bit output set means that sign `i` is -1.
+
+A stream is `2 * gemm + operand`, with the GEMMs numbered fprop 0, dgrad 1, wgrad 2. Plain PyTorch on int64; the C++ and
+Triton kernels compute the same bits. Test vectors: `kat_vectors` of the Random123 distribution.
+"""
+
+from __future__ import annotations
+
+import torch
+
+ROUNDS = 7
+NOISE_BITS = 16
+
+FPROP_X, FPROP_W, DGRAD_DY, DGRAD_W, WGRAD_DY, WGRAD_X = range(6)
+SIGN_STREAM = 16
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor], rounds: int = ROUNDS) -> Words:
+    """Philox4x32 of int64 tensors that hold 32-bit words; broadcasts."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for step in range(rounds):
+        if step:
+            k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+        hi0, lo0 = _multiply(c0, _MULTIPLIERS[0])
+        hi1, lo1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+    return c0, c1, c2, c3
+
+
+def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low word of the 64-bit product; in 16-bit halves of `b`, since int64 has no unsigned product."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def split_key(seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two 32-bit words of an int64 seed, low word first."""
+    return seed & _WORD, (seed >> 32) & _WORD
+
+
+def noise(seed: torch.Tensor, stream: int, rows: int, columns: int) -> torch.Tensor:
+    """int64[rows, columns] of 16 random bits each. `seed`: int64 scalar tensor."""
+    device = seed.device
+    row = torch.arange(rows, device=device)[:, None]
+    block = torch.arange((columns + 7) // 8, device=device)[None, :]
+    high = ((row >> 32) & 0xFFFF) | (((block >> 32) & 0xFFFF) << 16)
+    words = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
+    words = torch.stack(torch.broadcast_tensors(*words), dim=-1)
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
+    return halves.reshape(rows, -1)[:, :columns]
+
+
+def signs(seed: torch.Tensor, stream: int, size: int) -> torch.Tensor:
+    """float32[size] of +-1 that both operands of the GEMM of `stream` share; `size` at most 128."""
+    zero = torch.zeros((), dtype=torch.int64, device=seed.device)
+    words = torch.stack(philox((zero, zero, zero, zero + SIGN_STREAM + stream // 2), split_key(seed)))
+    bits = (words[:, None] >> torch.arange(32, device=seed.device)) & 1
+    return (1 - 2 * bits).reshape(-1)[:size].float()
