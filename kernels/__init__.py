@@ -1,0 +1,3 @@
+"""Kernels and the ops over them. Importing this package registers `torch.ops.quartet`."""
+
+from . import ops  # noqa: F401

@@ -11,9 +11,13 @@ Blocks
     mask:   uint8[rows, padded / 8], bit `column % 8` set where the gradient passes; uint8[rows, 0] if not asked for.
 
 Rules
-    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0.
+    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 count
+      as 0 too, except under absmax in groups whose largest is below 2^-64: those are lifted by 2^64 first. So no
+      rotated value is subnormal, and flush-to-zero mode changes no bit of codes, scales or mask. Exact formats keep
+      every normal input.
     * A group with a NaN or an infinity, or whose statistics overflow, has scale byte 255 (NaN), codes 0 and mask 0.
-    * A group that rotates to zeros has scale byte 0 and codes 0. Other zero codes keep the sign of the value.
+    * A group that rotates to zeros has scale byte 0, codes 0 and mask 1. Other zero codes keep the sign of the value.
+    * A decoded value below 2^-126 (scale bytes 0 and 1) is exact, or 0 in flush-to-zero mode.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ import torch
 from ..formats import E2M1_MAX, E2M1_VALUES, E8M0_NAN, QUEST_GAUSSIAN_CLIP, Quantizer, padded
 from . import philox
 
-_TINY = 2.0**-64
+_LIFT_BELOW = 2.0**-64
+_ZERO_BELOW = 2.0**-100  # a multiple of its ulp, 2^-123, over sqrt(32) is still a normal number
 _SMALLEST_NORMAL = 2.0**-126
 
 
@@ -67,23 +72,24 @@ def quantize(
 
     if quantizer.scale == "quest":
         lift = torch.zeros_like(finite, dtype=torch.int32)
-        rotated = _rotate(groups, quantizer, signs)
-        exponent = _quest_exponent(rotated)
     else:
-        lift = (groups.abs().amax(-1, keepdim=True) < _TINY).int() * 64
-        rotated = _rotate(groups * power_of_two(lift), quantizer, signs)
-        exponent = _absmax_exponent(rotated, lift)
+        lift = (groups.abs().amax(-1, keepdim=True) < _LIFT_BELOW).int() * 64
+    groups = groups * power_of_two(lift)
+    rotated = _rotate(torch.where(groups.abs() < _ZERO_BELOW, 0.0, groups), quantizer, signs)
+    nonzero = (rotated != 0).any(-1, keepdim=True)
+    exponent = _quest_exponent(rotated) if quantizer.scale == "quest" else _absmax_exponent(rotated, lift)
+    exponent = torch.where(nonzero, exponent, 0)
     valid = finite & (exponent < E8M0_NAN)
     byte = torch.where(valid, exponent, 0)
 
     shift = 127 - byte - lift
     half = shift >> 1
     scaled = rotated * quantizer.shrink * power_of_two(half) * power_of_two(shift - half)
-    bits = philox.noise(seed, stream, rows, full).reshape(groups.shape) if quantizer.stochastic else None
+    bits = philox.noise(seed, stream, max(rows, 1), full)[:rows].reshape(groups.shape) if quantizer.stochastic else None
     codes = encode_e2m1(scaled, bits)
-    codes = torch.where(valid & (rotated != 0).any(-1, keepdim=True), codes, 0).reshape(rows, full)
+    codes = torch.where(valid & nonzero, codes, 0).reshape(rows, full)
     keep = torch.where(valid, scaled.abs() < E2M1_MAX, False).reshape(rows, full)
-    scales = torch.where(valid, exponent, E8M0_NAN).reshape(rows, -1).to(torch.uint8)
+    scales = torch.where(valid, exponent, E8M0_NAN).reshape(rows, full // quantizer.group).to(torch.uint8)
     return Blocks(
         pack_nibbles(codes), scales, _no_tensor_scale(scales), pack_bits(keep) if mask else keep[:, :0].to(torch.uint8)
     )
@@ -112,21 +118,21 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 
 
-def unrotate(x: torch.Tensor, mask: torch.Tensor, rotation: int, columns: int) -> torch.Tensor:
+def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
     """`(x where mask, else 0) @ H^T` by blocks of `rotation`, as `x.dtype[rows, columns]`.
 
-    x: float[rows, padded]; mask: uint8[rows, padded / 8]. It selects and doesn't multiply: a masked NaN becomes 0.
+    x: float[rows, padded]; mask: uint8[rows, padded / 8], or None for all of x. It selects and doesn't multiply: a masked
+    NaN becomes 0.
     """
-    values = torch.where(unpack_bits(mask), x.float(), 0.0)
+    values = x.float() if mask is None else torch.where(unpack_bits(mask), x.float(), 0.0)
     if rotation:
-        values = hadamard(values.reshape(x.shape[0], -1, rotation)).reshape(x.shape)
+        values = hadamard(values.reshape(x.shape[0], x.shape[1] // rotation, rotation)).reshape(x.shape)
     return values[:, :columns].to(x.dtype)
 
 
 def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
     """The values that the blocks stand for, in the rotated space, the shrink undone: float32[rows, padded]."""
-    values = _decode(blocks)
-    return values if quantizer.shrink == 1.0 else values / quantizer.shrink
+    return _decode(blocks, quantizer.shrink)
 
 
 def hadamard(groups: torch.Tensor) -> torch.Tensor:
@@ -189,7 +195,7 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 def pack_bits(keep: torch.Tensor) -> torch.Tensor:
     """uint8[..., n / 8] of booleans [..., n]; column `c` is bit `c % 8`."""
     weights = 1 << torch.arange(8, device=keep.device)
-    return (keep.reshape(*keep.shape[:-1], -1, 8) * weights).sum(-1).to(torch.uint8)
+    return (keep.reshape(*keep.shape[:-1], keep.shape[-1] // 8, 8) * weights).sum(-1).to(torch.uint8)
 
 
 def unpack_bits(packed: torch.Tensor) -> torch.Tensor:
@@ -231,15 +237,17 @@ def _exponent_field(x: torch.Tensor) -> torch.Tensor:
     return (x.view(torch.int32) >> 23) & 0xFF
 
 
-def _decode(blocks: Blocks) -> torch.Tensor:
+def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
+    """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
     if blocks.codes.dtype == torch.float32:
         return blocks.codes
     values = decode_e2m1(unpack_nibbles(blocks.codes))
     rows, full = values.shape
     if not blocks.scales.numel():
         return values
-    groups = values.reshape(rows, blocks.scales.shape[1], -1)
-    return (groups * decode_e8m0(blocks.scales)[..., None]).reshape(rows, full)
+    scales = blocks.scales[..., None]
+    groups = values.reshape(rows, scales.shape[1], full // scales.shape[1]) / shrink
+    return (groups * decode_e8m0(scales.clamp(min=1)) * torch.where(scales == 0, 0.5, 1.0)).reshape(rows, full)
 
 
 def _no_scales(values: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,42 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ._compat import ShortenTraceback
 
-class QuartetError(ValueError):
-    """Base of every error that Quartet Compile raises on purpose."""
+
+class QuartetError(ShortenTraceback, ValueError):
+    """Base of every error that Quartet Compile raises on purpose; `torch.compile` passes it on unwrapped."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
 
 
 class QuantizerError(QuartetError):
     """An unknown quantizer, or fields that contradict each other."""
+
+
+class RecipeError(QuartetError):
+    """An unknown recipe, or operands that contradict each other."""
+
+
+class OptionError(QuartetError):
+    """An unknown option, or a value that an option can't have."""
+
+
+class PatternError(QuartetError):
+    """A name pattern that matches nothing."""
+
+
+class StrictError(QuartetError):
+    """With `strict=True`, a matmul that should run in low precision and can't."""
+
+
+class CaptureError(QuartetError):
+    """A model that could not be captured as graphs."""
+
+
+class CompilerError(QuartetError):
+    """No C++ compiler, or one that can't build the CPU kernels."""
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

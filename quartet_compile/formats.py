@@ -60,7 +60,14 @@ class Quantizer:
                     f"Quantizer field {field!r} is {value!r}; expected one of {', '.join(map(repr, allowed))}."
                 )
         if self.random_signs and not self.rotation:
-            raise QuantizerError("Quantizer has random_signs=True but rotation=0; signs belong to a rotation: set rotation=32.")
+            raise QuantizerError(
+                "Quantizer has random_signs=True but rotation=0; signs belong to a rotation: set rotation=32."
+            )
+        if self.exact and (self.shrink != 1.0 or self.stochastic):
+            raise QuantizerError(
+                f"Quantizer has elements='float32', which rounds nothing, with shrink={self.shrink} and "
+                f"rounding={self.rounding!r}; expected shrink=1.0 and rounding='nearest'. Leave both out."
+            )
         if self.scale == "quest" and self.rounding == "stochastic":
             raise QuantizerError(
                 "Quantizer combines scale='quest' with rounding='stochastic': QuEST clips, so the result would be "
@@ -145,13 +152,17 @@ def quantizer(name: str) -> Quantizer:
 
 def _parse(text: str) -> Quantizer:
     fields = {f.name: f.type for f in dataclasses.fields(Quantizer)}
-    read = {"str": str, "int": int, "float": float, "bool": lambda v: v == "True"}
+    read = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
     values = {}
     for item in text.split(","):
         key, _, value = item.partition("=")
         if key not in fields:
             raise QuantizerError(f"Unknown quantizer field {key!r} in {text!r}; the fields are {', '.join(fields)}.")
-        values[key] = read[fields[key]](value)
+        try:
+            values[key] = read[fields[key]](value)
+        except (KeyError, ValueError):
+            allowed = ", ".join(map(str, _ALLOWED[key]))
+            raise QuantizerError(f"Quantizer field {key!r} is {value!r} in {text!r}; expected {allowed}.") from None
     return Quantizer(**values)
 
 

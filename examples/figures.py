@@ -1,0 +1,181 @@
+"""The figures of one or two runs: a table, a JSON file, a picture; and the measure of what backward keeps."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from training import Trainer
+
+
+def saved_bytes(loss: Tensor, model: nn.Module) -> int:
+    """Bytes that autograd keeps alive between forward and backward, without the model's own parameters and buffers.
+
+    Each storage counts once and whole, however many views of it are saved. Eager nodes show what they save as
+    `_saved_*`; a compiled graph is one `autograd.Function` (`CompiledFunctionBackward`) with everything in
+    `saved_tensors`, or in `_tensors_no_vc_check` where AOTAutograd leaves out the version check (torch 2.13).
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    for node in graph_nodes(loss.grad_fn):
+        for tensor in saved_tensors(node):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+    return sum(kept.values())
+
+
+def graph_nodes(root: Any) -> Iterator[Any]:
+    """Every node of the autograd graph below `root`, once."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(following for following, _ in node.next_functions)
+
+
+def saved_tensors(node: Any) -> Iterator[Tensor]:
+    if hasattr(node, "saved_tensors"):
+        values = [node.saved_tensors, getattr(node, "_tensors_no_vc_check", None) or ()]
+    else:
+        values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    for value in values:
+        for tensor in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(tensor, Tensor):
+                yield tensor
+
+
+def path_of(backend: str, device: str) -> str:
+    """Which code computes the products: `CPU, Inductor`, ..."""
+    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    how = {
+        "eager": "eager PyTorch",
+        "inductor": "Inductor",
+        "quartet": f"Inductor + Quartet {'Triton' if device == 'cuda' else 'CPU'} kernels",
+    }
+    return f"{where}, {how[backend]}"
+
+
+def run_figures(trainer: Trainer) -> dict[str, Any]:
+    """Everything one run measured. The validation loss is the last one."""
+    history, settings = trainer.history, trainer.settings
+    step = statistics.median(history.step_seconds) if history.step_seconds else history.first_step_seconds
+    return {
+        "path": path_of(settings.backend, settings.device),
+        "backend": settings.backend,
+        "recipe": (settings.recipe or "quartet") if settings.backend == "quartet" else None,
+        "dtype": settings.dtype,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "steps": trainer.step,
+        "tokens": trainer.step * settings.tokens_a_step,
+        "validation_loss": history.validation[-1][1] if history.validation else None,
+        "step_seconds": step,
+        "tokens_a_second": settings.tokens_a_step / step,
+        "first_step_seconds": history.first_step_seconds,
+        "first_eval_seconds": history.first_eval_seconds,
+        "saved_bytes": history.saved_bytes,
+        "losses": history.losses,
+        "validation": history.validation,
+    }
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Runs side by side; every run after the first also against it."""
+    first = next(iter(runs.values()))
+
+    def row(name: str, key: str, show: str, unit: float = 1.0) -> list[str]:
+        cells = [name]
+        for run in runs.values():
+            value = run[key]
+            cell = "-" if value is None else show.format(value / unit)
+            if run is not first and value and first[key] and key != "validation_loss":
+                cell += f" ({value / first[key]:.2f}x)"
+            cells.append(cell)
+        return cells
+
+    def gap(run: Mapping[str, Any]) -> str:
+        if run is first or run["validation_loss"] is None or first["validation_loss"] is None:
+            return "-"
+        difference = run["validation_loss"] - first["validation_loss"]
+        return f"{difference:+.4f} ({100 * difference / first['validation_loss']:+.1f} %)"
+
+    rows = [
+        ["", *runs],
+        ["what ran", *(run["path"] for run in runs.values())],
+        row("validation loss (nats a byte)", "validation_loss", "{:.4f}"),
+        ["gap", *map(gap, runs.values())],
+        row("step time, median (ms)", "step_seconds", "{:.1f}", 1e-3),
+        row("tokens a second", "tokens_a_second", "{:,.0f}"),
+        row("saved for backward (MB)", "saved_bytes", "{:.2f}", 1e6),
+        row("first step, with compilation (s)", "first_step_seconds", "{:.1f}"),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def smoothed(values: list[float], window: int) -> list[float]:
+    """Exponential moving average over about `window` values, without a bias at the start."""
+    average, weight, out = 0.0, 0.0, []
+    keep = 1 - 1 / max(1, window)
+    for value in values:
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(average / weight)
+    return out
+
+
+def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
+    """Both training curves, smoothed, with the validation losses as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
+    for (label, run), color in zip(runs.items(), ("#4C566A", "#D1495B", "#2E86AB"), strict=False):
+        train = smoothed(run["losses"], max(1, len(run["losses"]) // 40))
+        axes.plot(range(1, len(train) + 1), train, color=color, linewidth=1.2, alpha=0.55)
+        steps, losses = zip(*run["validation"], strict=True) if run["validation"] else ((), ())
+        last = f", {losses[-1]:.3f}" if losses else ""
+        axes.plot(steps, losses, "o-", color=color, linewidth=0, markersize=4.5, label=f"{label}{last}")
+    axes.set(title=title, xlabel="step", ylabel="loss (nats a byte)")
+    axes.legend(title="validation (points); training (lines)", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def write(runs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], data: str, folder: Path) -> list[Path]:
+    """`figures.json`, `table.txt` and, where matplotlib is installed, `curves.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "figures.json", folder / "table.txt"]
+    everything = {"settings": settings, "data": data, "machine": machine(), "runs": runs}
+    written[0].write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
+    written[1].write_text(table(runs) + "\n")
+    try:
+        picture(runs, f"Llama {settings['size']}, {data.partition(':')[0]}", folder / "curves.png")
+    except ModuleNotFoundError as error:
+        print(f"no picture: {error.name} isn't installed")
+    else:
+        written.append(folder / "curves.png")
+    return written

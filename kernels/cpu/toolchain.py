@@ -1,0 +1,133 @@
+"""What the CPU kernels are built with: compiler, instruction set, flags and OpenMP runtime."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ...errors import CompilerError, OptionError, suggest
+
+ISA_VARIABLE = "QUARTET_CPU_ISA"
+
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
+ISA_FEATURES = {
+    "avx512vnni": (*_AVX512, "avx512vnni"),
+    "avx512": _AVX512,
+    "avx2": _AVX2,
+    "portable": (),
+}
+"""Each level, best first, with its `-m` flags; these, less underscores, are also the names in /proc/cpuinfo."""
+
+# No part of -ffast-math: it reassociates, and GCC links a start-up file that turns subnormals off for the process.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall")
+
+
+class Toolchain(NamedTuple):
+    """Everything, besides the sources, that decides what the library contains."""
+
+    compiler: str
+    version: str
+    compile_flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+    machine: str
+
+
+def toolchain() -> Toolchain:
+    """The compiler and flags for this process. Raises `CompilerError` or `OptionError`."""
+    compiler = _inductor_compiler()
+    version = run([compiler, "--version"])
+    openmp_compile, openmp_link = _openmp_flags("clang" in version)
+    features = tuple("-m" + feature for feature in ISA_FEATURES[isa()])
+    return Toolchain(
+        compiler, version, (*_FLAGS, *features, *openmp_compile), ("-shared", *openmp_link), platform.machine()
+    )
+
+
+@functools.cache
+def isa() -> str:
+    """The instruction set to build for: the best that this CPU has, or what `QUARTET_CPU_ISA` says."""
+    present = _cpu_features()
+    supported = [level for level, features in ISA_FEATURES.items() if present.issuperset(features)]
+    wanted = os.environ.get(ISA_VARIABLE, supported[0])
+    if wanted not in ISA_FEATURES:
+        raise OptionError(
+            f"{ISA_VARIABLE} is {wanted!r}{suggest(wanted, ISA_FEATURES)}; expected one of {', '.join(ISA_FEATURES)}."
+        )
+    if wanted not in supported:
+        missing = ", ".join(sorted(set(ISA_FEATURES[wanted]) - present))
+        raise OptionError(
+            f"{ISA_VARIABLE} is {wanted!r}, but this CPU lacks {missing}; it supports {', '.join(supported)}. "
+            f"Unset {ISA_VARIABLE} to use {supported[0]!r}."
+        )
+    return wanted
+
+
+def run(command: list[str]) -> str:
+    """The output of a compiler command, or a `CompilerError` with the command and what it wrote."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise _no_compiler(command[0]) from error
+    if done.returncode:
+        raise CompilerError(
+            f"Quartet Compile's CPU kernels failed to compile (exit status {done.returncode}).\n"
+            f"Command: {' '.join(command)}\n{done.stderr}\n"
+            "They need GCC 12 or a later compiler: install one and set CXX to it."
+        )
+    return done.stdout
+
+
+def _inductor_compiler() -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _no_compiler(os.environ.get("CXX", "g++")) from error
+
+
+def _no_compiler(name: str) -> CompilerError:
+    return CompilerError(
+        f"Quartet Compile's CPU kernels need a C++ compiler, and {name!r} can't be run. "
+        "Install g++ (Debian, Ubuntu: apt-get install g++; conda: conda install gxx), or set CXX to a compiler."
+    )
+
+
+def _cpu_features() -> set[str]:
+    """Instruction sets of this CPU, named as the `-m` flags; empty where they can't be read (not Linux, not x86)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return set(flags.replace("_", "").split())
+
+
+def _openmp_flags(clang: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Flags to compile and to link with the very OpenMP runtime that torch runs on.
+
+    Wheels of torch bring their own copy (here torch/lib/libgomp.so.1). Linking the system's gives, at worst, a second
+    pool of threads beside torch's, and a pool's idle threads spin: TODO-measure.
+    """
+    runtime = _torch_openmp()
+    if runtime is None or (clang and "libgomp" in runtime):  # clang calls __kmpc_*, which libgomp lacks: one thread
+        return (), ()
+    return ("-Xclang", "-fopenmp") if clang else ("-fopenmp",), (runtime,)
+
+
+def _torch_openmp() -> str | None:
+    """Path of the OpenMP runtime that this process has loaded, or None."""
+    try:
+        mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    except OSError:
+        mapped = [str(path) for path in Path(torch.__file__).parent.glob("lib/lib*omp*")]
+    names = ("libgomp", "libiomp5", "libomp")
+    return next((path for path in mapped if Path(path).name.startswith(names)), None)

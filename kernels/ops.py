@@ -1,0 +1,147 @@
+"""The ops that a rewritten graph speaks: `torch.ops.quartet.*`.
+
+They are functional: no output aliases an input or another output, and equal inputs give equal bits, so recomputing is
+safe. The one exception is `seed`, which draws from torch's generator. On the CPU they run the C++ kernels of
+`kernels/cpu`, elsewhere the PyTorch reference. Layouts, rounding and NaN rules: `kernels/reference.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..formats import Quantizer, padded, quantizer as quantizer_named
+from . import philox, reference
+from .reference import Blocks
+
+_SCHEMAS = {
+    "seed": "(SymInt count, Device device) -> Tensor",
+    "quantize": "(Tensor x, str quantizer, bool transpose, bool mask, int stream, Tensor? seed, Tensor? sign_seed)"
+    " -> (Tensor codes, Tensor scales, Tensor tensor_scale, Tensor mask)",
+    "quantize_pair": "(Tensor dy, str row_quantizer, str column_quantizer, Tensor seed, Tensor sign_seed)"
+    " -> (Tensor row_codes, Tensor row_scales, Tensor row_tensor_scale,"
+    " Tensor column_codes, Tensor column_scales, Tensor column_tensor_scale)",
+    "requantize": "(Tensor codes, Tensor scales, Tensor tensor_scale, str source, str quantizer, int stream,"
+    " Tensor seed, Tensor sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
+    "scaled_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales, Tensor b_tensor_scale,"
+    " float alpha, ScalarType dtype) -> Tensor",
+    "unrotate": "(Tensor x, Tensor? mask, int rotation, SymInt columns) -> Tensor",
+}
+
+_library = torch.library.Library("quartet", "DEF")
+for _name, _schema in _SCHEMAS.items():
+    _tags = (torch.Tag.nondeterministic_seeded,) if _name == "seed" else ()
+    _library.define(_name + _schema, tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+
+
+def seed(count: int, device: torch.device) -> torch.Tensor:
+    """int64[count]: one 64-bit seed a matmul, drawn from the device's default generator.
+
+    Ranks of a process group draw different seeds from equal generators, so that data-parallel noise is independent.
+    """
+    drawn = torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64, device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        drawn = drawn ^ (torch.distributed.get_rank() * 0x2545F4914F6CDD1D & (2**63 - 1))
+    return drawn
+
+
+def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
+    """`reference.quantize`, with the signs drawn from `sign_seed`."""
+    spec = quantizer_named(quantizer)
+    return tuple(
+        reference.quantize(
+            x, spec, transpose=transpose, mask=mask, stream=stream, seed=seed, signs=_signs(spec, sign_seed, stream)
+        )
+    )
+
+
+def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
+    """Both directions of `dy: float[M, N]`: rows for dgrad, with signs from `seed`; columns for wgrad, from `sign_seed`."""
+    row = quantize(dy, row_quantizer, False, False, philox.DGRAD_DY, seed, seed)
+    column = quantize(dy, column_quantizer, True, False, philox.WGRAD_DY, seed, sign_seed)
+    return (*row[:3], *column[:3])
+
+
+def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
+    """`reference.requantize`, with the signs drawn from `sign_seed`."""
+    spec = quantizer_named(quantizer)
+    blocks = Blocks(codes, scales, tensor_scale, scales[:, :0])
+    signs = _signs(spec, sign_seed, stream)
+    return tuple(
+        reference.requantize(blocks, quantizer_named(source), spec, stream=stream, seed=seed, signs=signs)
+    )[:3]
+
+
+def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+    """`reference.scaled_mm`."""
+    return reference.scaled_mm(
+        Blocks(a, a_scales, a_tensor_scale, a[:, :0]), Blocks(b, b_scales, b_tensor_scale, b[:, :0]), alpha, dtype
+    )
+
+
+def unrotate(x, mask, rotation, columns):
+    """`reference.unrotate`."""
+    return reference.unrotate(x, mask, rotation, columns)
+
+
+def _signs(spec: Quantizer, seed: torch.Tensor | None, stream: int) -> torch.Tensor | None:
+    return philox.signs(seed, stream, spec.rotation) if spec.random_signs else None
+
+
+def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    full = padded(columns, spec.group)
+    tensor_scale = x.new_empty((0,), dtype=torch.float32)
+    if spec.exact:
+        return x.new_empty((rows, full), dtype=torch.float32), x.new_empty((rows, 0), dtype=torch.uint8), tensor_scale
+    codes = x.new_empty((rows, full // 2), dtype=torch.uint8)
+    return codes, x.new_empty((rows, full // spec.group), dtype=torch.uint8), tensor_scale
+
+
+def _fake_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
+    spec = quantizer_named(quantizer)
+    rows, columns = reversed(x.shape) if transpose else x.shape
+    bits = x.new_empty((rows, padded(columns, spec.group) // 8 if mask else 0), dtype=torch.uint8)
+    return (*_fake_blocks(x, spec, rows, columns), bits)
+
+
+def _fake_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
+    rows, columns = dy.shape
+    return (
+        *_fake_blocks(dy, quantizer_named(row_quantizer), rows, columns),
+        *_fake_blocks(dy, quantizer_named(column_quantizer), columns, rows),
+    )
+
+
+def _fake_requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
+    columns = codes.shape[1] if quantizer_named(source).exact else codes.shape[1] * 2
+    return _fake_blocks(codes, quantizer_named(quantizer), columns, codes.shape[0])
+
+
+def _fake_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+    torch._check(a.shape[1] == b.shape[1], lambda: f"scaled_mm contracts {a.shape[1]} with {b.shape[1]} code columns")
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+
+
+def _fake_unrotate(x, mask, rotation, columns):
+    return x.new_empty((x.shape[0], columns))
+
+
+def _fake_seed(count, device):
+    return torch.empty((count,), dtype=torch.int64, device=device)
+
+
+_REFERENCE = {f.__name__: f for f in (quantize, quantize_pair, requantize, scaled_mm, unrotate)}
+_CPU = _REFERENCE
+_FAKE = {
+    "seed": _fake_seed,
+    "quantize": _fake_quantize,
+    "quantize_pair": _fake_quantize_pair,
+    "requantize": _fake_requantize,
+    "scaled_mm": _fake_scaled_mm,
+    "unrotate": _fake_unrotate,
+}
+_library.impl("seed", seed, "BackendSelect")
+for _name in _SCHEMAS:
+    if _name in _REFERENCE:
+        _library.impl(_name, _REFERENCE[_name], "CUDA")
+        _library.impl(_name, _CPU[_name], "CPU")
+    torch.library.register_fake(f"quartet::{_name}", _FAKE[_name], lib=_library)

@@ -1,0 +1,159 @@
+"""Rewrite the two backward matmuls of each site, which then read the saved codes instead of X and W.
+
+Before:  dx = mm(dy, w)                          dw = mm(dy^T, x)
+After:   dyr, dyc = quantize_pair(dy)            both directions from one read, fresh signs and noise
+         wt = requantize(wq)                     the transpose of the saved codes, rotated along N
+         xt = requantize(xq)                     the same along M, shared between the sites that share X
+         dx = unrotate(scaled_mm(dyr, wt), mask of x)
+         dw = unrotate(scaled_mm(dyc, xt), mask of w)
+
+Legal because both operands of each GEMM are rotated by the same signs along its contraction dimension, and what is
+left, the rotation of the forward pass along K, is undone by `unrotate` (arXiv 2505.14669, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import fx
+
+from ..formats import Quantizer
+from ..kernels import philox
+from ..recipe import Gemm, Recipe
+from .forward import Saved, scaled_mm
+from .graph import Builder, Matrix, aten
+from .match import MatmulSite
+from .share import Quantized, quartet
+
+
+def rewrite_backward(
+    sites: list[MatmulSite], saved: dict[int, Saved], seeds: int, recipe: Recipe, build: Builder
+) -> None:
+    """Rewrite the backward matmuls of every site in place. seeds: length of the seed vector, one for each site."""
+    order = {node: position for position, node in enumerate(build.graph.nodes)}
+    sites = sorted((s for s in sites if s.dy is not None), key=lambda s: min(order[n] for n in _backward_nodes(s)))
+    if not sites:
+        return
+    rewriter = _Rewriter(build, recipe, order, saved)
+    rewriter.draw_seeds(sites[0], seeds)
+    for site in sites:
+        rewriter.rewrite(site)
+
+
+def _backward_nodes(site: MatmulSite) -> list[fx.Node]:
+    return [node for node in (site.dgrad, site.wgrad) if node is not None]
+
+
+@dataclasses.dataclass
+class _Rewriter:
+    build: Builder
+    recipe: Recipe
+    order: dict[fx.Node, int]
+    saved: dict[int, Saved]
+
+    def __post_init__(self) -> None:
+        self._seeds: dict[int, fx.Node] = {}
+        self._transposed_x: dict[fx.Node, tuple[Quantized, fx.Node]] = {}
+
+    def draw_seeds(self, first: MatmulSite, count: int) -> None:
+        """One vector of seeds a backward pass; it stays in the backward graph, so no two passes share noise."""
+        node = min(_backward_nodes(first), key=self.order.__getitem__)
+        with self.build.graph.inserting_before(node):
+            self._vector = self.build.call(
+                node, quartet.seed.default, count, node.meta["val"].device, backward_only=True
+            )
+
+    def rewrite(self, site: MatmulSite) -> None:
+        nodes = sorted(_backward_nodes(site), key=self.order.__getitem__)
+        with self.build.graph.inserting_before(nodes[0]):
+            seed = self._seed(site.index, nodes[0])
+            xt, x_seed = self._x_transposed(site, nodes[0], seed) if site.wgrad is not None else (None, seed)
+            rows, columns = self._quantize_dy(site, nodes[0], seed, x_seed)
+            if site.dgrad is not None:
+                wt = self._requantize(site.dgrad, self._w(site), self.recipe.fprop.b, self.recipe.dgrad.b, seed, "w")
+        if site.dgrad is not None:
+            x_mask = self.saved[site.index].x.mask
+            self._replace(site.dgrad, rows, wt, self.recipe.dgrad, x_mask, site.x.shape[1], site.dgrad_transposed)
+        if site.wgrad is not None:
+            w_mask = self.saved[site.index].w.mask
+            self._replace(site.wgrad, columns, xt, self.recipe.wgrad, w_mask, site.w.shape[1], site.wgrad_transposed)
+
+    def _w(self, site: MatmulSite) -> Quantized:
+        return self.saved[site.index].w
+
+    def _seed(self, index: int, like: fx.Node) -> fx.Node:
+        if index not in self._seeds:
+            self._seeds[index] = self.build.call(
+                like, aten.select.int, self._vector, 0, index, backward_only=True
+            )
+        return self._seeds[index]
+
+    def _x_transposed(self, site: MatmulSite, like: fx.Node, seed: fx.Node) -> tuple[Quantized, fx.Node]:
+        """The re-quantized X^T, made with the seed of the first site that needs it, and that seed: it fixes the signs
+        that the dY of every site sharing X must use."""
+        source = self.saved[site.index].x
+        if source.codes not in self._transposed_x:
+            made = self._requantize(like, source, self.recipe.fprop.a, self.recipe.wgrad.b, seed, "x")
+            self._transposed_x[source.codes] = made, seed
+        return self._transposed_x[source.codes]
+
+    def _requantize(
+        self, like: fx.Node, source: Quantized, before: Quantizer, after: Quantizer, seed: fx.Node, operand: str
+    ) -> Quantized:
+        stream = {"w": philox.DGRAD_W, "x": philox.WGRAD_X}[operand]
+        node = self.build.call(
+            like, quartet.requantize.default, *source[:3], before.name, after.name, stream, seed, seed
+        )
+        return Quantized(*self.build.outputs(node))
+
+    def _quantize_dy(
+        self, site: MatmulSite, like: fx.Node, seed: fx.Node, x_seed: fx.Node
+    ) -> tuple[Quantized | None, Quantized | None]:
+        dy, dgrad, wgrad = site.dy, self.recipe.dgrad.a, self.recipe.wgrad.a
+        if site.dgrad is None:
+            return None, self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed)
+        if site.wgrad is None:
+            return self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed), None
+        if dy.transposed:
+            return (
+                self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed),
+                self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed),
+            )
+        node = self.build.call(
+            like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed
+        )
+        outputs = self.build.outputs(node)
+        return Quantized(*outputs[:3]), Quantized(*outputs[3:])
+
+    def _quantize(
+        self, like: fx.Node, dy: Matrix, quantizer: Quantizer, stream: int, seed: fx.Node, sign_seed: fx.Node
+    ) -> Quantized:
+        node = self.build.call(
+            like, quartet.quantize.default, dy.node, quantizer.name, dy.transposed, False, stream, seed, sign_seed
+        )
+        return Quantized(*self.build.outputs(node)[:3])
+
+    def _replace(
+        self,
+        node: fx.Node,
+        dy: Quantized,
+        other: Quantized,
+        gemm: Gemm,
+        mask: fx.Node | None,
+        columns: int | torch.SymInt,
+        transposed: bool,
+    ) -> None:
+        with self.build.graph.inserting_before(node):
+            product = scaled_mm(self.build, node, dy, other, gemm)
+            result = self._undo_rotation(node, product, mask, columns)
+            if transposed:
+                result = self.build.call(node, aten.permute.default, result, [1, 0])
+        self.build.replace(node, result)
+
+    def _undo_rotation(
+        self, node: fx.Node, product: fx.Node, mask: fx.Node | None, columns: int | torch.SymInt
+    ) -> fx.Node:
+        return self.build.call(
+            node, quartet.unrotate.default, product, mask, self.recipe.fprop.a.rotation, columns
+        )

@@ -1,0 +1,215 @@
+"""What every pass needs of an FX graph: the value that a node stands for, and the one door for new nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+TRANSPOSES = (aten.permute.default, aten.t.default, aten.transpose.int)
+VIEWS = (
+    *TRANSPOSES,
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+"""Ops that only rename the elements of a tensor."""
+
+CASTS = (
+    torch.ops.prims.convert_element_type.default,
+    aten._to_copy.default,
+    aten.clone.default,
+)
+"""Ops that keep the elements of a tensor up to rounding."""
+
+_COPIED_META = (
+    "seq_nr",
+    "partitioner_tag",
+    "recompute",
+    "ac_graph_id",
+    "has_backward_hook",
+    "custom",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "stack_trace",
+    "source_fn_stack",
+    "fwd_source_fn_stack",
+)
+
+
+class VerifyError(AssertionError):
+    """The pass made an illegal graph: a bug in Quartet Compile. Names the offending node."""
+
+
+class Matrix(NamedTuple):
+    """One operand of a matmul: a 2-D node, read as it is or transposed.
+
+    key: what value it is: the node at the end of the chain of views, and the sizes, strides and offset with which the
+    logical `[rows, columns]` reads it. Two operands with one key hold the same numbers.
+    """
+
+    node: fx.Node
+    transposed: bool
+    key: tuple
+
+    @property
+    def t(self) -> Matrix:
+        """The transpose."""
+        root, sizes, strides, offset = self.key
+        return Matrix(self.node, not self.transposed, (root, sizes[::-1], strides[::-1], offset))
+
+    @property
+    def shape(self) -> tuple:
+        """`(rows, columns)`, as ints or SymInts."""
+        rows, columns = self.node.meta["val"].shape
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+class Values:
+    """Which nodes of one graph hold the same numbers. Views are followed by replaying them on a stand-in tensor."""
+
+    def __init__(self) -> None:
+        self._stand_ins: dict[fx.Node, tuple[fx.Node, torch.Tensor]] = {}
+
+    def matrix(self, node: fx.Node) -> Matrix:
+        """The operand that a 2-D node is, with transposes peeled off."""
+        transposed = False
+        key = self._key(node)
+        while node.target in TRANSPOSES and node.args[0].meta["val"].dim() == 2:
+            if not _swaps(node):
+                break
+            node, transposed = node.args[0], not transposed
+        return Matrix(node, transposed, key)
+
+    def root(self, node: fx.Node) -> fx.Node:
+        """The node at the end of the chain of views."""
+        return self._stand_in(node)[0]
+
+    def _key(self, node: fx.Node) -> tuple:
+        root, stand_in = self._stand_in(node)
+        sizes = tuple(map(_hashable, stand_in.shape))
+        strides = tuple(
+            0 if size == 1 else _hashable(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
+        )
+        return root, sizes, strides, _hashable(stand_in.storage_offset())
+
+    def _stand_in(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor]:
+        found = self._stand_ins.get(node)
+        if found is None:
+            found = self._stand_ins[node] = self._replay(node) or (node, _contiguous(node))
+        return found
+
+    def _replay(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor] | None:
+        if node.target not in VIEWS:
+            return None
+        root, source = self._stand_in(node.args[0])
+        arguments = fx.map_arg(node.args[1:], lambda n: n.meta["val"])
+        with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
+            try:
+                return root, node.target(source, *arguments, **node.kwargs)
+            except RuntimeError:
+                return None
+
+
+def strip(node: fx.Node, through: Iterable = (*VIEWS, *CASTS)) -> fx.Node:
+    """The node at the start of a chain of views and casts."""
+    while node.target in through:
+        node = node.args[0]
+    return node
+
+
+def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that depends on one of the starts, the starts included."""
+    seen = set(starts)
+    stack = list(seen)
+    while stack:
+        for user in stack.pop().users:
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return seen
+
+
+def tangents(graph: fx.Graph) -> list[fx.Node]:
+    """The placeholders that carry gradients into a joint graph; none in an inference graph."""
+    return [node for node in graph.nodes if node.op == "placeholder" and "tangents" in node.target]
+
+
+@dataclasses.dataclass
+class Builder:
+    """The one door for new nodes: runs the op on fake tensors for `meta["val"]`, and copies where it belongs from the
+    node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation."""
+
+    graph: fx.Graph
+
+    def call(self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False) -> fx.Node:
+        """A new node `target(*args)`, placed where the graph inserts now.
+
+        backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
+        """
+        node = self.graph.call_function(target, args)
+        node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
+        if backward_only:
+            node.meta["partitioner_tag"] = "must_be_in_backward"
+        with _fake_mode(like):
+            node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+        return node
+
+    def outputs(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """One node for each output of a node with several."""
+        items = []
+        for index in range(len(node.meta["val"])):
+            item = self.graph.call_function(operator.getitem, (node, index))
+            item.meta = {key: node.meta[key] for key in _COPIED_META if key in node.meta}
+            item.meta["val"] = node.meta["val"][index]
+            items.append(item)
+        return tuple(items)
+
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Give every user of `old` the node `new`, which must have its shape and dtype."""
+        before, after = old.meta["val"], new.meta["val"]
+        if before.dtype != after.dtype or [*map(_hashable, before.shape)] != [*map(_hashable, after.shape)]:
+            raise VerifyError(
+                f"{old.format_node()} is {before.dtype}{list(before.shape)}, "
+                f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
+            )
+        old.replace_all_uses_with(new)
+
+
+def _swaps(node: fx.Node) -> bool:
+    if node.target is aten.permute.default:
+        return [dim % 2 for dim in node.args[1]] == [1, 0]
+    if node.target is aten.transpose.int:
+        return node.args[1] % 2 != node.args[2] % 2
+    return True
+
+
+def _fake_mode(node: fx.Node) -> Any:
+    return node.meta["val"].fake_mode
+
+
+def _contiguous(node: fx.Node) -> torch.Tensor:
+    with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
+        return torch.empty(node.meta["val"].shape, device="meta")
+
+
+def _is_symbolic(node: fx.Node) -> bool:
+    return not all(isinstance(size, int) for size in node.meta["val"].shape)
+
+
+def _hashable(size: Any) -> Any:
+    return size if isinstance(size, int) else size.node.expr

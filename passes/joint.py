@@ -1,0 +1,176 @@
+"""The pass: every weight matmul of a joint graph, with its dgrad and wgrad, to low precision.
+
+    find sites -> decide -> rewrite forward -> rewrite backward -> verify
+
+It runs as Inductor's `joint_custom_pre_pass`, on training and on inference graphs. Everything that it depends on is in
+its `uuid`, since Inductor's caches skip it when they know the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import fx
+
+from .._compat import CustomGraphPass, ParamInput, PlainInput
+from ..config import Policy
+from ..errors import StrictError
+from ..names import clean
+from ..recipe import Recipe
+from ..regions import mark_of
+from ..report import GraphReport, Site
+from .backward import rewrite_backward
+from .forward import rewrite_forward
+from .graph import Builder, tangents
+from .match import find_sites
+from .others import OtherProduct, find_others
+from .plan import ACTIVATIONS, Decision, Naming, decide
+from .show import show
+from .verify import verify
+
+HIGH_PRECISION = "high precision"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphInputs:
+    """What Dynamo knows of a graph's inputs: the parameters' names and every input's name, by position."""
+
+    parameters: dict[int, str]
+    names: dict[int, str]
+
+
+class QuartetPass(CustomGraphPass):
+    """The pass for one graph, with the configuration bound.
+
+    record: called with the `GraphReport` of each graph that the pass ran on.
+    text:   also render the graphs before and after (`explain` does, compilation doesn't).
+    """
+
+    def __init__(
+        self, policy: Policy, inputs: GraphInputs, uuid: str, record: Callable[[GraphReport], None], text: bool = False
+    ) -> None:
+        self.policy, self.inputs, self.record, self.text = policy, inputs, record, text
+        self._uuid = uuid
+
+    def uuid(self) -> str:
+        """Identifies the pass in Inductor's cache keys."""
+        return self._uuid
+
+    def __call__(self, graph: fx.Graph) -> None:
+        training = bool(tangents(graph))
+        recipe = self.policy.recipe if training else self.policy.eval_recipe
+        parameters, names = self._placeholders(graph)
+        before = show(graph, names) if self.text else ""
+        decisions = self._decide(graph, parameters, recipe)
+        self._check_strict(decisions)
+        rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe)
+        after = show(graph, names) if self.text else ""
+        sites = [_describe(d, recipe) for d in decisions] + [
+            _describe_other(other, parameters) for other in find_others(graph, set(parameters))
+        ]
+        self.record(GraphReport(sites=tuple(sites), training=training, before=before, after=after))
+
+    def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], dict[fx.Node, str]]:
+        parameters, names = {}, {}
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                continue
+            description = node.meta.get("desc")
+            while hasattr(description, "base"):
+                description = description.base
+            if isinstance(description, ParamInput):
+                parameters[node] = names[node] = description.target
+            elif isinstance(description, PlainInput):
+                if description.idx in self.inputs.parameters:
+                    parameters[node] = self.inputs.parameters[description.idx]
+                if description.idx in self.inputs.names:
+                    names[node] = self.inputs.names[description.idx]
+        return parameters, names
+
+    def _decide(self, graph: fx.Graph, parameters: dict[fx.Node, str], recipe: Recipe) -> list[Decision]:
+        sites = find_sites(graph, set(parameters))
+        nodes = [site.node for site in sites]
+        return decide(
+            sites,
+            Naming(parameters=parameters),
+            {node: _module(node) for node in nodes},
+            {node: mark_of(node.meta) for node in nodes},
+            self.policy,
+            recipe,
+        )
+
+    def _check_strict(self, decisions: list[Decision]) -> None:
+        if not self.policy.strict:
+            return
+        for decision in decisions:
+            if decision.eligible and not decision.rewrite:
+                raise StrictError(
+                    f"strict=True, and the matmul {decision.name!r} stays in high precision: {decision.reason}. "
+                    f"Exclude it (exclude=[{decision.name!r}]) or set strict=False."
+                )
+
+
+def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe) -> None:
+    """Rewrite the given sites of a graph in place. seeds: how many sites the graph has, kept ones too, so that keeping
+    one more doesn't change the noise of the others."""
+    if not sites:
+        return
+    build = Builder(graph)
+    replaced = [node for s in sites for node in (s.node, s.dgrad, s.wgrad) if node is not None]
+    saved = rewrite_forward(sites, recipe, build)
+    rewrite_backward(sites, saved, seeds, recipe, build)
+    graph.eliminate_dead_code()
+    verify(graph, replaced)
+
+
+def _module(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return clean(list(stack.values())[-1][0]) if stack else ""
+
+
+def _sizes(shape: tuple) -> tuple:
+    return tuple(size if isinstance(size, int) else str(size) for size in shape)
+
+
+def _describe(decision: Decision, recipe: Recipe) -> Site:
+    site = decision.site
+    present = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
+    gemms = {}
+    for role, node in present.items():
+        gemm = getattr(recipe, role)
+        if node is None:
+            gemms[role] = None
+        elif decision.rewrite:
+            gemms[role] = gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}, {gemm.b.name}"
+        else:
+            gemms[role] = HIGH_PRECISION
+    return Site(
+        name=decision.name,
+        shape=_sizes(site.shape),
+        dtype=_dtype(site.node),
+        rewritten=decision.rewrite,
+        reason=decision.reason,
+        gemms=gemms,
+    )
+
+
+def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site:
+    if other.weight is None:
+        reason = other.kind if other.kind == "attention" else ACTIVATIONS
+    else:
+        reason = f"{other.kind} with the parameter {parameters[other.weight]!r}; only mm and addmm are rewritten"
+    return Site(
+        name=_module(other.node) or other.node.name,
+        shape=_sizes(other.shape),
+        dtype=_dtype(other.node),
+        rewritten=False,
+        reason=reason,
+        gemms={"fprop": HIGH_PRECISION},
+    )
+
+
+def _dtype(node: fx.Node) -> str:
+    value = node.meta["val"]
+    value = value[0] if isinstance(value, (tuple, list)) else value
+    return str(value.dtype).removeprefix("torch.")

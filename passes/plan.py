@@ -1,0 +1,153 @@
+"""Decide which matmuls are rewritten: the user's rules first, then the default policy, then what is possible.
+
+Every matmul gets a `Decision` with a reason in the user's terms; nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import fx
+
+from ..config import Policy
+from ..names import matches
+from ..recipe import Recipe
+from .graph import aten, strip
+from .match import MatmulSite
+
+SMALLEST = 32
+"""Below it, in K or N, a group of 32 is mostly padding."""
+
+HEADS = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
+ROUTERS = ("router", "gate")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = "product of two activations"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What happens to one forward matmul.
+
+    names: what patterns see: the module that computes it and the parameter it reads.
+    eligible: the policy wants it in low precision; `strict` makes a kept eligible matmul an error.
+    """
+
+    site: MatmulSite
+    name: str
+    names: tuple[str, ...]
+    rewrite: bool
+    reason: str
+    eligible: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How the graph's inputs and nodes are called. `parameters`: name by placeholder; `modules`: path by node."""
+
+    parameters: dict[fx.Node, str]
+
+    def site(self, site: MatmulSite, module: str) -> tuple[str, tuple[str, ...]]:
+        """The display name of a site and every name that a pattern may match."""
+        parameter = self.parameters.get(site.weight, "") if site.weight is not None else ""
+        owner, _, leaf = parameter.rpartition(".")
+        if module and (leaf == "weight" and (owner == module or owner.endswith("." + module))):
+            name = owner
+        elif module and parameter and not (owner == module or owner.endswith("." + module)):
+            name = module
+        elif parameter:
+            name = owner if leaf == "weight" and owner else parameter
+        else:
+            name = module or site.node.name
+        names = tuple(dict.fromkeys(n for n in (name, owner or parameter, parameter, module) if n))
+        return name, names
+
+
+def decide(
+    sites: list[MatmulSite],
+    naming: Naming,
+    modules: dict[fx.Node, str],
+    marks: dict[fx.Node, str | None],
+    policy: Policy,
+    recipe: Recipe,
+) -> list[Decision]:
+    """One decision a site, in order. `modules` and `marks` give the module path and the innermost mark of each node."""
+    decisions = []
+    for site in sites:
+        name, names = naming.site(site, modules.get(site.node, ""))
+        wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
+        obstacle = site.problem if wanted else None
+        decisions.append(
+            Decision(
+                site=site,
+                name=name,
+                names=names,
+                rewrite=wanted and obstacle is None,
+                reason=obstacle or reason,
+                eligible=wanted,
+            )
+        )
+    return decisions
+
+
+def _policy(
+    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe
+) -> tuple[bool, str]:
+    if site.weight is None:
+        return False, ACTIVATIONS
+    if not recipe.rewrites:
+        return False, f"recipe {recipe.name!r} keeps high precision"
+    if mark == "no_fp4":
+        return False, "in a region marked no_fp4"
+    for pattern in policy.exclude:
+        if matches(pattern, names):
+            return False, f"excluded by {pattern!r}"
+    if site.node.meta["val"].dtype not in DTYPES:
+        dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
+        return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
+    small = _too_small(site)
+    if small:
+        return False, small
+    if mark == "fp4":
+        return True, "in a region marked fp4"
+    if policy.scope == "marked":
+        return False, "outside the regions marked fp4 (scope='marked')"
+    if policy.include:
+        for pattern in policy.include:
+            if matches(pattern, names):
+                return True, f"included by {pattern!r}"
+        return False, "not in include"
+    return _default(site, names)
+
+
+def _default(site: MatmulSite, names: tuple[str, ...]) -> tuple[bool, str]:
+    last = {name.rpartition(".")[2] for name in names}
+    for kind, known in (("output head", HEADS), ("router", ROUTERS)):
+        hit = last & set(known)
+        if hit:
+            return False, f"{kind} by its name {min(hit)!r}; rewrite it with include"
+    if any(strip(user.args[0]) is site.weight for user in _embeddings(site.weight)):
+        return False, "output head: its weight is an embedding table too; rewrite it with include"
+    return True, "matmul with a parameter"
+
+
+def _embeddings(weight: fx.Node) -> list[fx.Node]:
+    found, stack = [], [weight]
+    while stack:
+        for user in stack.pop().users:
+            if user.target is aten.embedding.default:
+                found.append(user)
+            elif strip(user) is weight and user is not weight:
+                stack.append(user)
+    return found
+
+
+def _too_small(site: MatmulSite) -> str | None:
+    _, n, k = site.shape
+    for letter, size in (("K", k), ("N", n)):
+        if not isinstance(size, int):
+            return f"{letter} is dynamic ({size}); mark it static with torch._dynamo.mark_static"
+        if size < SMALLEST:
+            return f"{letter} is {size}, below the group of {SMALLEST}"
+    return None
+

@@ -1,0 +1,64 @@
+"""One quantize for each distinct operand: X for q, k and v, and for gate and up; W once.
+
+q, k and v each have their own view of X, so the key is the value that the view reads (`Matrix.key`), not the node.
+Operands of different checkpointed regions are not shared: the partitioner recomputes each region by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from torch import fx
+
+from ..formats import Quantizer
+from .graph import Builder, Matrix
+
+import torch
+
+quartet = torch.ops.quartet
+
+
+class Quantized(NamedTuple):
+    """The nodes of a quantized operand."""
+
+    codes: fx.Node
+    scales: fx.Node
+    tensor_scale: fx.Node
+
+    mask: fx.Node | None = None
+
+
+@dataclasses.dataclass
+class Operands:
+    """The quantized operands of the forward GEMMs of one graph, each made at its first use.
+
+    masked: keys of the operands whose gradient needs a trust mask.
+    """
+
+    build: Builder
+    masked: set[tuple]
+
+    def __post_init__(self) -> None:
+        self._made: dict[tuple, Quantized] = {}
+
+    def forward(self, operand: Matrix, quantizer: Quantizer, stream: int, like: fx.Node) -> Quantized:
+        """The quantized operand of a forward GEMM; a new one is placed where the graph inserts now."""
+        key = (operand.key, quantizer, like.meta.get("ac_graph_id"), like.meta.get("recompute"))
+        found = self._made.get(key)
+        if found is None:
+            masked = operand.key in self.masked
+            node = self.build.call(
+                like,
+                quartet.quantize.default,
+                operand.node,
+                quantizer.name,
+                operand.transposed,
+                masked,
+                stream,
+                None,
+                None,
+            )
+            codes, scales, tensor_scale, mask = self.build.outputs(node)
+            found = self._made[key] = Quantized(codes, scales, tensor_scale, mask if masked else None)
+        return found

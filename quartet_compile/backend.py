@@ -1,0 +1,125 @@
+"""The Dynamo backend: `torch.compile(model, backend="quartet")`.
+
+A Dynamo graph goes to Inductor as it would without us, with one addition: the pass of `passes/joint.py`. The pass is
+built for each graph, since Inductor's caches drop node metadata: what the pass reads (names, marks, configuration,
+sources) is in its `uuid`, so that a changed mark or recipe never meets a stale cache entry.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import _compat, kernels, passes, records
+from .config import Config, configure
+from .names import clean, matches, root_name
+from .passes.joint import GraphInputs, QuartetPass
+from .regions import KEY, class_mark
+
+
+def quartet_backend(
+    gm: fx.GraphModule, example_inputs: list, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """The backend that `torch.compile(model, backend="quartet", options=..., mode=...)` finds by its entry point."""
+    config = configure(options, mode)
+    compiled = compile_graph(gm, example_inputs, config)
+    _warn_unmatched(config, gm)
+    return compiled
+
+
+def compile_graph(
+    gm: fx.GraphModule, example_inputs: list, config: Config, names: Mapping[int, str] | None = None
+) -> Any:
+    """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
+    inputs = graph_inputs(gm, names or {})
+    uuid = graph_uuid(gm, config, inputs)
+    run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid))
+    seen = names_in(gm, inputs)
+    compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), "joint_custom_pre_pass": run})
+    _matched.setdefault(config, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
+    _log(uuid)
+    return compiled
+
+
+def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
+    """Names of a Dynamo graph's inputs, and which of them are parameters, by position."""
+    parameters, all_names = {}, {}
+    for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
+        argument = node.meta.get("grapharg")
+        if argument is None:
+            continue
+        example = argument.example
+        source = argument.source.name
+        source = source() if callable(source) else source
+        all_names[index] = names.get(id(example)) or clean(source) or root_name(source)
+        if isinstance(example, torch.nn.Parameter):
+            parameters[index] = all_names[index]
+    return GraphInputs(parameters=parameters, names=all_names)
+
+
+def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
+    """Every module path and parameter name of a Dynamo graph."""
+    paths = {clean(path) for node in gm.graph.nodes for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
+    return {name for name in (*paths, *inputs.parameters.values()) if name}
+
+
+def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
+    """Hash of everything that the pass depends on besides the graph that Inductor hashes itself."""
+    digest = hashlib.sha256(sources_hash().encode())
+    digest.update(repr((config, inputs, torch.is_grad_enabled())).encode())
+    for node in gm.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack.values()]
+        mark = (node.meta.get("custom") or {}).get(KEY)
+        digest.update(repr((mark, modules)).encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def sources_hash() -> str:
+    """Hash of this package's sources and of the versions of torch and triton."""
+    digest = hashlib.sha256()
+    for package in (pathlib.Path(__file__).parent, *map(pathlib.Path, (*passes.__path__, *kernels.__path__))):
+        for path in sorted(package.rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h"):
+                digest.update(path.name.encode() + path.read_bytes())
+    for distribution in ("torch", "triton"):
+        try:
+            digest.update(importlib.metadata.version(distribution).encode())
+        except importlib.metadata.PackageNotFoundError:
+            digest.update(b"absent")
+    return digest.hexdigest()
+
+
+_matched: dict[Config, set[tuple[str, str]]] = {}
+"""Which patterns of each configuration matched in the graphs compiled so far."""
+
+
+def _warn_unmatched(config: Config, gm: fx.GraphModule) -> None:
+    for option, pattern in sorted(set(config.policy.patterns) - _matched[config]):
+        warnings.warn(
+            f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
+            "quartet_compile.explain(model, *inputs) lists the names; quartet_compile.quartet(model, ...) checks them "
+            "before anything is compiled.",
+            stacklevel=2,
+        )
+
+
+def _log(uuid: str) -> None:
+    for graph in records.read(uuid):
+        kept = [site.name for site in graph.sites if not site.rewritten]
+        done = len(graph.sites) - len(kept)
+        kind = "training" if graph.training else "inference"
+        records.log.info("%s graph: %d of %d matmuls in FP4; kept: %s", kind, done, len(graph.sites), ", ".join(kept))
+
+
+def _qualified(cls: Any) -> str:
+    return f"{getattr(cls, '__module__', '')}.{getattr(cls, '__qualname__', cls)}"

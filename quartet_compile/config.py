@@ -1,0 +1,117 @@
+"""The options of `torch.compile(..., backend="quartet", options=...)`, validated and frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from . import _compat
+from .errors import OptionError, suggest
+from .recipe import Recipe, recipe
+
+SCOPES = ("all", "marked")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which matmuls are rewritten, and how.
+
+    recipe:  for graphs that compute gradients.
+    eval_recipe: for graphs that don't (`no_grad`, `inference_mode`).
+    include: if not empty, only matmuls that one of these globs matches; it overrides the rules for heads and routers.
+    exclude: matmuls that one of these globs matches are kept; it wins over everything.
+    scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
+    strict:  a matmul that should be rewritten and can't, is an error.
+    """
+
+    recipe: Recipe
+    eval_recipe: Recipe
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scope: str = "all"
+    strict: bool = False
+
+    @property
+    def patterns(self) -> tuple[tuple[str, str], ...]:
+        """Every pattern with the option that it was given by."""
+        return tuple(("include", p) for p in self.include) + tuple(("exclude", p) for p in self.exclude)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A validated set of options: the policy, and what is passed on to Inductor."""
+
+    policy: Policy
+    inductor: tuple[tuple[str, Any], ...] = ()
+
+
+OPTIONS: Mapping[str, str] = {
+    "recipe": "a recipe's name or a quartet_compile.Recipe (default 'quartet')",
+    "include": "a list of globs over module names",
+    "exclude": "a list of globs over module names",
+    "scope": "'all' or 'marked'",
+    "strict": "True or False",
+    "eval": "the recipe of graphs without gradients (default: the same)",
+    "mode": "a mode of torch.compile",
+    "inductor": "a dict of Inductor configuration",
+}
+
+
+def configure(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Config:
+    """Validate options. Raises `OptionError` or `RecipeError`, which say what was expected."""
+    options = dict(options or {})
+    for key in options:
+        if key not in OPTIONS:
+            raise OptionError(
+                f"Unknown option {key!r}{suggest(key, OPTIONS)}. The options of backend='quartet' are: "
+                f"{', '.join(OPTIONS)}. Inductor's own go into options={{'inductor': {{{key!r}: ...}}}}."
+            )
+    training = recipe(options.get("recipe", "quartet"))
+    scope = options.get("scope", "all")
+    if scope not in SCOPES:
+        raise OptionError(f"Option 'scope' is {scope!r}; expected {OPTIONS['scope']}.")
+    strict = options.get("strict", False)
+    if not isinstance(strict, bool):
+        raise OptionError(f"Option 'strict' is {strict!r}; expected {OPTIONS['strict']}.")
+    evaluation = options.get("eval")
+    policy = Policy(
+        recipe=training,
+        eval_recipe=training if evaluation is None else recipe(evaluation),
+        include=_globs("include", options.get("include", ())),
+        exclude=_globs("exclude", options.get("exclude", ())),
+        scope=scope,
+        strict=strict,
+    )
+    return Config(policy=policy, inductor=_inductor(options.get("mode", mode), options.get("inductor", {})))
+
+
+def _globs(option: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in _iterate(option, value)):
+        raise OptionError(
+            f"Option {option!r} is {value!r}; expected {OPTIONS[option]}, as {option}=['*.router', 'layers.0.*']."
+        )
+    return tuple(value)
+
+
+def _iterate(option: str, value: Any) -> Any:
+    try:
+        return iter(value)
+    except TypeError:
+        raise OptionError(f"Option {option!r} is {value!r}; expected {OPTIONS[option]}.") from None
+
+
+def _inductor(mode: str | None, patches: Any) -> tuple[tuple[str, Any], ...]:
+    modes = _compat.known_modes()
+    if mode is not None and mode not in modes:
+        raise OptionError(f"Unknown mode {mode!r}{suggest(mode, modes)}; the modes are {', '.join(modes)}.")
+    if not isinstance(patches, Mapping):
+        raise OptionError(f"Option 'inductor' is {patches!r}; expected {OPTIONS['inductor']}.")
+    known = _compat.inductor_options()
+    merged = _compat.mode_options(mode) if mode and mode != "default" else {}
+    for key, value in patches.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise OptionError(f"Unknown Inductor option {key!r}{suggest(name, known)}; see torch._inductor.config.")
+        merged[name] = value
+    return tuple(sorted(merged.items()))

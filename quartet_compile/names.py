@@ -1,0 +1,39 @@
+"""Module and parameter names as users write them: `layers.0.mlp.up_proj`, whatever Dynamo and wrappers made of it."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+_ROOT = re.compile(r"^(?:L|G)\[(?:'[^']*'|\"[^\"]*\")\]")
+_ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers|\.__dict__)?\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def clean(path: str) -> str:
+    """A Dynamo source or module path without its root, its item syntax and the names of wrappers."""
+    path = _ROOT.sub("", path)
+    path = _ITEM.sub(lambda m: "." + next(group for group in m.groups() if group is not None), path)
+    path = re.sub(r"\.(_modules|_parameters|_buffers|__closure__|cell_contents)(?=\.|$)", "", path)
+    parts = [part for part in path.split(".") if part and part not in _WRAPPERS]
+    if len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def root_name(path: str) -> str:
+    """The variable at the root of a Dynamo source: `w` of `L['w']`."""
+    found = re.match(r"^(?:L|G)\[['\"]([^'\"]*)['\"]\]", path)
+    return found.group(1) if found else path
+
+
+def lineage(name: str) -> list[str]:
+    """A dotted name and all its ancestors, the name first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a glob matches one of the names or an ancestor of one: `layers.0` covers `layers.0.mlp.up_proj`."""
+    return any(fnmatch.fnmatchcase(ancestor, pattern) for name in names for ancestor in lineage(name))

@@ -1,0 +1,68 @@
+"""What the pass did to each graph, kept beside Inductor's cache: on a warm cache the pass does not run at all.
+
+A record belongs to the pass's uuid, and a uuid to a graph with its configuration, so that a second process that finds
+the compiled graph in the cache finds its report too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+from . import _compat
+from .report import GraphReport, Site
+
+log = logging.getLogger("quartet_compile")
+
+_known: dict[str, list[GraphReport]] = {}
+
+
+def writer(uuid: str) -> Callable[[GraphReport], None]:
+    """A function that keeps a graph's report under this uuid, in the process and on disk. A graph with higher-order ops
+    gives several reports, its own the last."""
+    reports: list[GraphReport] = []
+
+    def write(report: GraphReport) -> None:
+        reports.append(report)
+        _known[uuid] = reports
+        _store(_path(uuid), reports)
+
+    return write
+
+
+def read(uuid: str) -> list[GraphReport]:
+    """The reports kept under this uuid; none if neither the process nor the cache folder has them."""
+    if uuid not in _known:
+        _known[uuid] = _load(_path(uuid))
+    return _known[uuid]
+
+
+def _path(uuid: str) -> pathlib.Path:
+    return pathlib.Path(_compat.cache_dir()) / "quartet" / f"{uuid}.json"
+
+
+def _store(path: pathlib.Path, reports: list[GraphReport]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump([dataclasses.asdict(report) for report in reports], file)
+        os.replace(file.name, path)
+    except OSError as error:
+        log.info("the report of this graph could not be kept in %s: %s", path.parent, error)
+
+
+def _load(path: pathlib.Path) -> list[GraphReport]:
+    try:
+        return [_graph(graph) for graph in json.loads(path.read_text())]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _graph(data: dict) -> GraphReport:
+    sites = tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"])
+    return GraphReport(**{**data, "sites": sites})

@@ -1,0 +1,95 @@
+"""What was rewritten and why: one `Site` for each matmul of a graph, and the `Report` that lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """One matmul `[M, K] x [K, N]` of the model's forward pass.
+
+    name:  the module (or parameter) as users write it.
+    shape: `(M, N, K)`; a dynamic size is a string.
+    dtype: of the product.
+    gemms: for fprop, dgrad and wgrad the quantizers of the operands, `"high precision"`, or None where there is no
+           such GEMM (no gradient needed).
+    """
+
+    name: str
+    shape: tuple[int | str, int | str, int | str]
+    dtype: str
+    rewritten: bool
+    reason: str
+    gemms: Mapping[str, str | None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward."""
+
+    sites: tuple[Site, ...]
+    training: bool
+    before: str = ""
+    after: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """The matmuls of a model, in the order of its forward pass, over all its graphs.
+
+    unmatched: include and exclude patterns that matched no matmul.
+    eager: why parts of the model run outside compiled graphs, one line each.
+    """
+
+    recipe: str
+    graphs: tuple[GraphReport, ...]
+    unmatched: tuple[str, ...] = ()
+    eager: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every matmul."""
+        return [site for graph in self.graphs for site in graph.sites]
+
+    def graph_diff(self, context: int = 1) -> str:
+        """Unified diff of the joint graphs before and after, one line an op; empty if nothing was rewritten."""
+        return "".join(_diff(graph.before, graph.after, context) for graph in self.graphs)
+
+    def __str__(self) -> str:
+        return "\n".join([*_table(self.sites), *self._summary()])
+
+    def _summary(self) -> list[str]:
+        sites = self.sites
+        done = sum(site.rewritten for site in sites)
+        graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
+        lines = ["", f"{done} of {len(sites)} matmuls in FP4, in {graphs} (recipe {self.recipe!r})."]
+        lines += [f"Pattern {pattern} matched no matmul." for pattern in self.unmatched]
+        lines += [f"Runs eagerly, untouched: {line}" for line in self.eager]
+        return lines
+
+
+def _table(sites: Sequence[Site]) -> list[str]:
+    rows = [("matmul", "M", "N", "K", "runs in", "because")]
+    for site in sites:
+        runs = "fp4" if site.rewritten else site.dtype
+        rows.append((site.name, *map(str, site.shape), runs, site.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in (1, 2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return lines
+
+
+def _diff(before: str, after: str, context: int) -> str:
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context
+    )
+    return "".join(line + "\n" for line in lines)
