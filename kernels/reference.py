@@ -127,7 +127,7 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns:
     values = x.float() if mask is None else torch.where(unpack_bits(mask), x.float(), 0.0)
     if rotation:
         values = hadamard(values.reshape(x.shape[0], x.shape[1] // rotation, rotation)).reshape(x.shape)
-    return values[:, :columns].to(x.dtype)
+    return torch.empty((x.shape[0], columns), dtype=x.dtype, device=x.device).copy_(values[:, :columns])
 
 
 def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:

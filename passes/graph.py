@@ -109,7 +109,7 @@ class Values:
     def _stand_in(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor]:
         found = self._stand_ins.get(node)
         if found is None:
-            found = self._stand_ins[node] = self._replay(node) or (node, _contiguous(node))
+            found = self._stand_ins[node] = self._replay(node) or (node, _same_layout(node))
         return found
 
     def _replay(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor] | None:
@@ -120,7 +120,7 @@ class Values:
         with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
             try:
                 return root, node.target(source, *arguments, **node.kwargs)
-            except RuntimeError:
+            except (RuntimeError, ValueError):
                 return None
 
 
@@ -160,7 +160,7 @@ class Builder:
 
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
-        node = self.graph.call_function(target, args)
+        node = self.graph.create_node("call_function", target, args, name=target._schema.name.rpartition("::")[2])
         node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
         if backward_only:
             node.meta["partitioner_tag"] = "must_be_in_backward"
@@ -202,9 +202,10 @@ def _fake_mode(node: fx.Node) -> Any:
     return node.meta["val"].fake_mode
 
 
-def _contiguous(node: fx.Node) -> torch.Tensor:
+def _same_layout(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
     with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
-        return torch.empty(node.meta["val"].shape, device="meta")
+        return torch.empty_strided(value.shape, value.stride(), device="meta")
 
 
 def _is_symbolic(node: fx.Node) -> bool:

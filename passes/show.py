@@ -1,11 +1,11 @@
 """A graph as text, one line an op, made for diffs and snapshot tests:
 
-    fwd  xq = quantize[mxfp4-quest, mask](x)
-    fwd  mm: f32[64, 96] = scaled_mm(xq, wq)
-    bwd  dw: f32[96, 64] = unrotate(mm_2, wq.mask)
+    fwd  quantize = quantize[mxfp4-quest, mask](x)
+    fwd  scaled_mm: f32[64, 96] = scaled_mm(quantize, quantize_1)
+    bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_2, quantize_1.mask)
 
-Views are folded into the operand that they rename (`w.T`, `view(x)` -> `x`), and the outputs of a quantize op are one
-name, so that a line says what is computed and not how tensors are passed around.
+Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), and the outputs of a quantize op are
+one name, so that a line says what is computed and not how tensors are passed around.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     for node in graph.nodes:
         line = printer.line(node)
         if line:
-            bwd = node in backward or node.meta.get("partitioner_tag") == "must_be_in_backward"
-            lines.append(f"{'bwd' if bwd else 'fwd'}  {line}")
+            is_backward = node in backward or "backward" in node.meta.get("partitioner_tag", "")
+            lines.append(f"{'bwd' if is_backward else 'fwd'}  {line}")
     return "\n".join(lines) + "\n"
 
 
@@ -57,8 +57,11 @@ class _Printer:
         if node.target in VIEWS:
             self.names[node] = self._view(node)
             return None
-        if node.target is operator.getitem and _is_quartet(node.args[0]):
+        if node.target is operator.getitem:
             self.names[node] = self._output(*node.args)
+            return None
+        if node.target is torch.ops.aten.select.int and _is_quartet(node.args[0]):
+            self.names[node] = f"{node.args[0].name}[{node.args[2]}]"
             return None
         self.names[node] = node.name
         return f"{node.name}{_kind(node)} = {self._call(node)}"
@@ -70,6 +73,8 @@ class _Printer:
         return source
 
     def _output(self, node: fx.Node, index: int) -> str:
+        if not _is_quartet(node):
+            return f"{node.name}[{index}]"
         op = node.target._schema.name.removeprefix("quartet::")
         if op == "quantize_pair":
             return f"{node.name}.{('rows', 'columns')[index // 3]}.{_BLOCK_FIELDS[index % 3]}"
@@ -84,8 +89,9 @@ class _Printer:
             return f"seed({args[0]})"
         if op == "quantize":
             x, quantizer, transpose, mask, _, seed, _ = args
-            options = quantizer + (", mask" if mask else "")
-            return f"quantize[{options}]({', '.join(self._operands([x, seed]))}{'.T' if transpose else ''})"
+            options = quantizer + ", mask" * mask
+            source = self._operand(x) + (".T" if transpose else "")
+            return f"quantize[{options}]({', '.join([source, *self._operands([seed])])})"
         if op == "quantize_pair":
             dy, row, column, *seeds = args
             kinds = row if row == column else f"{row}, {column}"

@@ -1,0 +1,40 @@
+"""Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
+
+from .api import quartet
+from .errors import (
+    CaptureError,
+    OptionError,
+    PatternError,
+    QuantizerError,
+    QuartetError,
+    RecipeError,
+    StrictError,
+)
+from .explain import explain, graph_diff
+from .formats import Quantizer
+from .recipe import Gemm, Recipe, recipe, recipes, register_recipe
+from .regions import fp4, no_fp4
+from .report import Report, Site
+
+__all__ = [
+    "CaptureError",
+    "Gemm",
+    "OptionError",
+    "PatternError",
+    "Quantizer",
+    "QuantizerError",
+    "QuartetError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Site",
+    "StrictError",
+    "explain",
+    "fp4",
+    "graph_diff",
+    "no_fp4",
+    "quartet",
+    "recipe",
+    "recipes",
+    "register_recipe",
+]

@@ -93,6 +93,6 @@ def default_partition(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def reset_dynamo_cache(function: Any) -> None:
-    """Forget what Dynamo compiled for one function."""
-    _private("torch._dynamo.eval_frame:reset_code")(function)
+def graph_break_counter() -> dict[str, int]:
+    """Dynamo's count of graph breaks by reason."""
+    return _private("torch._dynamo.utils:counters")["graph_break"]

@@ -31,7 +31,7 @@ def quartet_backend(
     """The backend that `torch.compile(model, backend="quartet", options=..., mode=...)` finds by its entry point."""
     config = configure(options, mode)
     compiled = compile_graph(gm, example_inputs, config)
-    _warn_unmatched(config, gm)
+    warn_unmatched(config)
     return compiled
 
 
@@ -103,7 +103,8 @@ _matched: dict[Config, set[tuple[str, str]]] = {}
 """Which patterns of each configuration matched in the graphs compiled so far."""
 
 
-def _warn_unmatched(config: Config, gm: fx.GraphModule) -> None:
+def warn_unmatched(config: Config) -> None:
+    """Warn of each pattern of this configuration that no graph compiled so far has matched."""
     for option, pattern in sorted(set(config.policy.patterns) - _matched[config]):
         warnings.warn(
             f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
