@@ -35,7 +35,10 @@ def rewrite_backward(
     sites = sorted((s for s in sites if s.dy is not None), key=lambda s: min(order[n] for n in _backward_nodes(s)))
     if not sites:
         return
-    rewriter = _Rewriter(build, recipe, order, saved)
+    first_of_x: dict[fx.Node, int] = {}
+    for index in sorted(saved):
+        first_of_x.setdefault(saved[index].x.codes, index)
+    rewriter = _Rewriter(build, recipe, order, saved, first_of_x)
     rewriter.draw_seeds(sites[0], seeds)
     for site in sites:
         rewriter.rewrite(site)
@@ -47,14 +50,18 @@ def _backward_nodes(site: MatmulSite) -> list[fx.Node]:
 
 @dataclasses.dataclass
 class _Rewriter:
+    """order: position of each node. first_of_x: by the codes of X, the first site that shares them; its seed gives the
+    signs of wgrad, which every dY that meets this X must use."""
+
     build: Builder
     recipe: Recipe
     order: dict[fx.Node, int]
     saved: dict[int, Saved]
+    first_of_x: dict[fx.Node, int]
 
     def __post_init__(self) -> None:
         self._seeds: dict[int, fx.Node] = {}
-        self._transposed_x: dict[fx.Node, tuple[Quantized, fx.Node]] = {}
+        self._transposed_x: dict[fx.Node, Quantized] = {}
 
     def draw_seeds(self, first: MatmulSite, count: int) -> None:
         """One vector of seeds a backward pass; it stays in the backward graph, so no two passes share noise."""
@@ -68,19 +75,17 @@ class _Rewriter:
         nodes = sorted(_backward_nodes(site), key=self.order.__getitem__)
         with self.build.graph.inserting_before(nodes[0]):
             seed = self._seed(site.index, nodes[0])
-            xt, x_seed = self._x_transposed(site, nodes[0], seed) if site.wgrad is not None else (None, seed)
+            x_seed = self._seed(self.first_of_x[self.saved[site.index].x.codes], nodes[0])
             rows, columns = self._quantize_dy(site, nodes[0], seed, x_seed)
-            if site.dgrad is not None:
-                wt = self._requantize(site.dgrad, self._w(site), self.recipe.fprop.b, self.recipe.dgrad.b, seed, "w")
+        x, w = self.saved[site.index].x, self.saved[site.index].w
         if site.dgrad is not None:
-            x_mask = self.saved[site.index].x.mask
-            self._replace(site.dgrad, rows, wt, self.recipe.dgrad, x_mask, site.x.shape[1], site.dgrad_transposed)
+            with self.build.graph.inserting_before(site.dgrad):
+                wt = self._requantize(site.dgrad, w, self.recipe.fprop.b, self.recipe.dgrad.b, philox.DGRAD_W, seed)
+            self._replace(site.dgrad, rows, wt, self.recipe.dgrad, x.mask, site.x.shape[1], site.dgrad_transposed)
         if site.wgrad is not None:
-            w_mask = self.saved[site.index].w.mask
-            self._replace(site.wgrad, columns, xt, self.recipe.wgrad, w_mask, site.w.shape[1], site.wgrad_transposed)
-
-    def _w(self, site: MatmulSite) -> Quantized:
-        return self.saved[site.index].w
+            with self.build.graph.inserting_before(site.wgrad):
+                xt = self._x_transposed(x, site.wgrad, x_seed)
+            self._replace(site.wgrad, columns, xt, self.recipe.wgrad, w.mask, site.w.shape[1], site.wgrad_transposed)
 
     def _seed(self, index: int, like: fx.Node) -> fx.Node:
         if index not in self._seeds:
@@ -89,19 +94,17 @@ class _Rewriter:
             )
         return self._seeds[index]
 
-    def _x_transposed(self, site: MatmulSite, like: fx.Node, seed: fx.Node) -> tuple[Quantized, fx.Node]:
-        """The re-quantized X^T, made with the seed of the first site that needs it, and that seed: it fixes the signs
-        that the dY of every site sharing X must use."""
-        source = self.saved[site.index].x
-        if source.codes not in self._transposed_x:
-            made = self._requantize(like, source, self.recipe.fprop.a, self.recipe.wgrad.b, seed, "x")
-            self._transposed_x[source.codes] = made, seed
-        return self._transposed_x[source.codes]
+    def _x_transposed(self, x: Quantized, like: fx.Node, seed: fx.Node) -> Quantized:
+        """The re-quantized X^T, one for all sites that share X."""
+        if x.codes not in self._transposed_x:
+            self._transposed_x[x.codes] = self._requantize(
+                like, x, self.recipe.fprop.a, self.recipe.wgrad.b, philox.WGRAD_X, seed
+            )
+        return self._transposed_x[x.codes]
 
     def _requantize(
-        self, like: fx.Node, source: Quantized, before: Quantizer, after: Quantizer, seed: fx.Node, operand: str
+        self, like: fx.Node, source: Quantized, before: Quantizer, after: Quantizer, stream: int, seed: fx.Node
     ) -> Quantized:
-        stream = {"w": philox.DGRAD_W, "x": philox.WGRAD_X}[operand]
         node = self.build.call(
             like, quartet.requantize.default, *source[:3], before.name, after.name, stream, seed, seed
         )

@@ -97,9 +97,13 @@ def _site(index: int, node: fx.Node, values: Values, parameters: set[fx.Node]) -
 
 def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
     readers = _index_readers(backward, values)
-    reached = _gradients(graph)
+    gradients = _Gradients(graph)
     for site in sites:
-        _pair_site(site, readers, reached)
+        _pair_both(site, readers, gradients)
+    taken = {node for site in sites for node in (site.dgrad, site.wgrad)}
+    for site in sites:
+        if site.dy is None and site.problem is None:
+            _pair_one(site, readers, gradients, taken)
     claims = defaultdict(list)
     for site in sites:
         for node in {site.dgrad, site.wgrad} - {None}:
@@ -124,55 +128,78 @@ def _index_readers(backward: list[fx.Node], values: Values) -> dict[tuple, list[
     return readers
 
 
-def _gradients(graph: fx.Graph) -> dict[fx.Node, set[int]]:
-    """For each node, through views, casts and sums: the inputs (by position) whose gradient it becomes or joins."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    descriptions = output.meta.get("desc") or ()
-    results = output.args[0]
-    placeholders = {node.meta.get("desc"): node for node in graph.nodes if node.op == "placeholder"}
-    reached = defaultdict(set)
-    for description, result in zip(descriptions, results, strict=False):
-        if not isinstance(description, GradOutput) or not isinstance(result, fx.Node):
-            continue
-        source = placeholders.get(description.grad_of)
+class _Gradients:
+    """Which inputs get a gradient, and which node becomes it, through views, casts and sums.
+
+    A graph that doesn't describe its outputs tells nothing: then every input counts as one that may get a gradient.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        descriptions = output.meta.get("desc")
+        self.known = descriptions is not None
+        self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        self._differentiated: set[fx.Node] = set()
+        sources = {node.meta.get("desc"): node for node in graph.nodes if node.op == "placeholder"}
+        for description, result in zip(descriptions or (), output.args[0], strict=False):
+            if isinstance(description, GradOutput) and isinstance(result, fx.Node):
+                self._follow(result, sources.get(description.grad_of))
+
+    def reaches(self, weight: fx.Node) -> bool:
+        """Whether this input gets a gradient."""
+        return not self.known or weight in self._differentiated
+
+    def ends_in(self, node: fx.Node, weight: fx.Node) -> bool:
+        """Whether the node is the gradient of this input, or a summand of it."""
+        return weight in self._ends_in[node]
+
+    def _follow(self, result: fx.Node, source: fx.Node) -> None:
+        self._differentiated.add(source)
         stack = [result]
         while stack:
             node = stack.pop()
-            if source in reached[node]:
+            if source in self._ends_in[node]:
                 continue
-            reached[node].add(source)
+            self._ends_in[node].add(source)
             if node.target in (*VIEWS, *CASTS):
                 stack.append(node.args[0])
             elif node.target is aten.add.Tensor:
                 stack.extend(arg for arg in node.args[:2] if isinstance(arg, fx.Node))
-    return reached
 
 
-def _pair_site(site: MatmulSite, readers: dict[tuple, list[_Reader]], reached: dict[fx.Node, set]) -> None:
-    dgrads, wgrads = readers.get(site.w.key, []), readers.get(site.x.key, [])
-    if site.weight is not None:
-        own = [r for r in wgrads if site.weight in reached[r.node]]
-        wgrads = own or wgrads
+def _pair_both(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> None:
+    """Pair a site whose dgrad and wgrad read one dY."""
+    wgrads = _wgrads(site, readers, gradients)
+    dgrads = readers.get(site.w.key, [])
     pairs = [(d, w) for d in dgrads for w in wgrads if d.node is not w.node and d.other.key == w.other.t.key]
     if pairs:
-        pairs = _only(pairs, site)
-        if pairs is None:
+        pair = _only(pairs, site)
+        _give_up(site) if pair is None else _accept(site, *pair)
+
+
+def _pair_one(
+    site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients, taken: set[fx.Node]
+) -> None:
+    """Pair a site that has only a dgrad (its weight is frozen) or only a wgrad (its input needs no gradient)."""
+    dgrads = [r for r in readers.get(site.w.key, []) if r.node not in taken]
+    wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
+    if dgrads and (wgrads or gradients.reaches(site.weight)):
+        return _give_up(site)
+    if dgrads or wgrads:
+        found = _only([(reader,) for reader in dgrads or wgrads], site)
+        if found is None:
             return _give_up(site)
-        return _accept(site, *pairs)
-    if dgrads and wgrads:
-        return _give_up(site)
-    if dgrads and not _has_gradient(site.weight, reached):
-        dgrad = _only([(d,) for d in dgrads], site)
-        return _accept(site, dgrad[0], None) if dgrad else _give_up(site)
-    if dgrads:
-        return _give_up(site)
-    if wgrads:
-        wgrad = _only([(w,) for w in wgrads], site)
-        return _accept(site, None, wgrad[0]) if wgrad else _give_up(site)
+        _accept(site, *((found[0], None) if dgrads else (None, found[0])))
 
 
-def _has_gradient(weight: fx.Node | None, reached: dict[fx.Node, set]) -> bool:
-    return any(weight in sources for sources in reached.values())
+def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> list[_Reader]:
+    """The backward matmuls that read X; those that end in the gradient of the site's own weight, where that is known."""
+    found = readers.get(site.x.key, [])
+    if site.weight is None:
+        return found
+    if not gradients.reaches(site.weight):
+        return []
+    return [reader for reader in found if gradients.ends_in(reader.node, site.weight)] or found
 
 
 def _only(choices: list[tuple], site: MatmulSite) -> tuple | None:
