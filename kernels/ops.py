@@ -2,15 +2,19 @@
 
 They are functional: no output aliases an input or another output, and equal inputs give equal bits, so recomputing is
 safe. The one exception is `seed`, which draws from torch's generator. On the CPU they run the C++ kernels of
-`kernels/cpu`, elsewhere the PyTorch reference. Layouts, rounding and NaN rules: `kernels/reference.py`.
+`kernels/cpu`, on CUDA the PyTorch reference. Layouts, rounding and NaN rules: `kernels/reference.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 
-from ..formats import Quantizer, padded, quantizer as quantizer_named
-from . import philox, reference
+from ..formats import Quantizer, padded
+from ..formats import quantizer as quantizer_named
+from . import cpu, reference
 from .reference import Blocks
 
 _SCHEMAS = {
@@ -44,47 +48,34 @@ def seed(count: int, device: torch.device) -> torch.Tensor:
     return drawn
 
 
-def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
-    """`reference.quantize`, with the signs drawn from `sign_seed`."""
-    spec = quantizer_named(quantizer)
-    return tuple(
-        reference.quantize(
-            x, spec, transpose=transpose, mask=mask, stream=stream, seed=seed, signs=_signs(spec, sign_seed, stream)
+def _implement(backend: ModuleType) -> dict[str, Callable]:
+    """The ops over one backend: a module with the functions of `kernels/reference.py`."""
+
+    def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
+        spec = quantizer_named(quantizer)
+        return tuple(
+            backend.quantize(x, spec, transpose=transpose, mask=mask, stream=stream, seed=seed, sign_seed=sign_seed)
         )
-    )
 
+    def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
+        row, column = quantizer_named(row_quantizer), quantizer_named(column_quantizer)
+        rows, columns = backend.quantize_pair(dy, row, column, seed=seed, sign_seed=sign_seed)
+        return (*rows[:3], *columns[:3])
 
-def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
-    """Both directions of `dy: float[M, N]`: rows for dgrad, with signs from `seed`; columns for wgrad, from `sign_seed`."""
-    row = quantize(dy, row_quantizer, False, False, philox.DGRAD_DY, seed, seed)
-    column = quantize(dy, column_quantizer, True, False, philox.WGRAD_DY, seed, sign_seed)
-    return (*row[:3], *column[:3])
+    def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
+        blocks = Blocks(codes, scales, tensor_scale, mask=None)
+        before, after = quantizer_named(source), quantizer_named(quantizer)
+        return tuple(backend.requantize(blocks, before, after, stream=stream, seed=seed, sign_seed=sign_seed))[:3]
 
+    def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+        left = Blocks(a, a_scales, a_tensor_scale, mask=None)
+        right = Blocks(b, b_scales, b_tensor_scale, mask=None)
+        return backend.scaled_mm(left, right, alpha, dtype)
 
-def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
-    """`reference.requantize`, with the signs drawn from `sign_seed`."""
-    spec = quantizer_named(quantizer)
-    blocks = Blocks(codes, scales, tensor_scale, scales[:, :0])
-    signs = _signs(spec, sign_seed, stream)
-    return tuple(
-        reference.requantize(blocks, quantizer_named(source), spec, stream=stream, seed=seed, signs=signs)
-    )[:3]
+    def unrotate(x, mask, rotation, columns):
+        return backend.unrotate(x, mask, rotation, columns)
 
-
-def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
-    """`reference.scaled_mm`."""
-    return reference.scaled_mm(
-        Blocks(a, a_scales, a_tensor_scale, a[:, :0]), Blocks(b, b_scales, b_tensor_scale, b[:, :0]), alpha, dtype
-    )
-
-
-def unrotate(x, mask, rotation, columns):
-    """`reference.unrotate`."""
-    return reference.unrotate(x, mask, rotation, columns)
-
-
-def _signs(spec: Quantizer, seed: torch.Tensor | None, stream: int) -> torch.Tensor | None:
-    return philox.signs(seed, stream, spec.rotation) if spec.random_signs else None
+    return {f.__name__: f for f in (quantize, quantize_pair, requantize, scaled_mm, unrotate)}
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,8 +120,6 @@ def _fake_seed(count, device):
     return torch.empty((count,), dtype=torch.int64, device=device)
 
 
-_REFERENCE = {f.__name__: f for f in (quantize, quantize_pair, requantize, scaled_mm, unrotate)}
-_CPU = _REFERENCE
 _FAKE = {
     "seed": _fake_seed,
     "quantize": _fake_quantize,
@@ -140,8 +129,8 @@ _FAKE = {
     "unrotate": _fake_unrotate,
 }
 _library.impl("seed", seed, "BackendSelect")
-for _name in _SCHEMAS:
-    if _name in _REFERENCE:
-        _library.impl(_name, _REFERENCE[_name], "CUDA")
-        _library.impl(_name, _CPU[_name], "CPU")
-    torch.library.register_fake(f"quartet::{_name}", _FAKE[_name], lib=_library)
+for _key, _backend in (("CUDA", reference), ("CPU", cpu)):
+    for _name, _function in _implement(_backend).items():
+        _library.impl(_name, _function, _key)
+for _name, _function in _FAKE.items():
+    torch.library.register_fake(f"quartet::{_name}", _function, lib=_library)

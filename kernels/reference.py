@@ -40,7 +40,7 @@ class Blocks(NamedTuple):
     codes: torch.Tensor
     scales: torch.Tensor
     tensor_scale: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor | None
 
 
 def quantize(
@@ -52,12 +52,15 @@ def quantize(
     stream: int = 0,
     seed: torch.Tensor | None = None,
     signs: torch.Tensor | None = None,
+    sign_seed: torch.Tensor | None = None,
 ) -> Blocks:
     """Quantize `x: float[rows, columns]`, or its transpose.
 
     stream, seed: which random bits (see `philox`); `seed` is an int64 scalar tensor, needed if rounding is stochastic.
-    signs: float32[rotation] of +-1, needed if the rotation has random signs.
+    signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
     """
+    if quantizer.random_signs and signs is None:
+        signs = philox.signs(sign_seed, stream, quantizer.rotation)
     x = (x.t() if transpose else x).float()
     x = torch.where(x.abs() < _SMALLEST_NORMAL, 0.0, x)
     rows, columns = x.shape
@@ -95,6 +98,16 @@ def quantize(
     )
 
 
+def quantize_pair(
+    dy: torch.Tensor, row: Quantizer, column: Quantizer, *, seed: torch.Tensor, sign_seed: torch.Tensor
+) -> tuple[Blocks, Blocks]:
+    """`dy: float[M, N]` for dgrad, with signs from `seed`, and its transpose for wgrad, with signs from `sign_seed`."""
+    return (
+        quantize(dy, row, stream=philox.DGRAD_DY, seed=seed, sign_seed=seed),
+        quantize(dy, column, transpose=True, stream=philox.WGRAD_DY, seed=seed, sign_seed=sign_seed),
+    )
+
+
 def requantize(
     source: Blocks,
     source_quantizer: Quantizer,
@@ -102,12 +115,12 @@ def requantize(
     *,
     stream: int,
     seed: torch.Tensor | None,
-    signs: torch.Tensor | None,
+    signs: torch.Tensor | None = None,
+    sign_seed: torch.Tensor | None = None,
 ) -> Blocks:
     """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded."""
-    return quantize(
-        decode(source, source_quantizer), quantizer, transpose=True, stream=stream, seed=seed, signs=signs
-    )
+    values = decode(source, source_quantizer)
+    return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
 
 
 def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:

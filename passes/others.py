@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import fx
 
+from .._compat import OpOverload
 from .graph import descendants, strip, tangents
 from .match import BATCHED, factors
 
@@ -28,7 +28,7 @@ def find_others(graph: fx.Graph, parameters: set[fx.Node]) -> list[OtherProduct]
 
 
 def _is_other(node: fx.Node) -> bool:
-    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    name = node.target._schema.name if isinstance(node.target, OpOverload) else ""
     return node.target in BATCHED or "convolution" in name or "dot_product" in name or "grouped_mm" in name
 
 

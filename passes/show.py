@@ -1,21 +1,28 @@
 """A graph as text, one line an op, made for diffs and snapshot tests:
 
-    fwd  quantize = quantize[mxfp4-quest, mask](x)
-    fwd  scaled_mm: f32[64, 96] = scaled_mm(quantize, quantize_1)
-    bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_2, quantize_1.mask)
+    fwd  x.q = quantize[mxfp4-quest](x)
+    fwd  weight.q = quantize[mxfp4-quest, mask](weight)
+    fwd  scaled_mm: f32[64, 96] = scaled_mm(x.q, weight.q) -> output
+    bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
 
-Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), and the outputs of a quantize op are
-one name, so that a line says what is computed and not how tensors are passed around.
+Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
+name, and `->` says what the graph returns, so that a line says what is computed and not how tensors are passed around.
+The ops of the pass, and attention, whose kernel depends on the device, are numbered as they are printed; every other op
+keeps its name in the graph, and so its line in the diff.
 """
 
 from __future__ import annotations
 
+import fractions
 import operator
+import re
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import fx
 
+from .._compat import OpOverload
 from .graph import TRANSPOSES, VIEWS, descendants, tangents
 
 _DTYPES = {
@@ -29,24 +36,38 @@ _DTYPES = {
     torch.bool: "bool",
 }
 _BLOCK_FIELDS = ("codes", "scales", "tensor_scale")
+_RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt"}
+"""What an operand's name gets when it is quantized, and when its transpose is quantized again."""
 
 
 def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     """The text of a graph. names: what to call placeholders."""
     backward = descendants(tangents(graph))
-    printer = _Printer(dict(names))
-    lines = []
+    printer = _Printer({**_gradient_inputs(graph), **names})
+    lines: list[tuple[fx.Node, str]] = []
     for node in graph.nodes:
         line = printer.line(node)
         if line:
             is_backward = node in backward or "backward" in node.meta.get("partitioner_tag", "")
-            lines.append(f"{'bwd' if is_backward else 'fwd'}  {line}")
-    return "\n".join(lines) + "\n"
+            lines.append((node, f"{'bwd' if is_backward else 'fwd'}  {line}"))
+    results = printer.results(graph)
+    return "".join(f"{line}{' -> ' * bool(results[node])}{', '.join(results[node])}\n" for node, line in lines)
+
+
+def _gradient_inputs(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Names of the gradients that come in: `output.grad`, or with several outputs `output[0].grad`."""
+    nodes = tangents(graph)
+    return {node: f"{_output_name(index, len(nodes))}.grad" for index, node in enumerate(nodes)}
+
+
+def _output_name(index: int, count: int) -> str:
+    return "output" if count == 1 else f"output[{index}]"
 
 
 class _Printer:
     def __init__(self, names: dict[fx.Node, str]) -> None:
         self.names = names
+        self._taken = set(names.values())
 
     def line(self, node: fx.Node) -> str | None:
         if node.op == "placeholder":
@@ -58,13 +79,45 @@ class _Printer:
             self.names[node] = self._view(node)
             return None
         if node.target is operator.getitem:
-            self.names[node] = self._output(*node.args)
+            self.names[node] = self._item(*node.args)
             return None
         if node.target is torch.ops.aten.select.int and _is_quartet(node.args[0]):
-            self.names[node] = f"{node.args[0].name}[{node.args[2]}]"
+            self.names[node] = f"{self._operand(node.args[0])}[{node.args[2]}]"
             return None
-        self.names[node] = node.name
-        return f"{node.name}{_kind(node)} = {self._call(node)}"
+        name = self.names[node] = self._name(node)
+        return f"{name}{_kind(node)} = {self._call(node)}"
+
+    def results(self, graph: fx.Graph) -> dict[fx.Node, list[str]]:
+        """What the graph returns of each node that has a line: `output`, `weight.grad`."""
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        inputs = {node.meta.get("desc"): node for node in graph.nodes if node.op == "placeholder"}
+        descriptions = output.meta.get("desc") or [None] * len(output.args[0])
+        gradients = [inputs.get(getattr(description, "grad_of", None)) for description in descriptions]
+        count = gradients.count(None)
+        results = defaultdict(list)
+        for index, (node, of) in enumerate(zip(output.args[0], gradients, strict=True)):
+            if isinstance(node, fx.Node):
+                name = f"{self.names[of]}.grad" if of is not None else _output_name(index, count)
+                results[_printed(node)].append(name + ".T" * self.names[node].endswith(".T"))
+        return results
+
+    def _name(self, node: fx.Node) -> str:
+        if _is_attention(node):
+            return self._unused("attention" + "_backward" * _op(node).endswith("backward"))
+        if not _is_quartet(node):
+            return node.name
+        suffix = _RENAMED.get(_op(node))
+        if suffix is None:
+            return self._unused(_op(node))
+        source = re.sub(r"(\.T|\.q(_\d+)?\.codes)$", "", self._operand(node.args[0]))
+        return self._unused(f"{source}.{suffix}")
+
+    def _unused(self, name: str) -> str:
+        number, result = 0, name
+        while result in self._taken:
+            number, result = number + 1, f"{name}_{number + 1}"
+        self._taken.add(result)
+        return result
 
     def _view(self, node: fx.Node) -> str:
         source = self._operand(node.args[0])
@@ -72,35 +125,43 @@ class _Printer:
             return source[:-2] if source.endswith(".T") else source + ".T"
         return source
 
-    def _output(self, node: fx.Node, index: int) -> str:
+    def _item(self, node: fx.Node, index: int) -> str:
+        name = self._operand(node)
         if not _is_quartet(node):
-            return f"{node.name}[{index}]"
-        op = node.target._schema.name.removeprefix("quartet::")
-        if op == "quantize_pair":
-            return f"{node.name}.{('rows', 'columns')[index // 3]}.{_BLOCK_FIELDS[index % 3]}"
-        return f"{node.name}.{(*_BLOCK_FIELDS, 'mask')[index]}"
+            return f"{name}[{index}]"
+        if _op(node) == "quantize_pair":
+            return f"{name}.{('rows', 'columns')[index // 3]}.{_BLOCK_FIELDS[index % 3]}"
+        return f"{name}.{(*_BLOCK_FIELDS, 'mask')[index]}"
 
     def _call(self, node: fx.Node) -> str:
+        if _is_attention(node):
+            tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+            return f"{self.names[node].rstrip('_0123456789')}({', '.join(self._operands(tensors))})"
         if not _is_quartet(node):
-            name = node.target._schema.name.partition("::")[2] if hasattr(node.target, "_schema") else str(node.target)
-            return f"{name}({', '.join(self._operands([*node.args, *node.kwargs.values()]))})"
-        op, args = node.target._schema.name.removeprefix("quartet::"), node.args
+            return f"{_op(node)}({', '.join(self._operands([*node.args, *node.kwargs.values()]))})"
+        op, args = _op(node), node.args
         if op == "seed":
             return f"seed({args[0]})"
         if op == "quantize":
-            x, quantizer, transpose, mask, _, seed, _ = args
+            x, quantizer, transpose, mask, _, *seeds = args
             options = quantizer + ", mask" * mask
             source = self._operand(x) + (".T" if transpose else "")
-            return f"quantize[{options}]({', '.join([source, *self._operands([seed])])})"
+            return f"quantize[{options}]({', '.join([source, *self._seeds(*seeds)])})"
         if op == "quantize_pair":
             dy, row, column, *seeds = args
             kinds = row if row == column else f"{row}, {column}"
-            return f"quantize_pair[{kinds}]({', '.join(self._operands([dy, *dict.fromkeys(seeds)]))})"
+            return f"quantize_pair[{kinds}]({', '.join([self._operand(dy), *self._seeds(*seeds)])})"
         if op == "requantize":
-            return f"requantize[{args[4]}]({self._blocks(args[0])}.T, {self._operand(args[6])})"
+            return f"requantize[{args[4]}]({', '.join([self._blocks(args[0]) + '.T', *self._seeds(*args[6:])])})"
         if op == "scaled_mm":
-            return f"scaled_mm({self._blocks(args[0])}, {self._blocks(args[3])}{_alpha(args[6])})"
+            return f"scaled_mm({self._blocks(args[0])}, {self._blocks(args[3])}){_factor(args[6])}"
         return f"unrotate({', '.join(self._operands(args[:2]))})"
+
+    def _seeds(self, seed: fx.Node | None, sign_seed: fx.Node | None) -> list[str]:
+        """The seed of the noise, and that of the signs if it is another one."""
+        if sign_seed is seed or sign_seed is None:
+            return self._operands([seed])
+        return [*self._operands([seed]), f"signs {self._operand(sign_seed)}"]
 
     def _blocks(self, codes: fx.Node) -> str:
         return self._operand(codes).removesuffix(".codes")
@@ -117,12 +178,28 @@ class _Printer:
         return "" if arg is None or isinstance(arg, (torch.device, torch.dtype, torch.layout)) else str(arg)
 
 
+def _printed(node: fx.Node) -> fx.Node:
+    """The node whose line computes this one."""
+    while node.target in VIEWS or node.target is operator.getitem:
+        node = node.args[0]
+    return node
+
+
+def _op(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.partition("::")[2] if schema else str(node.target)
+
+
 def _is_quartet(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "quartet"
+    return isinstance(node.target, OpOverload) and node.target.namespace == "quartet"
 
 
-def _alpha(alpha: float) -> str:
-    return "" if alpha == 1 else f", x{alpha:.4g}"
+def _is_attention(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and "scaled_dot_product" in _op(node)
+
+
+def _factor(alpha: float) -> str:
+    return "" if alpha == 1 else f" * {fractions.Fraction(alpha).limit_denominator(1000)}"
 
 
 def _kind(node: fx.Node) -> str:

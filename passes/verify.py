@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
+from .._compat import OpOverload
 from .graph import VerifyError, descendants, tangents
 
 
@@ -16,7 +16,7 @@ def verify(graph: fx.Graph, replaced: list[fx.Node]) -> None:
         raise VerifyError(f"replaced matmuls are still in the graph: {[n.format_node() for n in left]}")
     backward = descendants(tangents(graph))
     for node in graph.nodes:
-        if not (isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "quartet"):
+        if not (isinstance(node.target, OpOverload) and node.target.namespace == "quartet"):
             continue
         if "val" not in node.meta:
             raise VerifyError(f"{node.format_node()} has no fake value")

@@ -40,6 +40,9 @@ if _version() < MINIMUM_TORCH:
 ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback")
 """An error of this class reaches the user as it is; any other becomes a `BackendCompilerFailed`."""
 
+OpOverload: type = _private("torch._ops:OpOverload")
+FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
+OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
 CustomGraphPass: type = _private("torch._inductor.custom_graph_pass:CustomGraphPass")
 GradOutput: type = _private("torch._functorch._aot_autograd.descriptors:GradAOTOutput")
 PlainInput: type = _private("torch._functorch._aot_autograd.descriptors:PlainAOTInput")

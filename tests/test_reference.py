@@ -151,6 +151,7 @@ def edge_groups():
         for v in (torch.nextafter(value, torch.tensor(0.0)), value, torch.nextafter(value, torch.tensor(INF))):
             rows += [v.repeat(32), torch.where(torch.arange(32) % 3 == 0, -v, v), torch.eye(32)[5] * v]
     rows += [torch.where(torch.arange(32) == 3, 2.0**-64, 2.0**-126), torch.full((32,), 2.0**-149), torch.zeros(32)]
+    rows += [*(torch.eye(32)[0] + gaussian(1, 32, seed=i, exponent=-13)[0] for i in range(40))]  # variance often < 0
     return torch.stack(rows)
 
 
@@ -241,6 +242,15 @@ def test_just_below_a_power_of_two(exponent):
             value = np.nextafter(value, np.float32(0))
         assert exact_model.quest_scale([value, -value] * 16) >= below.item() * (1 - 2.0**-23)
         assert reference.quantize(alternate * float(value), quest).scales.item() == exponent - 1 + 127
+
+
+def test_every_rounding_of_the_quest_statistic_counts():
+    """Groups whose statistic is within a few float32 steps of a power of two: any other order of the sums shows."""
+    groups = gaussian(20, 32).double()
+    deviation = reference.hadamard(groups).std(1, correction=0, keepdim=True)
+    steps = 1 + torch.arange(-12, 13) * 2.0**-24
+    x = (groups / (deviation * float(exact_model.QUEST)))[:, None] * steps[:, None]
+    assert_is_model(x.flatten(0, 1).float(), QUEST)
 
 
 def test_the_first_element_weakness_of_quest():

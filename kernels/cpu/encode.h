@@ -1,0 +1,62 @@
+// Rounds a tile to E2M1 codes, as kernels/reference.py does, and packs them: dword k of a row has its columns 8k to 8k + 7,
+// four bits each, the first lowest.
+//
+// In steps of the grid, E2M1 is piecewise linear: a magnitude `a` is code min(2a, a + 2, a/2 + 4). Rounding is monotonic and
+// the offsets are even, so rounding each line and then taking the least is rounding to nearest with ties to even.
+#pragma once
+
+#include "philox.h"
+#include "tile.h"
+
+struct Codes {
+    u32 dword[4];
+};
+
+// 2^exponent * factor in every lane; nonsense, which the caller masks, where the exponent is out of range.
+QUARTET_INLINE f32 power_of_two(i32 exponent) { return (f32)((exponent + 127) << 23); }
+
+// Appends one code at the top: `code` in the low bits, the sign of `value`. After 8 of them the first is at the bottom.
+QUARTET_INLINE u32 append(u32 dword, u32 code, f32 value) {
+    u32 top = ((u32)value & 0x80000000) | (code << 28 & 0x7fffffff);
+    return (dword >> 4) | (top & 0xf0000000);
+}
+
+// Nearest. With `masked`, bit c of keep says that |column c| is below 6.
+template <bool masked>
+QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep) {
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits
+    Codes codes = {};
+    for (int column = 0; column < kGroup; ++column) {
+        f32 value = tile.column[column] * multiplier;
+        f32 a = magnitude(value);
+        f32 low = exact_product_plus(a, 2.0f, splat(kMagic));
+        f32 middle = a + (kMagic + 2);
+        f32 high = exact_product_plus(a, 0.5f, splat(kMagic + 4));
+        f32 code = smaller(smaller(low, middle), smaller(high, splat(kMagic + 7)));
+        codes.dword[column / 8] = append(codes.dword[column / 8], (u32)code, value);
+        if (masked) keep |= (u32)(a < 6.0f) & (1u << column);
+    }
+    return codes;
+}
+
+// Stochastic: up iff noise + floor(fraction * 2^16) >= 2^16. `multiplier` brings values to E2M1 times 2^17. Below 2 (times
+// 2^17) the code in units of 2^-16 is twice the value; from 1 on it is the float's own bits, shifted: both hold between.
+template <class Noise>
+QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const Noise& noise_of_block) {
+    constexpr float kOne = 131072.0f;  // 2^17
+    constexpr int32_t kOneBits = (127 + 17) << 23;
+    Codes codes = {};
+    for (int block = 0; block < 4; ++block) {
+        u32 noise[4];
+        noise_of_block(block, noise);
+        for (int i = 0; i < 8; ++i) {
+            f32 value = tile.column[8 * block + i] * multiplier;
+            f32 a = magnitude(value);
+            i32 linear = __builtin_convertvector(a, i32);
+            i32 logarithmic = ((i32)larger(a, splat(kOne)) >> 6) - ((kOneBits >> 6) - (2 << 16));
+            u32 bits = i % 2 ? noise[i / 2] >> 16 : noise[i / 2] & 0xffff;
+            codes.dword[block] = append(codes.dword[block], ((u32)smaller(linear, logarithmic) + bits) >> 16, value);
+        }
+    }
+    return codes;
+}

@@ -1,0 +1,108 @@
+// One quantized operand: what to do with a tile, and where its codes, scales and mask bits go.
+#pragma once
+
+#include "encode.h"
+#include "scale.h"
+
+struct Operand {
+    int64_t rows, groups;  // of the logical operand, padded columns = 32 * groups
+    bool quest, stochastic;
+    float shrink;
+    Rotation rotation;
+    PhiloxKey key;
+    uint32_t stream;
+    uint8_t* codes;   // [rows, 16 * groups]
+    uint8_t* scales;  // [rows, groups]
+    uint8_t* mask;    // [rows, 4 * groups], or null
+};
+
+// What native.py passes for an operand; `codes` is null if it is not wanted.
+#define OPERAND(name)                                                                                               \
+    int64_t name##_flags, float name##_shrink, int64_t name##_stream, const int64_t *name##_seed,                    \
+        const float *name##_signs, const int64_t *name##_sign_seed, uint8_t *name##_codes, uint8_t *name##_scales,   \
+        uint8_t *name##_mask
+#define OPERAND_VALUES(name)                                                                                        \
+    name##_flags, name##_shrink, name##_stream, name##_seed, name##_signs, name##_sign_seed, name##_codes, name##_scales, \
+        name##_mask
+
+enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4 };
+
+// `seed` is null unless rounding is stochastic; `signs` (of +-1) and `sign_seed` are null unless the signs are random.
+inline Operand operand(int64_t rows, int64_t columns, int64_t flags, float shrink, int64_t stream, const int64_t* seed,
+                       const float* signs, const int64_t* sign_seed, uint8_t* codes, uint8_t* scales, uint8_t* mask) {
+    Rotation rotation = {(flags & kRotate) != 0, {}};
+    uint32_t drawn = sign_seed ? philox_signs(*sign_seed, stream) : 0;
+    for (int i = 0; i < kGroup; ++i) rotation.sign[i] = (signs ? signs[i] < 0 : drawn >> i & 1) ? INT32_MIN : 0;
+    return {rows, (columns + kGroup - 1) / kGroup, (flags & kQuest) != 0, (flags & kStochastic) != 0, shrink, rotation,
+            PhiloxKey(seed ? *seed : 0), (uint32_t)stream, codes, scales, mask};
+}
+
+// Multiplies the groups whose largest is below 2^-64 by 2^64, and returns the exponents.
+QUARTET_INLINE i32 lift_tile(Tile& tile) {
+    i32 largest = {};
+    for (int column = 0; column < kGroup; ++column) largest = larger(largest, (i32)tile.column[column] & 0x7fffffff);
+    i32 lift = (largest < (127 - kLift) << 23) & kLift;
+    for (int column = 0; column < kGroup; ++column) {
+        i32 normal = ((i32)tile.column[column] & kInfinity) != 0;
+        tile.column[column] = (f32)((i32)tile.column[column] & normal) * power_of_two(lift);
+    }
+    return lift;
+}
+
+// Tiles with tiny groups, or groups of zeros, go through lifting; whether any are can be told from the rotated values, which
+// costs less than looking at the inputs (1 of about 30 instructions a vector).
+template <class Source>
+QUARTET_INLINE Scales rotate_and_find_absmax_scales(const Source& source, const Rotation& rotation, Tile& tile) {
+    read_and_rotate(source, rotation, tile);
+    i32 largest = finish_rotation_and_find_largest(tile, rotation.on);
+    if (!any(largest < kSurelyUnlifted)) return absmax_scales(largest, i32{});
+
+    Tile inputs;
+    for (int column = 0; column < kGroup; column += 4) source.four(column, inputs.column + column);
+    i32 lift = lift_tile(inputs);
+    read_and_rotate(ColumnMajor{(const float*)&inputs, kLanes}, rotation, tile);
+    return absmax_scales(finish_rotation_and_find_largest(tile, rotation.on), lift);
+}
+
+// Writes the first `lanes` rows of a tile of codes.
+QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, int lanes, Codes codes, Scales scales, u32 keep) {
+    for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.used;
+    transpose_4x4(codes.dword);
+    keep &= (u32)scales.valid;
+    int64_t at = row * to.groups + group;
+    for (int lane = 0; lane < lanes; ++lane, at += to.groups) {
+        std::memcpy(to.codes + 16 * at, (const char*)&codes.dword[lane % 4] + lane / 4 * 16, 16);
+        to.scales[at] = (uint8_t)scales.byte[lane];
+        if (to.mask) std::memcpy(to.mask + 4 * at, (const char*)&keep + 4 * lane, 4);
+    }
+}
+
+// Quantizes the tile at logical row `row` and group `group`.
+template <class Source>
+QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64_t row, int64_t group) {
+    Tile tile;
+    Scales scales;
+    if (to.quest) {
+        read_and_rotate(source, to.rotation, tile);
+        scales = finish_rotation_and_find_quest_scales(tile, to.rotation.on);
+    } else {
+        scales = rotate_and_find_absmax_scales(source, to.rotation, tile);
+    }
+    u32 keep = ~u32{};
+    Codes codes;
+    if (to.stochastic) {
+        codes = encode_stochastic(tile, power_of_two(scales.exponent + 17) * to.shrink, [&](int block, u32 noise[4]) {
+            philox_noise(to.key, to.stream, row, 4 * group + block, noise);
+        });
+    } else if (to.mask) {
+        keep = u32{};
+        codes = encode_nearest<true>(tile, power_of_two(scales.exponent) * to.shrink, keep);
+    } else {
+        codes = encode_nearest<false>(tile, power_of_two(scales.exponent) * to.shrink, keep);
+    }
+    int64_t left = to.rows - row;
+    if (left >= kLanes)
+        write_tile(to, row, group, kLanes, codes, scales, keep);
+    else
+        write_tile(to, row, group, (int)left, codes, scales, keep);
+}

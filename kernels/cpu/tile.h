@@ -1,0 +1,32 @@
+// A tile: one group of 32 columns of kLanes rows of the logical operand. A vector holds one column, a lane is a row. So
+// butterflies, statistics and noise need no shuffles, and the two directions of an operand differ only in how it is read.
+#pragma once
+
+#include "simd.h"
+
+constexpr int kGroup = 32;
+
+struct Tile {
+    f32 column[kGroup];
+};
+
+// Where the values come from: `four(column, values)` gives columns `column` to `column + 3` of the tile.
+
+struct RowMajor {  // element (lane, column) is at values[lane * stride + column]
+    const float* values;
+    int64_t stride;
+
+    QUARTET_INLINE void four(int column, f32 out[4]) const {
+        for (int i = 0; i < 4; ++i) out[i] = load_quarters(values + i * stride + column, 4 * stride);
+        transpose_4x4(out);
+    }
+};
+
+struct ColumnMajor {  // element (lane, column) is at values[column * stride + lane]
+    const float* values;
+    int64_t stride;
+
+    QUARTET_INLINE void four(int column, f32 out[4]) const {
+        for (int i = 0; i < 4; ++i) out[i] = load<f32>(values + (column + i) * stride);
+    }
+};
