@@ -16,7 +16,8 @@ Rules
       rotated value is subnormal, and flush-to-zero mode changes no bit of codes, scales or mask. Exact formats keep
       every normal input.
     * A group with a NaN or an infinity, or whose statistics overflow, has scale byte 255 (NaN), codes 0 and mask 0.
-    * A group that rotates to zeros has scale byte 0, codes 0 and mask 1. Other zero codes keep the sign of the value.
+    * Zeros enter the rotation as +0, after the signs, so none leaves it as -0. A group that rotates to zeros has scale
+      byte 0, codes 0 and mask 1. Elsewhere a code of magnitude 0 keeps the sign of the value that was rounded.
     * A decoded value below 2^-126 (scale bytes 0 and 1) is exact, or 0 in flush-to-zero mode.
 """
 
@@ -90,7 +91,7 @@ def quantize(
     scaled = rotated * quantizer.shrink * power_of_two(half) * power_of_two(shift - half)
     bits = philox.noise(seed, stream, max(rows, 1), full)[:rows].reshape(groups.shape) if quantizer.stochastic else None
     codes = encode_e2m1(scaled, bits)
-    codes = torch.where(valid & nonzero, codes, 0).reshape(rows, full)
+    codes = torch.where(valid, codes, 0).reshape(rows, full)
     keep = torch.where(valid, scaled.abs() < E2M1_MAX, False).reshape(rows, full)
     scales = torch.where(valid, exponent, E8M0_NAN).reshape(rows, full // quantizer.group).to(torch.uint8)
     return Blocks(
@@ -219,7 +220,7 @@ def unpack_bits(packed: torch.Tensor) -> torch.Tensor:
 def _rotate(groups: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
     if not quantizer.rotation:
         return groups
-    return hadamard(groups * signs if quantizer.random_signs else groups)
+    return hadamard(groups * signs + 0.0 if quantizer.random_signs else groups)  # -0 + 0 = +0
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:

@@ -64,12 +64,12 @@ class QuartetPass(CustomGraphPass):
         before = show(graph, names) if self.text else ""
         decisions = self._decide(graph, parameters, recipe)
         self._check_strict(decisions)
+        described = {decision.site.node: _describe(decision, recipe) for decision in decisions}
+        described |= {o.node: _describe_other(o, parameters) for o in find_others(graph, set(parameters))}
+        sites = tuple(described[node] for node in graph.nodes if node in described)
         rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe)
         after = show(graph, names) if self.text else ""
-        sites = [_describe(d, recipe) for d in decisions] + [
-            _describe_other(other, parameters) for other in find_others(graph, set(parameters))
-        ]
-        self.record(GraphReport(sites=tuple(sites), training=training, before=before, after=after))
+        self.record(GraphReport(sites=sites, training=training, before=before, after=after))
 
     def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], dict[fx.Node, str]]:
         parameters, names = {}, {}
@@ -157,7 +157,7 @@ def _describe(decision: Decision, recipe: Recipe) -> Site:
 
 def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site:
     if other.weight is None:
-        reason = other.kind if other.kind == "attention" else ACTIVATIONS
+        reason = f"attention: {ACTIVATIONS}" if other.kind == "attention" else ACTIVATIONS
     else:
         reason = f"{other.kind} with the parameter {parameters[other.weight]!r}; only mm and addmm are rewritten"
     return Site(

@@ -7,8 +7,8 @@
 
 Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
 name, and `->` says what the graph returns, so that a line says what is computed and not how tensors are passed around.
-The ops of the pass, and attention, whose kernel depends on the device, are numbered as they are printed; every other op
-keeps its name in the graph, and so its line in the diff.
+The ops of the pass, casts, and attention, whose kernel depends on the device, are named as they are printed; every
+other op keeps its name in the graph, and so its line in the diff.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
+_CASTS = (torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default)
 _BLOCK_FIELDS = ("codes", "scales", "tensor_scale")
 _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt"}
 """What an operand's name gets when it is quantized, and when its transpose is quantized again."""
@@ -43,25 +44,38 @@ _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt"}
 def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     """The text of a graph. names: what to call placeholders."""
     backward = descendants(tangents(graph))
-    printer = _Printer({**_gradient_inputs(graph), **names})
+    outputs = _output_names(graph)
+    printer = _Printer({**_gradient_names(graph, outputs), **names})
     lines: list[tuple[fx.Node, str]] = []
     for node in graph.nodes:
         line = printer.line(node)
         if line:
-            is_backward = node in backward or "backward" in node.meta.get("partitioner_tag", "")
+            is_backward = node in backward or backward and "backward" in node.meta.get("partitioner_tag", "")
             lines.append((node, f"{'bwd' if is_backward else 'fwd'}  {line}"))
-    results = printer.results(graph)
-    return "".join(f"{line}{' -> ' * bool(results[node])}{', '.join(results[node])}\n" for node, line in lines)
+    returned = printer.returned(graph, outputs)
+    return "".join(f"{line}{' -> ' * (node in returned)}{', '.join(returned[node])}\n" for node, line in lines)
 
 
-def _gradient_inputs(graph: fx.Graph) -> dict[fx.Node, str]:
-    """Names of the gradients that come in: `output.grad`, or with several outputs `output[0].grad`."""
-    nodes = tangents(graph)
-    return {node: f"{_output_name(index, len(nodes))}.grad" for index, node in enumerate(nodes)}
+def _results(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:
+    """The nodes that a graph returns, each with AOTAutograd's description of it."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    descriptions = output.meta.get("desc") or range(len(output.args[0]))
+    results = zip(output.args[0], descriptions, strict=True)
+    return [(node, description) for node, description in results if isinstance(node, fx.Node)]
 
 
-def _output_name(index: int, count: int) -> str:
-    return "output" if count == 1 else f"output[{index}]"
+def _output_names(graph: fx.Graph) -> dict[Any, str]:
+    """A name for each output of the model, by description: `output`, or of several `output[0]`."""
+    descriptions = [d for _, d in _results(graph) if not (hasattr(d, "grad_of") or hasattr(d, "mutated_input"))]
+    if len(descriptions) == 1:
+        return {descriptions[0]: "output"}
+    return {description: f"output[{index}]" for index, description in enumerate(descriptions)}
+
+
+def _gradient_names(graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, str]:
+    """A name for each gradient that comes in: `output.grad`."""
+    described = {node: getattr(node.meta.get("desc"), "output", None) for node in tangents(graph)}
+    return {node: f"{outputs[description]}.grad" for node, description in described.items() if description in outputs}
 
 
 class _Printer:
@@ -87,23 +101,21 @@ class _Printer:
         name = self.names[node] = self._name(node)
         return f"{name}{_kind(node)} = {self._call(node)}"
 
-    def results(self, graph: fx.Graph) -> dict[fx.Node, list[str]]:
-        """What the graph returns of each node that has a line: `output`, `weight.grad`."""
-        (output,) = (node for node in graph.nodes if node.op == "output")
-        inputs = {node.meta.get("desc"): node for node in graph.nodes if node.op == "placeholder"}
-        descriptions = output.meta.get("desc") or [None] * len(output.args[0])
-        gradients = [inputs.get(getattr(description, "grad_of", None)) for description in descriptions]
-        count = gradients.count(None)
-        results = defaultdict(list)
-        for index, (node, of) in enumerate(zip(output.args[0], gradients, strict=True)):
-            if isinstance(node, fx.Node):
-                name = f"{self.names[of]}.grad" if of is not None else _output_name(index, count)
-                results[_printed(node)].append(name + ".T" * self.names[node].endswith(".T"))
-        return results
+    def returned(self, graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, list[str]]:
+        """What the graph returns of each node that has a line: `output`, `weight.grad`, an updated buffer."""
+        inputs = {node.meta.get("desc"): self.names[node] for node in graph.nodes if node.op == "placeholder"}
+        returned = defaultdict(list)
+        for node, description in _results(graph):
+            name = outputs.get(description) or inputs.get(getattr(description, "mutated_input", None))
+            name = name or f"{inputs.get(description.grad_of, '?')}.grad"
+            returned[_printed(node)].append(name + ".T" * self.names[node].endswith(".T"))
+        return returned
 
     def _name(self, node: fx.Node) -> str:
         if _is_attention(node):
             return self._unused("attention" + "_backward" * _op(node).endswith("backward"))
+        if node.target in _CASTS:
+            return self._unused(f"{self._operand(node.args[0])}.{_dtype(node.meta['val'])}")
         if not _is_quartet(node):
             return node.name
         suffix = _RENAMED.get(_op(node))
@@ -137,6 +149,8 @@ class _Printer:
         if _is_attention(node):
             tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
             return f"{self.names[node].rstrip('_0123456789')}({', '.join(self._operands(tensors))})"
+        if node.target in _CASTS:
+            return f"cast({self._operand(node.args[0])})"
         if not _is_quartet(node):
             return f"{_op(node)}({', '.join(self._operands([*node.args, *node.kwargs.values()]))})"
         op, args = _op(node), node.args
@@ -206,5 +220,8 @@ def _kind(node: fx.Node) -> str:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return ""
-    shape = ", ".join(map(str, value.shape))
-    return f": {_DTYPES.get(value.dtype, str(value.dtype).removeprefix('torch.'))}[{shape}]"
+    return f": {_dtype(value)}[{', '.join(map(str, value.shape))}]"
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return _DTYPES.get(value.dtype, str(value.dtype).removeprefix("torch."))

@@ -6,7 +6,12 @@ names the part. (`kernels/lowering.py` is the same for Inductor's lowering.)
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +48,11 @@ ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback
 OpOverload: type = _private("torch._ops:OpOverload")
 FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
 OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
+ValueRead: tuple[type[Exception], ...] = (
+    _private("torch._subclasses.fake_tensor:DataDependentOutputException"),
+    _private("torch._subclasses.fake_tensor:DynamicOutputShapeException"),
+)
+"""Errors of code that needs a tensor's values, where only its shape is known."""
 CustomGraphPass: type = _private("torch._inductor.custom_graph_pass:CustomGraphPass")
 GradOutput: type = _private("torch._functorch._aot_autograd.descriptors:GradAOTOutput")
 PlainInput: type = _private("torch._functorch._aot_autograd.descriptors:PlainAOTInput")
@@ -64,9 +74,11 @@ def known_modes() -> list[str]:
     return ["default", *(m for m in _private("torch._inductor:list_mode_options")() if m != "default")]
 
 
-def inductor_options() -> list[str]:
-    """The names of Inductor's configuration."""
-    return sorted(_private("torch._inductor.config").get_config_copy())
+def inductor_options() -> dict[str, type | None]:
+    """The names of Inductor's configuration, each with the class of its value, None where that isn't one class."""
+    config = _private("torch._inductor.config")
+    types = {name: config.get_type(name) for name in config.get_config_copy()}
+    return {name: kind if inspect.isclass(kind) else None for name, kind in types.items()}
 
 
 def cache_dir() -> str:
@@ -96,6 +108,45 @@ def default_partition(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def graph_break_counter() -> dict[str, int]:
-    """Dynamo's count of graph breaks by reason."""
-    return _private("torch._dynamo.utils:counters")["graph_break"]
+def graph_break_logger() -> logging.Logger:
+    """Dynamo's log of graph breaks (`TORCH_LOGS=graph_breaks`)."""
+    return _private("torch._logging:getArtifactLogger")("torch._dynamo.symbolic_convert", "graph_breaks")
+
+
+@contextlib.contextmanager
+def dynamo_sizes_restored() -> Iterator[None]:
+    """Forget which sizes Dynamo saw change inside; it would make them dynamic at the next compilation."""
+    state = _private("torch._dynamo.pgo:get_code_state")()
+    before = copy.deepcopy(dict(state))
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(before)
+
+
+def compile_apart(function: Callable, backend: Callable) -> Callable:
+    """`torch.compile` without dynamic shapes whose recompilations don't count for other compilations of the same code
+    (torch 2.12 and later; before, they count)."""
+    apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    return torch.compile(function, backend=backend, dynamic=False, **apart)
+
+
+def is_tracing() -> bool:
+    """Whether Dynamo or AOTAutograd is tracing now."""
+    return _private("torch._guards:TracingContext").try_get() is not None
+
+
+def is_in_backward() -> bool:
+    """Whether autograd's engine is calling."""
+    return _private("torch._C:_current_graph_task_id")() != -1
+
+
+def map_tensors(function: Callable[[str, torch.Tensor], Any], name: str, value: Any) -> Any:
+    """`value` with `function(name, tensor)` for every tensor in it; the name has its place, as `batch['ids']`."""
+    tree = _private("torch.utils._pytree")
+
+    def leaf(path: tuple, item: Any) -> Any:
+        return function(name + tree.keystr(path), item) if isinstance(item, torch.Tensor) else item
+
+    return tree.tree_map_with_path(leaf, value)

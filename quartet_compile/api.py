@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,17 +19,19 @@ from .backend import compile_graph, warn_unmatched
 from .config import Config, Policy, configure
 from .errors import OptionError, PatternError, suggest
 from .names import clean, lineage, matches
+from .sandbox import argument_names, modules_of
 
 
 def quartet(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None, **options: Any) -> Any:
     """Compile a model to train with FP4 matrix products: `torch.compile(model, backend="quartet", options=options)`.
 
     model: a Module, a function or a method; or a Module class, whose instances are then compiled at their first call.
-    Without it, a decorator: `@quartet(recipe="quartet-rtn")`. fullgraph and dynamic: as in `torch.compile`; with
+    Without it, a decorator: `@quartet(recipe="quartet-rtn")`. A model's state_dict stays as it is: of a Module, train
+    and save the original (both share their parameters). fullgraph and dynamic: as in `torch.compile`; with
     `strict=True`, fullgraph is always on.
 
     Raises, before anything is compiled, `OptionError`, `RecipeError`, and `PatternError` for a pattern that matches no
-    module and no parameter of the model.
+    module and no parameter of the model; for a function, of the modules that it is given or refers to.
     """
     config = configure(options)
     fullgraph = fullgraph or config.policy.strict
@@ -45,11 +47,14 @@ class Backend:
         self.config = config
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
-    def learn(self, model: nn.Module) -> None:
-        """Check the patterns against a model, and use its names from now on. Raises `PatternError`."""
-        if model not in self._models:
-            check_patterns(self.config.policy, model)
-            self._models.add(model)
+    def learn(self, models: Iterable[nn.Module], arguments: Iterable[str] = ()) -> None:
+        """Check the patterns against the models and the names of a function's arguments, and use the models' names from
+        now on. Raises `PatternError`."""
+        models = list(models)
+        if all(model in self._models for model in models):
+            return
+        check_patterns(self.config.policy, models, arguments)
+        self._models.update(models)
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
         names = {}
@@ -66,19 +71,21 @@ def parameter_names(model: nn.Module) -> Mapping[int, str]:
     return {id(parameter): clean(name) for name, parameter in model.named_parameters()}
 
 
-def check_patterns(policy: Policy, model: nn.Module) -> None:
-    """Raise `PatternError` for a pattern that matches no module and no parameter."""
-    names = {clean(name) for name, _ in model.named_modules()}
-    names |= {clean(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+def check_patterns(policy: Policy, models: list[nn.Module], arguments: Iterable[str] = ()) -> None:
+    """Raise `PatternError` for a pattern that matches no module and no parameter of the models, and no argument."""
+    names = {clean(name) for model in models for name, _ in model.named_modules()}
+    names |= {clean(name) for model in models for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= set(arguments)
     names.discard("")
     for option, pattern in policy.patterns:
         if not matches(pattern, names):
             known = {ancestor for name in names for ancestor in lineage(name)}
-            shown = ", ".join(sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear))[:6])
+            linear = [name for m in models for name, inner in m.named_modules() if isinstance(inner, nn.Linear)]
+            shown = [*dict.fromkeys([*filter(None, map(clean, linear)), *sorted(names)])][:6]
             raise PatternError(
                 f"The {option} pattern {pattern!r} matches no module and no parameter of "
-                f"{type(model).__name__}{suggest(pattern, known)}. Patterns are globs over names as in "
-                f"named_modules(), for instance: {shown or ', '.join(sorted(names)[:6])}."
+                f"{', '.join(type(model).__name__ for model in models)}{suggest(pattern, known)}. Patterns are globs "
+                f"over names as in named_modules(), for instance: {', '.join(shown)}."
             )
 
 
@@ -86,26 +93,34 @@ def _compile(model: Any, *, config: Config, fullgraph: bool, dynamic: bool | Non
     backend = Backend(config)
     compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
     if isinstance(model, nn.Module):
-        backend.learn(model)
+        backend.learn([model])
         return compile_(model)
     if inspect.isclass(model) and issubclass(model, nn.Module):
-        return _compile_class(model, backend, compile_)
-    if callable(model) and not inspect.isclass(model):
+        model.forward = _learning(model.forward, backend, compile_)
+        return model
+    if inspect.ismethod(model) and isinstance(model.__self__, nn.Module):
+        backend.learn([model.__self__])
         return compile_(model)
+    if callable(model) and not inspect.isclass(model):
+        return _learning(model, backend, compile_)
     raise OptionError(
         f"quartet_compile.quartet got {model!r} of type {type(model).__name__}; expected a Module, a Module class, "
         "a function or a method. Options are given by name: quartet(model, recipe='quartet-rtn')."
     )
 
 
-def _compile_class(cls: type[nn.Module], backend: Backend, compile_: Callable) -> type[nn.Module]:
-    compiled = compile_(cls.forward)
+def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:
+    """`function`, compiled; each call shows the backend the modules that it uses, before anything is compiled."""
+    compiled = compile_(function)
 
-    @functools.wraps(cls.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            backend.learn(self)
-        return compiled(self, *args, **kwargs)
+            models = [value for value in (*args, *kwargs.values()) if isinstance(value, nn.Module)]
+            models += modules_of(function)
+            if models:
+                backend.learn(models, argument_names(function))
+        return compiled(*args, **kwargs)
 
-    cls.forward = forward
-    return cls
+    wrapper._quartet_original = function
+    return wrapper

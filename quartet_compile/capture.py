@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
+import re
+import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses import FakeTensorMode
 
 from . import _compat
 from .backend import graph_inputs, graph_uuid, names_in
 from .config import Config
+from .eager import EagerProducts, graph_breaks, is_users, place
 from .errors import CaptureError, QuartetError
 from .passes.joint import QuartetPass
-from .report import GraphReport
+from .report import GraphReport, Site
+from .sandbox import argument_names, modules_of, untouched
 
 
 class Capture:
@@ -27,6 +28,7 @@ class Capture:
         self.config, self.names, self.text = config, names or {}, text
         self.graphs: list[GraphReport] = []
         self.seen: set[str] = set()
+        self.mode: EagerProducts | None = None
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
         inputs = graph_inputs(gm, self.names)
@@ -42,10 +44,11 @@ class Capture:
         def compile_inference(graph: fx.GraphModule, _: list) -> Callable:
             run(graph.graph)
             graph.recompile()
-            return _compat.make_boxed(graph.forward)
+            return _compat.make_boxed(self._running(graph.forward))
 
+        @torch.compiler.disable
         def compile_part(graph: fx.GraphModule, _: list) -> Callable:
-            return _compat.make_boxed(graph.forward)
+            return _compat.make_boxed(self._running(graph.forward))
 
         return _compat.aot_module_simplified(
             gm,
@@ -58,35 +61,83 @@ class Capture:
             keep_inference_input_mutations=True,
         )
 
+    def _running(self, forward: Callable) -> Callable:
+        """`forward`, during which the mode knows that a graph runs."""
+        mode = self.mode
+        if mode is None:
+            return forward
 
-def uncompiled(model: Callable) -> Callable:
-    """What `torch.compile` was given, if it was; else the model itself."""
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        return model._orig_mod
-    return getattr(model, "_torchdynamo_orig_callable", model)
+        def run(*args: Any) -> Any:
+            mode.in_graph = True
+            try:
+                return forward(*args)
+            finally:
+                mode.in_graph = False
+
+        return run
 
 
-def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[str, ...]:
-    """Call `model(*inputs)` with the tensors replaced by fakes, compiled by `backend`. Weights, random state and
-    compiled code stay as they are. Returns why parts of it ran outside graphs.
+def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tuple[str, ...], tuple[Site, ...]]:
+    """Call `model(*inputs)` with the tensors replaced by fakes, compiled by `backend`. Weights, gradients, module
+    attributes, random state and compiled code stay as they are. Returns why parts of it ran outside of graphs, and the
+    matmuls that did.
 
     Raises `CaptureError`, with what was captured up to there, where the code reads a tensor's value or fails.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
-    with _graph_breaks() as breaks, mode:
+    modules = modules_of(model)
+    mode = backend.mode = EagerProducts(modules)
+    fakes: dict[str, torch.Tensor] = {}
+
+    def fake(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        made = mode.from_tensor(tensor)
+        fakes[name] = made
+        return made
+
+    arguments = [_compat.map_tensors(fake, name, value) for name, value in _named(model, inputs)]
+    backend.names = {**backend.names, **{id(made): name for name, made in fakes.items()}}
+    with graph_breaks() as breaks, untouched(modules), mode:
         try:
-            torch.compile(_entry(model), backend=backend, dynamic=False)(*fakes)
+            _compat.compile_apart(_entry(model), backend)(*arguments)
         except QuartetError:
             raise
-        except Exception as error:
-            seen = sum(len(graph.sites) for graph in backend.graphs)
-            raise CaptureError(
-                f"Could not capture the model on fake tensors, after {len(backend.graphs)} graphs with {seen} matmuls: "
-                f"{type(error).__name__}: {error}\nCode that reads a tensor's value (as .item()) or that fails outside "
-                "torch.compile too can't be explained: call explain on the part of the model before it."
-            ) from error
-    return tuple(breaks)
+        except Exception as error:  # whatever the model's code raises
+            raise _capture_error(error, backend.graphs) from error
+    return tuple(breaks), tuple(mode.sites)
+
+
+def _named(model: Callable, inputs: tuple) -> list[tuple[str, Any]]:
+    """Each positional input with the name that the model's signature gives it."""
+    names = argument_names(model)
+    names += [f"input[{index}]" for index in range(len(names), len(inputs))]
+    return list(zip(names, inputs, strict=False))
+
+
+def _capture_error(error: Exception, graphs: list[GraphReport]) -> CaptureError:
+    sites = [site.name for graph in graphs for site in graph.sites]
+    message = str(error).partition("\n\n")[0]
+    if isinstance(error, _compat.ValueRead):
+        remedy = (
+            "The line needs a tensor's values (as .item(), or a branch on one), which a fake tensor doesn't have: call "
+            "explain on the part of the model before it, or without it."
+        )
+    else:
+        remedy = "Check that model(*inputs) runs without torch.compile."
+    return CaptureError(
+        f"Could not capture the model{_where(error)}: {type(error).__name__}: {message}\n{remedy}\n"
+        f"Captured up to there: {len(graphs)} graph{'s' * (len(graphs) != 1)} with {len(sites)} "
+        f"matmul{'s' * (len(sites) != 1)}{': ' * bool(sites)}{', '.join(sites)}."
+    )
+
+
+def _where(error: Exception) -> str:
+    """` at file:line, in function: code` of the user's innermost line."""
+    frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", None) or ())]
+    users = [frame for frame in frames if is_users(frame.filename)]
+    if not users:
+        return ""
+    last = users[-1]
+    function = re.sub(r"^torch_dynamo_resume_in_(.*)_at_\d+$", r"\1", last.name)
+    return f" at {place(last.filename, last.lineno)}, in {function}: `{last.line}`"
 
 
 def _entry(model: Callable) -> Callable:
@@ -99,14 +150,3 @@ def _entry(model: Callable) -> Callable:
     return types.FunctionType(
         entry.__code__.replace(co_name="explain"), entry.__globals__, "explain", None, entry.__closure__
     )
-
-
-@contextlib.contextmanager
-def _graph_breaks() -> Iterator[list[str]]:
-    """The reasons of the graph breaks that happen inside."""
-    counters = _compat.graph_break_counter()
-    before = collections.Counter(counters)
-    reasons: list[str] = []
-    yield reasons
-    for reason, count in (collections.Counter(counters) - before).items():
-        reasons.append(f"{reason.strip().splitlines()[0]} ({count}x)")

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _compat
-from .errors import OptionError, suggest
+from .errors import OptionError, RecipeError, suggest
 from .recipe import Recipe, recipe
 
 SCOPES = ("all", "marked")
+RESERVED = "joint_custom_pre_pass"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Config:
     """A validated set of options: the policy, and what is passed on to Inductor."""
 
     policy: Policy
-    inductor: tuple[tuple[str, Any], ...] = ()
+    inductor: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), hash=False)  # values may be lists
 
 
 OPTIONS: Mapping[str, str] = {
@@ -54,12 +55,14 @@ OPTIONS: Mapping[str, str] = {
     "strict": "True or False",
     "eval": "the recipe of graphs without gradients (default: the same)",
     "mode": "a mode of torch.compile",
-    "inductor": "a dict of Inductor configuration",
+    "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
 }
 
 
 def configure(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Config:
     """Validate options. Raises `OptionError` or `RecipeError`, which say what was expected."""
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"options is {options!r}; expected a dict, as options={{'recipe': 'quartet'}}.")
     options = dict(options or {})
     for key in options:
         if key not in OPTIONS:
@@ -67,51 +70,61 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
                 f"Unknown option {key!r}{suggest(key, OPTIONS)}. The options of backend='quartet' are: "
                 f"{', '.join(OPTIONS)}. Inductor's own go into options={{'inductor': {{{key!r}: ...}}}}."
             )
-    training = recipe(options.get("recipe", "quartet"))
-    scope = options.get("scope", "all")
-    if scope not in SCOPES:
-        raise OptionError(f"Option 'scope' is {scope!r}; expected {OPTIONS['scope']}.")
-    strict = options.get("strict", False)
-    if not isinstance(strict, bool):
-        raise OptionError(f"Option 'strict' is {strict!r}; expected {OPTIONS['strict']}.")
+    training = _recipe("recipe", options.get("recipe", "quartet"))
     evaluation = options.get("eval")
     policy = Policy(
         recipe=training,
-        eval_recipe=training if evaluation is None else recipe(evaluation),
+        eval_recipe=training if evaluation is None else _recipe("eval", evaluation),
         include=_globs("include", options.get("include", ())),
         exclude=_globs("exclude", options.get("exclude", ())),
-        scope=scope,
-        strict=strict,
+        scope=_scope(options.get("scope", "all")),
+        strict=_strict(options.get("strict", False)),
     )
     return Config(policy=policy, inductor=_inductor(options.get("mode", mode), options.get("inductor", {})))
 
 
+def _recipe(option: str, value: Any) -> Recipe:
+    try:
+        return recipe(value)
+    except RecipeError as error:
+        raise RecipeError(f"Option {option!r}: {error}") from None
+
+
+def _scope(value: Any) -> str:
+    if value not in SCOPES:
+        raise OptionError(f"Option 'scope' is {value!r}{suggest(value, SCOPES)}; expected {OPTIONS['scope']}.")
+    return value
+
+
+def _strict(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"Option 'strict' is {value!r}; expected {OPTIONS['strict']}.")
+    return value
+
+
 def _globs(option: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(item, str) for item in _iterate(option, value)):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
         raise OptionError(
             f"Option {option!r} is {value!r}; expected {OPTIONS[option]}, as {option}=['*.router', 'layers.0.*']."
         )
     return tuple(value)
 
 
-def _iterate(option: str, value: Any) -> Any:
-    try:
-        return iter(value)
-    except TypeError:
-        raise OptionError(f"Option {option!r} is {value!r}; expected {OPTIONS[option]}.") from None
-
-
-def _inductor(mode: str | None, patches: Any) -> tuple[tuple[str, Any], ...]:
+def _inductor(mode: Any, patches: Any) -> tuple[tuple[str, Any], ...]:
     modes = _compat.known_modes()
     if mode is not None and mode not in modes:
         raise OptionError(f"Unknown mode {mode!r}{suggest(mode, modes)}; the modes are {', '.join(modes)}.")
     if not isinstance(patches, Mapping):
         raise OptionError(f"Option 'inductor' is {patches!r}; expected {OPTIONS['inductor']}.")
-    known = _compat.inductor_options()
     merged = _compat.mode_options(mode) if mode and mode != "default" else {}
+    known = _compat.inductor_options() if patches else {}
     for key, value in patches.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(f"Unknown Inductor option {key!r}{suggest(name, known)}; see torch._inductor.config.")
+        if name == RESERVED:
+            raise OptionError(f"The Inductor option {key!r} is what backend='quartet' itself uses; leave it out.")
+        if known[name] and not isinstance(value, known[name]):
+            raise OptionError(f"Inductor option {key!r} is {value!r}; expected a value of type {known[name].__name__}.")
         merged[name] = value
     return tuple(sorted(merged.items()))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from .api import parameter_names
-from .capture import Capture, run_on_fakes, uncompiled
+from .capture import Capture, run_on_fakes
 from .config import configure
 from .errors import StrictError
 from .names import matches
 from .report import Report
+from .sandbox import modules_of, uncompiled
 
 
 def explain(model: Callable, *inputs: Any, **options: Any) -> Report:
@@ -26,14 +25,23 @@ def explain(model: Callable, *inputs: Any, **options: Any) -> Report:
     captured.
     """
     config = configure(options)
+    policy = config.policy
     original = uncompiled(model)
-    capture = Capture(config, parameter_names(original) if isinstance(original, nn.Module) else {})
-    eager = run_on_fakes(original, inputs, capture)
-    if eager and config.policy.strict:
-        raise StrictError(f"strict=True, and parts of the model run outside compiled graphs: {'; '.join(eager)}.")
-    unmatched = [f"{o}={p!r}" for o, p in config.policy.patterns if not matches(p, capture.seen)]
+    names = {key: name for module in modules_of(original) for key, name in parameter_names(module).items()}
+    capture = Capture(config, names)
+    breaks, eager_sites = run_on_fakes(original, inputs, capture)
+    if breaks and policy.strict:
+        raise StrictError(
+            f"strict=True, and parts of the model run outside of compiled graphs: {'; '.join(breaks)}. "
+            "Remove the graph breaks, or set strict=False."
+        )
+    recipes = {(policy.recipe if graph.training else policy.eval_recipe).name: None for graph in capture.graphs}
     return Report(
-        recipe=config.policy.recipe.name, graphs=tuple(capture.graphs), unmatched=tuple(unmatched), eager=eager
+        recipe=", ".join(recipes) or policy.recipe.name,
+        graphs=tuple(capture.graphs),
+        unmatched=tuple(f"{option}={glob!r}" for option, glob in policy.patterns if not matches(glob, capture.seen)),
+        eager=breaks,
+        eager_sites=eager_sites,
     )
 
 

@@ -6,16 +6,18 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
-_ROOT = re.compile(r"^(?:L|G)\[(?:'[^']*'|\"[^\"]*\")\]")
+_ROOT = re.compile(r"^(?:G\[['\"]__import_\w+['\"]\]\.(\w+)|[LG]\[(?:'([^']*)'|\"([^\"]*)\")\])")
+"""The variable at the root of a Dynamo source: `L['self']`, or a global of another module, `G['__import_m'].model`."""
+
 _ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers|\.__dict__)?\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "__self__")
 
 
 def clean(path: str) -> str:
     """A Dynamo source or module path without its root, its item syntax and the names of wrappers."""
-    path = _ROOT.sub("", path)
+    path = re.sub(r"\.__closure__\[\d+\]\.cell_contents", "", _ROOT.sub("", path))
     path = _ITEM.sub(lambda m: "." + next(group for group in m.groups() if group is not None), path)
-    path = re.sub(r"\.(_modules|_parameters|_buffers|__closure__|cell_contents)(?=\.|$)", "", path)
+    path = re.sub(r"\.(_modules|_parameters|_buffers)(?=\.|$)", "", path)
     parts = [part for part in path.split(".") if part and part not in _WRAPPERS]
     if len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
@@ -24,8 +26,8 @@ def clean(path: str) -> str:
 
 def root_name(path: str) -> str:
     """The variable at the root of a Dynamo source: `w` of `L['w']`."""
-    found = re.match(r"^(?:L|G)\[['\"]([^'\"]*)['\"]\]", path)
-    return found.group(1) if found else path
+    found = _ROOT.match(path)
+    return next(group for group in found.groups() if group is not None) if found else path
 
 
 def lineage(name: str) -> list[str]:

@@ -40,19 +40,22 @@ class GraphReport:
 class Report:
     """The matmuls of a model, in the order of its forward pass, over all its graphs.
 
-    unmatched: include and exclude patterns that matched no matmul.
-    eager: why parts of the model run outside compiled graphs, one line each.
+    recipe: its name; with `eval`, that of the graphs that there are.
+    unmatched: include and exclude patterns that matched no module.
+    eager: where and why parts of the model run outside of compiled graphs, one line each.
+    eager_sites: the matmuls of those parts.
     """
 
     recipe: str
     graphs: tuple[GraphReport, ...]
     unmatched: tuple[str, ...] = ()
     eager: tuple[str, ...] = ()
+    eager_sites: tuple[Site, ...] = ()
 
     @property
     def sites(self) -> list[Site]:
-        """Every matmul."""
-        return [site for graph in self.graphs for site in graph.sites]
+        """Every matmul; those that run eagerly come last."""
+        return [*(site for graph in self.graphs for site in graph.sites), *self.eager_sites]
 
     def graph_diff(self, context: int = 1) -> str:
         """Unified diff of the joint graphs before and after, one line an op; empty if nothing was rewritten."""
@@ -66,8 +69,8 @@ class Report:
         done = sum(site.rewritten for site in sites)
         graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
         lines = ["", f"{done} of {len(sites)} matmuls in FP4, in {graphs} (recipe {self.recipe!r})."]
-        lines += [f"Pattern {pattern} matched no matmul." for pattern in self.unmatched]
-        lines += [f"Runs eagerly, untouched: {line}" for line in self.eager]
+        lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
+        lines += [f"Graph break at {line}" for line in self.eager]
         return lines
 
 

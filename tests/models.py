@@ -41,10 +41,15 @@ class Net(nn.Module):
     """Blocks and a parameter used by `@`. break_graph: leave the compiled region between blocks."""
 
     def __init__(
-        self, blocks: int = 2, dropout: float = 0.0, checkpointing: bool = False, break_graph: bool = False
+        self,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+        break_graph: bool = False,
+        hidden: int = 96,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(dropout=dropout) for _ in range(blocks))
+        self.layers = nn.ModuleList(Block(hidden=hidden, dropout=dropout) for _ in range(blocks))
         self.out = nn.Parameter(torch.randn(64, 40) / 8)
         self.checkpointing, self.break_graph = checkpointing, break_graph
 

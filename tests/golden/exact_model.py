@@ -99,7 +99,7 @@ def _quantize_group(x, scale, shrink, sign, bits):
     lift = 64 if scale == "absmax" and max(abs(v) for v in x) < F(2.0**-64) else 0
     x = [v * F(2.0**lift) for v in x]
     x = [v if abs(v) >= F(2.0**-100) else F(0) for v in x]
-    rotated = rotate([v * s for v, s in zip(x, sign, strict=True)] if sign is not None else x)
+    rotated = rotate([v * s if v else F(0) for v, s in zip(x, sign, strict=True)] if sign is not None else x)
     if not any(rotated):
         return 0, [0] * 32, [1] * 32
     statistic = quest_scale(rotated) if scale == "quest" else max(abs(v) for v in rotated)

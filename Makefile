@@ -1,0 +1,64 @@
+# make demo    trains the demo model in full precision and in FP4, and compares them (runs/demo)
+# make test    the tests; test-all adds the slow ones; gpu-check those that need a GPU
+# make lint, make bench
+# Each verb does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks another Python.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+READY := .venv/.ready
+
+# What was set up may be half made, broken since, or of a checkout that has moved: ask it, in a few hundredths of a second.
+probe := from importlib.util import find_spec; from pathlib import Path; \
+  here = find_spec("quartet_compile"); \
+  parts = [find_spec(m) for m in ("pip", "torch", "pytest", "ruff", "matplotlib")]; \
+  print(None not in (here, *parts) and Path("quartet_compile").samefile(Path(here.origin).parent))
+is_whole := test -x $(PY) && $(PY) -I -c '$(probe)' 2>&1
+ifneq ($(shell $(is_whole)),True)
+$(shell rm -f $(READY))
+endif
+
+.PHONY: setup demo test test-all gpu-check lint bench
+.DEFAULT_GOAL := test
+
+setup: $(READY)
+	@:
+
+# Triton comes apart from the rest: PyPI's CUDA build of torch 2.13.0 asks for 3.7.1, which can't interpret the kernels
+# of this project, and the CPU build asks for none.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "setup: needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=..." >&2; exit 1; }
+	@{ test -x $(PY) && $(PY) -I -c 'import pip' 2>/dev/null; } || { rm -rf .venv && $(PYTHON) -m venv .venv; } || \
+	  { rm -rf .venv; echo "setup: $(PYTHON) can't make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	grep -v '^triton=' constraints.txt > .venv/constraints.txt
+	$(PY) -m pip install --disable-pip-version-check -c .venv/constraints.txt -e ".[test,demo,dev]"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt --no-deps 'triton; platform_system == "Linux"'
+	@test "$$($(is_whole))" = True || { test -z "$(REBUILT)" && echo "setup: pip can't mend .venv: makes it anew" && \
+	  rm -rf .venv && $(MAKE) --no-print-directory setup REBUILT=1; }
+	@command -v $${CXX:-g++} >/dev/null || command -v clang++ >/dev/null || \
+	  echo "setup: no C++ compiler found; torch.compile needs one on a CPU (Debian, Ubuntu: apt install g++)" >&2
+	@test -e "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+	  echo "setup: no Python.h found; torch.compile needs it on a CPU (Debian, Ubuntu: apt install python3-dev)" >&2
+	@touch $@
+
+demo: setup
+	$(PY) examples/train_llama.py --compare --size demo --out runs/demo
+
+test: setup
+	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-all: setup
+	$(PYTEST) $(PYTEST_ARGS)
+
+gpu-check: setup
+	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "gpu-check: nothing was checked: this PyTorch ($$($(PY) -c 'import torch; print(torch.__version__)')) sees no GPU" >&2; exit 1; }
+	@test -d tests/gpu || { echo "gpu-check: nothing was checked: there are no GPU tests yet (tests/gpu)" >&2; exit 1; }
+	$(PYTEST) tests/gpu $(PYTEST_ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+
+bench: setup
+	$(PY) examples/bench_step.py

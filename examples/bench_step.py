@@ -1,0 +1,183 @@
+"""Time and memory of a training step of the Llama, FP4 beside full precision, interleaved in one run.
+
+    python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads
+    python examples/bench_step.py --swap-compiled     also module swap under torch.compile (its first call takes minutes)
+    python examples/bench_compile.py                  first call, the pass's share of it, growth with the layers
+
+Each variant has its own copy of the model and its own AdamW; the variants take turns, so that a change of the machine's
+speed meets them all. Figures are medians; ratios are to plain Inductor, taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from figures import saved_bytes, saved_tensors, graph_nodes
+from llama import SIZES, Llama
+from module_swap import BackwardSeeds, swap_linears
+from torch import Tensor, nn
+
+import quartet_compile as qc
+
+BASELINE = "Inductor, full precision"
+
+
+@dataclasses.dataclass
+class Variant:
+    """One way to train the model: the module that owns the weights, and the function that computes its loss."""
+
+    name: str
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    seeds: BackwardSeeds | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.first_call = 0.0
+        self.gradient_seconds: list[float] = []
+        self.step_seconds: list[float] = []
+        self.saved = 0
+        self.packed = 0
+
+    def step(self, tokens: Tensor, targets: Tensor, record: bool) -> None:
+        """Forward, backward and optimizer step."""
+        if self.seeds is not None:
+            self.seeds.reset()
+        start = time.perf_counter()
+        loss = self.loss(tokens, targets)
+        if not self.saved:
+            self.saved, self.packed = saved_bytes(loss, self.model), packed_bytes(loss)
+        loss.backward()
+        synchronize(tokens.device)
+        middle = time.perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        synchronize(tokens.device)
+        end = time.perf_counter()
+        if record:
+            self.gradient_seconds.append(middle - start)
+            self.step_seconds.append(end - start)
+        elif not self.first_call:
+            self.first_call = end - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def packed_bytes(loss: Tensor) -> int:
+    """Bytes of codes, scales and mask bits saved for backward: the uint8 tensors."""
+    tensors = {t.data_ptr(): t.nbytes for n in graph_nodes(loss.grad_fn) for t in saved_tensors(n) if t.dtype == torch.uint8}
+    return sum(tensors.values())
+
+
+def operand_elements(model: Llama, tokens: int) -> int:
+    """Elements of the distinct X and W of all rewritten matmuls: four X and seven W a block."""
+    block = model.layers[0]
+    width, hidden = block.mlp.gate_proj.in_features, block.mlp.gate_proj.out_features
+    weights = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
+    return len(model.layers) * (weights + tokens * (3 * width + hidden))
+
+
+def variants(model: Llama, recipes: list[str], swap_eager: bool, swap_compiled: bool) -> list[Variant]:
+    """The variants, the baseline first."""
+    made = []
+
+    def add(name: str, compile_: Callable | None, recipe: str | None = None) -> None:
+        copied = copy.deepcopy(model)
+        seeds = swap_linears(copied, qc.recipe(recipe)) if recipe else None
+        made.append(Variant(name, copied, compile_(copied) if compile_ else copied, seeds))
+
+    add(BASELINE, lambda m: torch.compile(_own_code(m), dynamic=False))
+    for recipe in recipes:
+        options = {"recipe": recipe}
+        add(f"quartet backend, {recipe}", lambda m: torch.compile(_own_code(m), backend="quartet", dynamic=False, options=options))
+    add("eager, full precision", None)
+    if swap_eager:
+        add("module swap, eager reference", None, recipes[0])
+    if swap_compiled:
+        add("module swap, Inductor", lambda m: torch.compile(_own_code(m), dynamic=False), recipes[0])
+    return made
+
+
+def _own_code(model: nn.Module) -> Callable:
+    """A function with its own code object, so that the variants share no compilation cache and no recompile limit."""
+
+    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        return model(tokens, targets)
+
+    return type(loss)(loss.__code__.replace(), loss.__globals__, "loss", None, loss.__closure__)
+
+
+def measure(made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int) -> None:
+    """Two warm-up steps each, then `rounds` rounds in which the variants take turns."""
+    for variant in made:
+        for _ in range(2):
+            variant.step(*batch, record=False)
+    for number in range(rounds):
+        for variant in made[number % len(made) :] + made[: number % len(made)]:
+            variant.step(*batch, record=True)
+
+
+def table(made: list[Variant], elements: int) -> str:
+    """One line a variant."""
+    base = made[0]
+    lines = [
+        f"{'variant':<32} {'fwd+bwd ms':>10} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'saved MB':>9} {'packed B/elem':>13}"
+    ]
+    for v in made:
+        lines.append(
+            f"{v.name:<32} {1e3 * statistics.median(v.gradient_seconds):>10.1f} "
+            f"{_ratio(v.gradient_seconds, base.gradient_seconds):>6.2f} {1e3 * statistics.median(v.step_seconds):>8.1f} "
+            f"{_ratio(v.step_seconds, base.step_seconds):>6.2f} {v.saved / 1e6:>9.1f} "
+            f"{v.packed / elements if v.packed else float('nan'):>13.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _ratio(times: list[float], base: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="30M")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens a step, as one sequence")
+    parser.add_argument("--recipe", nargs="+", default=["quartet"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-swap", action="store_true", help="leave out the slow baseline by module swap")
+    parser.add_argument("--swap-compiled", action="store_true", help="also compile it (minutes)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = Llama(SIZES[args.size], positions=args.tokens).to(args.device)
+    batch = tuple(torch.randint(256, (2, 1, args.tokens), device=args.device))
+    made = variants(model, args.recipe, not args.no_swap, args.swap_compiled)
+    measure(made, batch, args.rounds)
+    print(
+        f"{args.size} Llama, {args.tokens} tokens a step, float32, {args.device}, {args.threads} threads, "
+        f"torch {torch.__version__}, medians of {args.rounds} interleaved rounds"
+    )
+    print(table(made, operand_elements(model, args.tokens)))
+    if args.json:
+        rows = [{k: getattr(v, k) for k in ("name", "gradient_seconds", "step_seconds", "saved", "packed")} for v in made]
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The FP4 GEMM on the CPU: `reference.scaled_mm` by integer dot products (gemm.cpp).
+
+On machines without AVX2, and for scales that lie too far apart for the integer kernel (`kSpan` in gemm_layout.h), it is
+`torch.mm` of the decoded operands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ...errors import QuartetError
+from .. import reference
+from ..reference import Blocks
+from .loader import function
+from .toolchain import isa
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type in element.h
+
+
+def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """`alpha * a @ b^T`, as `dtype[M, N]`.
+
+    a: MXFP4 `[M, K]`; b: MXFP4 `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to
+    nearest. A NaN scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except
+    with `torch.mm`. Exact formats (float32 codes) go to the reference.
+    """
+    if a.codes.dtype == torch.float32:
+        return reference.scaled_mm(a, b, alpha, dtype)
+    rows, groups = a.scales.shape
+    columns, b_groups = b.scales.shape
+    if groups != b_groups:
+        raise QuartetError(
+            f"scaled_mm got operands with {groups} and {b_groups} groups of 32 along K; expected the same K in both."
+        )
+    if isa() == "portable":
+        return _decoded_mm(a, b, alpha, dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+    done = ctypes.c_int32()
+    function("quartet_scaled_mm", "pppppipiiifi")(
+        a.codes.contiguous().data_ptr(),
+        a.scales.contiguous().data_ptr(),
+        b.codes.contiguous().data_ptr(),
+        b.scales.contiguous().data_ptr(),
+        out.data_ptr(),
+        _TYPES[dtype],
+        ctypes.byref(done),
+        rows,
+        columns,
+        groups,
+        alpha,
+        torch.get_num_threads(),
+    )
+    return out if done.value else _decoded_mm(a, b, alpha, dtype)
+
+
+def _decoded_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    return torch.mm(_decode(a), _decode(b).t()).mul_(alpha).to(dtype)
+
+
+def _decode(x: Blocks) -> torch.Tensor:
+    """The values of MXFP4 blocks: float32[rows, 32 * groups]."""
+    rows, groups = x.scales.shape
+    out = torch.empty(rows, 32 * groups)
+    codes, scales = x.codes.contiguous(), x.scales.contiguous()
+    function("quartet_decode", "pppiii")(
+        codes.data_ptr(), scales.data_ptr(), out.data_ptr(), rows, groups, torch.get_num_threads()
+    )
+    return out
