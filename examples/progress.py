@@ -13,7 +13,7 @@ class Progress:
 
     def __init__(self, label: str, *, steps: int, start: int, tokens_a_step: int) -> None:
         self.label, self.steps, self.tokens_a_step = label, steps, tokens_a_step
-        self.validation = float("nan")
+        self.validation: float | None = None
         self.every = max(1, steps // 20)
         self.bar = None
         if sys.stderr.isatty():
@@ -24,16 +24,13 @@ class Progress:
     def update(self, step: int, loss: float, seconds: float) -> None:
         rate = self.tokens_a_step / seconds
         if self.bar is not None:
-            figures = {"loss": f"{loss:.3f}", "val": f"{self.validation:.3f}", "tokens/s": f"{rate:,.0f}"}
-            self.bar.set_postfix(figures, refresh=False)
+            held_out = {} if self.validation is None else {"validation": f"{self.validation:.3f}"}
+            self.bar.set_postfix({"loss": f"{loss:.3f}", **held_out, "tokens/s": f"{rate:,.0f}"}, refresh=False)
             self.bar.update()
         elif step == 1 or step % self.every == 0 or step == self.steps:
-            compiling = " (compiled in this step)" if seconds > 3 and step == 1 else ""
-            print(
-                f"{self.label}: step {step}/{self.steps}  loss {loss:.3f}  val {self.validation:.3f}  "
-                f"{rate:,.0f} tokens/s{compiling}",
-                flush=True,
-            )
+            held_out = "" if self.validation is None else f"  validation {self.validation:.3f}"
+            figures = f"loss {loss:.3f}{held_out}  {rate:,.0f} tokens/s"
+            print(f"{self.label}: step {step}/{self.steps}  {figures}", flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import checkpoint
@@ -91,6 +91,19 @@ def adamw(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
 
 
+@contextlib.contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """On a CPU, makes every sum run in one order: Inductor else adds an embedding's gradient in the threads' order."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(device == "cpu" or before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
 class Trainer:
     """A run that can be stopped after any step and continued to the same bits (on one machine's CPU)."""
 
@@ -114,7 +127,10 @@ class Trainer:
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         steps = self.settings.steps
         tokens = self.settings.tokens_a_step
-        with Progress(self.label, steps=steps, start=self.step, tokens_a_step=tokens) as progress:
+        with (
+            repeatable(self.settings.device),
+            Progress(self.label, steps=steps, start=self.step, tokens_a_step=tokens) as progress,
+        ):
             while self.step < steps:
                 loss, seconds = self.train_step()
                 if self.step % self.settings.eval_every == 0 or self.step == steps:

@@ -161,7 +161,7 @@ def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site
     else:
         reason = f"{other.kind} with the parameter {parameters[other.weight]!r}; only mm and addmm are rewritten"
     return Site(
-        name=_module(other.node) or other.node.name,
+        name=_module(other.node) or other.kind,
         shape=_sizes(other.shape),
         dtype=_dtype(other.node),
         rewritten=False,

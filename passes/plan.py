@@ -51,11 +51,8 @@ class Naming:
         """The display name of a site and every name that a pattern may match."""
         parameter = self.parameters.get(site.weight, "") if site.weight is not None else ""
         owner, _, leaf = parameter.rpartition(".")
-        if module and (leaf == "weight" and (owner == module or owner.endswith("." + module))):
-            name = owner
-        elif module and parameter and not (owner == module or owner.endswith("." + module)):
-            name = module
-        elif parameter:
+        owned = parameter and (not module or f".{module}." in f".{owner}.")
+        if owned:
             name = owner if leaf == "weight" and owner else parameter
         else:
             name = module or site.node.name

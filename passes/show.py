@@ -5,6 +5,7 @@
     fwd  scaled_mm: f32[64, 96] = scaled_mm(x.q, weight.q) -> output
     bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
 
+`fwd` and `bwd` are the forward and the backward pass, `ckpt` what checkpointing computes in both.
 Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
 name, and `->` says what the graph returns, so that a line says what is computed and not how tensors are passed around.
 The ops of the pass, casts, and attention, whose kernel depends on the device, are named as they are printed; every
@@ -46,14 +47,18 @@ def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     backward = descendants(tangents(graph))
     outputs = _output_names(graph)
     printer = _Printer({**_gradient_names(graph, outputs), **names})
-    lines: list[tuple[fx.Node, str]] = []
-    for node in graph.nodes:
-        line = printer.line(node)
-        if line:
-            is_backward = node in backward or backward and "backward" in node.meta.get("partitioner_tag", "")
-            lines.append((node, f"{'bwd' if is_backward else 'fwd'}  {line}"))
+    lines = [(node, line) for node in graph.nodes if (line := printer.line(node))]
     returned = printer.returned(graph, outputs)
-    return "".join(f"{line}{' -> ' * (node in returned)}{', '.join(returned[node])}\n" for node, line in lines)
+    return "".join(
+        f"{_part(node, backward):4} {line}{' -> ' * (node in returned)}{', '.join(returned[node])}\n"
+        for node, line in lines
+    )
+
+
+def _part(node: fx.Node, backward: set[fx.Node]) -> str:
+    if node in backward or backward and "backward" in node.meta.get("partitioner_tag", ""):
+        return "bwd"
+    return "ckpt" if getattr(node.meta.get("recompute"), "name", "").endswith("RECOMPUTE") else "fwd"
 
 
 def _results(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:

@@ -150,3 +150,11 @@ def map_tensors(function: Callable[[str, torch.Tensor], Any], name: str, value: 
         return function(name + tree.keystr(path), item) if isinstance(item, torch.Tensor) else item
 
     return tree.tree_map_with_path(leaf, value)
+
+
+def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake tensor with the static layout, dtype and device of another, and a storage of its own."""
+    fake_tensor = _private("torch._subclasses.fake_tensor")
+    with fake_tensor.in_kernel_invocation_manager(mode):
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return fake_tensor.FakeTensor(mode, meta, tensor.device)

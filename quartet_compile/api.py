@@ -73,7 +73,7 @@ def parameter_names(model: nn.Module) -> Mapping[int, str]:
 
 def check_patterns(policy: Policy, models: list[nn.Module], arguments: Iterable[str] = ()) -> None:
     """Raise `PatternError` for a pattern that matches no module and no parameter of the models, and no argument."""
-    names = {clean(name) for model in models for name, _ in model.named_modules()}
+    names = {clean(name) for model in models for name, _ in model.named_modules(remove_duplicate=False)}
     names |= {clean(name) for model in models for name, _ in model.named_parameters(remove_duplicate=False)}
     names |= set(arguments)
     names.discard("")

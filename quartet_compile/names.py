@@ -14,14 +14,13 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 
 
 def clean(path: str) -> str:
-    """A Dynamo source or module path without its root, its item syntax and the names of wrappers."""
+    """A Dynamo source or module path without its root, its item syntax and the names of wrappers (a first `module` is
+    that of data parallel wrappers)."""
     path = re.sub(r"\.__closure__\[\d+\]\.cell_contents", "", _ROOT.sub("", path))
     path = _ITEM.sub(lambda m: "." + next(group for group in m.groups() if group is not None), path)
     path = re.sub(r"\.(_modules|_parameters|_buffers)(?=\.|$)", "", path)
     parts = [part for part in path.split(".") if part and part not in _WRAPPERS]
-    if len(parts) > 1 and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(parts)
+    return ".".join(parts[1:] if parts[:1] == ["module"] else parts)
 
 
 def root_name(path: str) -> str:

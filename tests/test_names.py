@@ -34,7 +34,7 @@ def test_a_dynamo_source_becomes_the_users_name(source):
     assert clean(source) == SOURCES[source]
 
 
-@pytest.mark.parametrize("name", ["layers.0.up", "module", "a.module.b"])
+@pytest.mark.parametrize("name", ["layers.0.up", "modules", "a.module.b"])
 def test_a_users_name_stays_as_it_is(name):
     assert clean(name) == name
 
@@ -104,7 +104,7 @@ def test_a_method_has_the_models_names():
     assert names(Net(blocks=1).forward) == NET
 
 
-def test_a_tied_parameter_has_its_first_name():
+def test_layers_that_share_a_weight_keep_names_of_their_own():
     model = Net(blocks=2)
     model.layers[1].up.weight = model.layers[0].up.weight
     assert names(model)[:4] == ["layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down"]
@@ -122,9 +122,31 @@ def test_copies_of_one_layer_have_names_of_their_own():
     assert names(model) == ["0.up", "0.down", "1.up", "1.down"]
 
 
-def test_a_layer_used_twice_has_two_lines_with_one_name():
+def test_a_layer_used_twice_has_a_line_for_each_place():
     block = Block()
-    assert names(torch.nn.Sequential(block, block)) == ["0.up", "0.down", "0.up", "0.down"]
+    assert names(torch.nn.Sequential(block, block)) == ["0.up", "0.down", "1.up", "1.down"]
+
+
+class Borrows(torch.nn.Module):
+    """Multiplies with a parameter of its child, without calling the child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.inner.weight)
+
+
+def test_a_weight_that_its_owner_does_not_use_itself_is_named_after_the_owner():
+    assert names(torch.nn.Sequential(Borrows())) == ["0.inner"]
+
+
+def test_a_tied_weight_is_named_after_the_module_that_uses_it():
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(80, 64), "out": torch.nn.Linear(64, 80, bias=False)})
+    model["out"].weight = model["embed"].weight
+    model.forward = lambda ids: model["out"](model["embed"](ids))
+    assert names(model, torch.zeros(2, 16, dtype=torch.long)) == ["out"]
 
 
 def test_attention_is_named_after_its_module():

@@ -61,6 +61,14 @@ def test_restore_approximates_the_input_in_its_own_shape(name, shape):
     assert (restored - x).norm() <= bound * x.norm()
 
 
+def test_quest_and_a_one_hot_first_element():
+    """It rotates to a constant, whose std is 0: all 32 values clip. At any other place all is well. As published."""
+    q = quantize(torch.eye(32), "mxfp4-quest")
+    error = ((q.restore() - torch.eye(32)) ** 2).sum(1)
+    assert q.scales[0] == 100 and not q.mask[0].any() and error[0] > 0.999  # 2^-27, from the 1e-8
+    assert (q.mask[1:] == 255).all() and error[1:].max() < 0.004
+
+
 def test_quest_loses_the_33rd_column():
     """One column more than whole groups is a one-hot first element: constant after rotation, so QuEST's scale is 0."""
     x = gaussian(4, 33)

@@ -38,11 +38,9 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
         return _decoded_mm(a, b, alpha, dtype)
     out = torch.empty(rows, columns, dtype=dtype)
     done = ctypes.c_int32()
+    inputs = [t.contiguous() for t in (a.codes, a.scales, b.codes, b.scales)]  # held until the call is over
     function("quartet_scaled_mm", "pppppipiiifi")(
-        a.codes.contiguous().data_ptr(),
-        a.scales.contiguous().data_ptr(),
-        b.codes.contiguous().data_ptr(),
-        b.scales.contiguous().data_ptr(),
+        *(t.data_ptr() for t in inputs),
         out.data_ptr(),
         _TYPES[dtype],
         ctypes.byref(done),

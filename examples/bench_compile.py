@@ -1,0 +1,129 @@
+"""First call, the pass's share of it, and how the pass grows with the number of layers.
+
+    python examples/bench_compile.py                 first calls in new processes with cold caches, then the growth
+    python examples/bench_compile.py --no-first-call only the growth
+
+The first call is forward and backward of the first step: Dynamo, AOTAutograd, the pass, Inductor, the C++ compiler. The
+growth is measured without Inductor, on the joint graph of models with 2 to 64 layers: the pass must be linear, and the
+number of distinct kernels (an op with its constant arguments) must not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from llama import SIZES, Llama, Size
+from torch import fx
+
+from quartet_compile.capture import Capture
+from quartet_compile.config import configure
+from quartet_compile.kernels.cpu.loader import library
+from quartet_compile.passes.joint import QuartetPass
+
+
+class PassTimer:
+    """While active, adds up the seconds spent in the pass and keeps the last rewritten graph's nodes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.kernels: set[tuple] = set()
+
+    def __enter__(self) -> PassTimer:
+        self._original = QuartetPass.__call__
+
+        def timed(run: QuartetPass, graph: fx.Graph) -> None:
+            start = time.perf_counter()
+            self._original(run, graph)
+            self.seconds += time.perf_counter() - start
+            self.kernels |= distinct_kernels(graph)
+
+        QuartetPass.__call__ = timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        QuartetPass.__call__ = self._original
+
+
+def distinct_kernels(graph: fx.Graph) -> set[tuple]:
+    """Every quartet op of a graph with its constant arguments: what a compiler would generate one kernel for."""
+    found = set()
+    for node in graph.nodes:
+        if getattr(node.target, "namespace", "") == "quartet" and node.target is not torch.ops.quartet.seed.default:
+            found.add((str(node.target), tuple(str(a) for a in node.args if not isinstance(a, fx.Node))))
+    return found
+
+
+def first_call(backend: str, size: str, tokens: int) -> dict[str, float]:
+    """Seconds of the first forward and backward in this process, and of the pass in it; the C++ kernels are built
+    before, and timed apart."""
+    start = time.perf_counter()
+    if backend == "quartet":
+        library()
+    build = time.perf_counter() - start
+    torch.manual_seed(0)
+    model = Llama(SIZES[size], positions=tokens)
+    batch = tuple(torch.randint(256, (2, 1, tokens)))
+    start = time.perf_counter()
+    with PassTimer() as timer:
+        torch.compile(model, backend=backend, dynamic=False)(*batch).backward()
+    return {"first_call": time.perf_counter() - start, "pass": timer.seconds, "build": build}
+
+
+def in_new_processes(backend: str, size: str, tokens: int, runs: int) -> dict[str, float]:
+    """Medians of `first_call` over new processes, each with an empty cache folder."""
+    results = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--one", backend, "--size", size, "--tokens", str(tokens)]
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: statistics.median(result[key] for result in results) for key in results[0]}
+
+
+def growth(layers: int) -> tuple[float, int, int]:
+    """Seconds in the pass, rewritten matmuls, and distinct kernels, for a narrow Llama with so many layers."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Llama(Size(layers=layers, width=64, heads=2, lr=1e-3, seq=32), positions=32)
+    capture = Capture(configure({}), text=False)
+    with PassTimer() as timer:
+        torch.compile(model, backend=capture, dynamic=False)(*torch.randint(256, (2, 1, 32)))
+    return timer.seconds, sum(site.rewritten for graph in capture.graphs for site in graph.sites), len(timer.kernels)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="30M")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--no-first-call", action="store_true")
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        print(json.dumps(first_call(args.one, args.size, args.tokens)))
+        return
+    if not args.no_first_call:
+        print(f"First call, {args.size} Llama, {args.tokens} tokens, medians of {args.runs} new processes, cold caches")
+        plain, ours = (in_new_processes(b, args.size, args.tokens, args.runs) for b in ("inductor", "quartet"))
+        print(f"  Inductor {plain['first_call']:.1f} s; quartet {ours['first_call']:.1f} s", end="")
+        print(f", {ours['first_call'] / plain['first_call']:.2f}x, of which the pass {ours['pass']:.2f} s", end="")
+        print(f" ({100 * ours['pass'] / ours['first_call']:.1f} %); C++ kernels, once a machine: {ours['build']:.1f} s")
+    print(f"{'layers':>6} {'matmuls':>8} {'pass s':>7} {'ms/matmul':>10} {'distinct kernels':>17}")
+    for layers in args.layers:
+        seconds, matmuls, kernels = growth(layers)
+        print(f"{layers:>6} {matmuls:>8} {seconds:>7.3f} {1e3 * seconds / matmuls:>10.2f} {kernels:>17}")
+
+
+if __name__ == "__main__":
+    main()

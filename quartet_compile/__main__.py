@@ -1,0 +1,201 @@
+"""The command line: `python -m quartet_compile recipes | explain | diff`.
+
+    python -m quartet_compile recipes
+    python -m quartet_compile explain model.py:MyModel --input 2x128x64
+    python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
+
+What was asked wrongly is one line on stderr, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import QuartetError, suggest
+from .explain import explain
+from .recipe import recipes
+
+SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
+
+
+class UsageError(Exception):
+    """What the user typed wrong, in one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        print(options.run(options).rstrip("\n"))
+    except (UsageError, QuartetError) as error:
+        print(f"quartet_compile {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    root = argparse.ArgumentParser(prog="python -m quartet_compile", description="What backend='quartet' does to a model.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("recipes", help="the recipes: what runs in which format").set_defaults(run=run_recipes)
+    for name, run, text in (
+        ("explain", run_explain, "a table of a model's matmuls: which run in FP4, and why the others don't"),
+        ("diff", run_diff, "the model's graph before and after, as a diff with one line an op"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        _add_model_arguments(command)
+    return root
+
+
+def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="package.module:name or path/file.py:name of a Module, a Module class without arguments, or a function "
+        "that returns a model or (model, inputs)",
+    )
+    command.add_argument(
+        "--input",
+        metavar="SHAPE[:DTYPE]",
+        action="append",
+        default=[],
+        help="an input, as 2x128x64 or 2x128:int64; once for each input of the model",
+    )
+    command.add_argument("--recipe", help="default: quartet (see the command recipes)")
+    command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
+    command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
+    command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
+    command.add_argument("--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error")
+    command.add_argument("--no-grad", action="store_true", help="the inference graph instead of the training graph")
+    command.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def run_recipes(_: argparse.Namespace) -> str:
+    """A table of the recipes: the quantizers of both operands of each GEMM."""
+    rows = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
+    for name, recipe in recipes().items():
+        rows.append((name, *(_operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    note = "One name stands for both operands. The operands of dgrad and wgrad besides dY are made from the codes of fprop."
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
+
+
+def _operands(gemm: Any) -> str:
+    if gemm is None:
+        return "high precision"
+    return gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}, {gemm.b.name}"
+
+
+def run_explain(options: argparse.Namespace) -> str:
+    """The report of `explain`."""
+    report = _report(options)
+    return json.dumps(dataclasses.asdict(report), indent=1) if options.json else str(report)
+
+
+def run_diff(options: argparse.Namespace) -> str:
+    """The diff of `graph_diff`."""
+    report = _report(options)
+    diff = report.graph_diff()
+    if options.json:
+        return json.dumps({"diff": diff}, indent=1)
+    return diff or f"No matmul was rewritten, so the graph is unchanged.\n{report}"
+
+
+def _report(options: argparse.Namespace) -> Any:
+    model, inputs = load_model(options.model)
+    if options.input:
+        inputs = tuple(parse_input(text) for text in options.input)
+    elif inputs is None:
+        raise UsageError(f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64")
+    given = {name: getattr(options, name) for name in ("recipe", "include", "exclude", "scope", "strict")}
+    with torch.no_grad() if options.no_grad else contextlib.nullcontext():
+        return explain(model, *inputs, **{name: value for name, value in given.items() if value})
+
+
+def parse_input(text: str) -> torch.Tensor:
+    """An input from `2x128x64` (float32) or `2x128:int64`."""
+    found = SHAPE.match(text)
+    if not text or not found:
+        raise UsageError(f"--input {text!r} is not a shape; expected SHAPE or SHAPE:DTYPE, as 2x128x64 or 2x128:int64")
+    shape = [int(size) for size in (found.group(1) or "").split("x") if size]
+    name = found.group(2) or "float32"
+    dtypes = [known for known in dir(torch) if isinstance(getattr(torch, known), torch.dtype)]
+    if name not in dtypes:
+        raise UsageError(f"--input {text!r} has an unknown dtype {name!r}{suggest(name, dtypes)}; for instance float32, int64")
+    return torch.zeros(shape, dtype=getattr(torch, name))
+
+
+def load_model(where: str) -> tuple[Callable, tuple | None]:
+    """A model from `package.module:name` or `path/file.py:name`, and its inputs if it comes with them."""
+    source, separator, name = where.rpartition(":")
+    if not separator or not source or not name:
+        raise UsageError(f"MODEL is {where!r}; expected package.module:name or path/file.py:name")
+    module = _load_file(source) if source.endswith(".py") else _load_module(source)
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [key for key in dir(found) if not key.startswith("_")]
+            raise UsageError(f"{source} has no {name!r}{suggest(part, known)}")
+        found = getattr(found, part)
+    return _build(where, found)
+
+
+def _build(where: str, found: Any) -> tuple[Callable, tuple | None]:
+    if isinstance(found, nn.Module):
+        return found, None
+    if not callable(found):
+        raise UsageError(f"{where} is a {type(found).__name__}; expected a Module, a Module class or a function")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        remedy = f"write a function without arguments that returns {found.__name__}(...)"
+        raise UsageError(f"{where} can't be called without arguments ({error}); {remedy}") from None
+    made = found()
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module) and not inspect.isroutine(model):
+        raise UsageError(f"{where}() returned a {type(made).__name__}; expected a model, or (model, inputs)")
+    return model, inputs if inputs is None or isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _load_module(name: str) -> Any:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(f"no module {name!r} here or among the installed packages") from None
+        raise
+
+
+def _load_file(path: str) -> Any:
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UsageError(f"no file {path!r}")
+    sys.path.insert(0, str(file.parent.resolve()))
+    name = f"quartet_compile_model_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())
