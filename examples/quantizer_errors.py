@@ -11,7 +11,8 @@ With `h` a rotated group of 32 and `Q` its quantized values:
 
 Data: `log-uniform` is Gaussian groups whose scales spread over one binade, so that every position between two powers of
 two is equally likely; `unit` has unit variance; `outlier first` and `outlier other` have one element of 40 standard
-deviations, the first of its group or another one.
+deviations, the first of its group or another one; in `tail of n` only the first n columns are not 0, as in the last
+group of a K that is not a multiple of 32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from quartet_compile.quantized import quantize
 
 GROUP = 32
 QUANTIZERS = ("mxfp4-quest", "mxfp4-rtn", "mxfp4-sr")
-DATA = ("log-uniform", "unit", "outlier first", "outlier other")
+DATA = ("log-uniform", "unit", "outlier first", "outlier other", "tail of 1", "tail of 2", "tail of 3", "tail of 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,9 @@ def draw(data: str, groups: int, seed: int, device: str) -> Tensor:
     """float32[groups, 32] of one of `DATA`."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups, GROUP, generator=generator)
-    if data == "log-uniform":
+    if data.startswith("tail"):
+        x[:, int(data.split()[-1]) :] = 0.0
+    if data == "log-uniform" or data.startswith("tail"):
         x = x * 2.0 ** torch.rand(groups, 1, generator=generator)
     elif data.startswith("outlier"):
         x[:, 0 if data == "outlier first" else 5] = 40.0

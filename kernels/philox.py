@@ -65,7 +65,7 @@ def noise(seed: torch.Tensor, stream: int, rows: int, columns: int) -> torch.Ten
     words = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
     words = torch.stack(torch.broadcast_tensors(*words), dim=-1)
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
-    return halves.reshape(rows, -1)[:, :columns]
+    return halves.reshape(rows, 8 * block.shape[1])[:, :columns]
 
 
 def signs(seed: torch.Tensor, stream: int, size: int) -> torch.Tensor:

@@ -89,7 +89,7 @@ def quantize(
     shift = 127 - byte - lift
     half = shift >> 1
     scaled = rotated * quantizer.shrink * power_of_two(half) * power_of_two(shift - half)
-    bits = philox.noise(seed, stream, max(rows, 1), full)[:rows].reshape(groups.shape) if quantizer.stochastic else None
+    bits = philox.noise(seed, stream, rows, full).reshape(groups.shape) if quantizer.stochastic else None
     codes = encode_e2m1(scaled, bits)
     codes = torch.where(valid, codes, 0).reshape(rows, full)
     keep = torch.where(valid, scaled.abs() < E2M1_MAX, False).reshape(rows, full)

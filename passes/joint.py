@@ -161,7 +161,7 @@ def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site
     else:
         reason = f"{other.kind} with the parameter {parameters[other.weight]!r}; only mm and addmm are rewritten"
     return Site(
-        name=_module(other.node) or other.kind,
+        name=_module(other.node) or parameters.get(other.weight, other.kind),
         shape=_sizes(other.shape),
         dtype=_dtype(other.node),
         rewritten=False,

@@ -12,6 +12,7 @@ from .errors import (
 )
 from .explain import explain, graph_diff
 from .formats import Quantizer
+from .quantized import QuantizedTensor, quantize
 from .recipe import Gemm, Recipe, recipe, recipes, register_recipe
 from .regions import fp4, no_fp4
 from .report import Report, Site
@@ -22,6 +23,7 @@ __all__ = [
     "OptionError",
     "PatternError",
     "Quantizer",
+    "QuantizedTensor",
     "QuantizerError",
     "QuartetError",
     "Recipe",
@@ -33,6 +35,7 @@ __all__ = [
     "fp4",
     "graph_diff",
     "no_fp4",
+    "quantize",
     "quartet",
     "recipe",
     "recipes",

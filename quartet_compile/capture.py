@@ -94,7 +94,7 @@ def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tupl
         return made
 
     arguments = [_compat.map_tensors(fake, name, value) for name, value in _named(model, inputs)]
-    backend.names = {**backend.names, **{id(made): name for name, made in fakes.items()}}
+    backend.names = {**backend.names, **{id(made): name for name, made in reversed(fakes.items())}}
     with graph_breaks() as breaks, untouched(modules), mode:
         try:
             _compat.compile_apart(_entry(model), backend)(*arguments)
@@ -114,7 +114,8 @@ def _named(model: Callable, inputs: tuple) -> list[tuple[str, Any]]:
 
 def _capture_error(error: Exception, graphs: list[GraphReport]) -> CaptureError:
     sites = [site.name for graph in graphs for site in graph.sites]
-    message = str(error).partition("\n\n")[0]
+    inner = re.search(r": got (\w+\(.*\))$", str(error), re.MULTILINE)  # what Dynamo's own error wraps
+    message = inner.group(1) if inner else f"{type(error).__name__}: {str(error).partition(chr(10) * 2)[0]}"
     if isinstance(error, _compat.ValueRead):
         remedy = (
             "The line needs a tensor's values (as .item(), or a branch on one), which a fake tensor doesn't have: call "
@@ -123,7 +124,7 @@ def _capture_error(error: Exception, graphs: list[GraphReport]) -> CaptureError:
     else:
         remedy = "Check that model(*inputs) runs without torch.compile."
     return CaptureError(
-        f"Could not capture the model{_where(error)}: {type(error).__name__}: {message}\n{remedy}\n"
+        f"Could not capture the model{_where(error)}: {message}\n{remedy}\n"
         f"Captured up to there: {len(graphs)} graph{'s' * (len(graphs) != 1)} with {len(sites)} "
         f"matmul{'s' * (len(sites) != 1)}{': ' * bool(sites)}{', '.join(sites)}."
     )

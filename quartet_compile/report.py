@@ -69,6 +69,7 @@ class Report:
         done = sum(site.rewritten for site in sites)
         graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
         lines = ["", f"{done} of {len(sites)} matmuls in FP4, in {graphs} (recipe {self.recipe!r})."]
+        lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
         lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
         lines += [f"Graph break at {line}" for line in self.eager]
         return lines
