@@ -121,6 +121,7 @@ def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         ["", *runs],
         ["what ran", *(run["path"] for run in runs.values())],
+        ["matmuls in FP4", *(run["matmuls_in_fp4"] or "none" for run in runs.values())],
         row("validation loss (nats a byte)", "validation_loss", "{:.4f}"),
         ["gap", *map(gap, runs.values())],
         row("step time, median (ms)", "step_seconds", "{:.1f}", 1e-3),

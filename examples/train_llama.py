@@ -99,6 +99,13 @@ def check(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
         p.error(f"--warmup {settings.warmup} is a share of the steps: give a number from 0 up to 1")
     if args.recipe and args.backend != "quartet":
         p.error(f"--recipe {args.recipe} needs --backend quartet, not {args.backend}")
+    if args.recipe:
+        import quartet_compile as qc
+
+        try:
+            qc.recipe(args.recipe)
+        except qc.RecipeError as error:
+            p.error(f"--recipe: {error}")
     if args.device == "cuda" and not torch.cuda.is_available():
         why = "sees no GPU" if torch.version.cuda else "is built for CPUs only"
         p.error(f"--device cuda: this PyTorch ({torch.__version__}) {why}; leave it out to train on the CPU")
@@ -119,8 +126,25 @@ def train(name: str, settings: Settings, folder: Path, corpus: text.Corpus, *, r
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(f"{name}: {figures.path_of(settings.backend, settings.device)}, {parameters / 1e6:.2f}M parameters, "
           f"{settings.steps} steps of {settings.batch} x {settings.seq} tokens, {settings.dtype}", flush=True)
+    in_fp4 = explain(trainer, name) if settings.backend == "quartet" else None
     trainer.run(stop)
-    return figures.run_figures(trainer)
+    return {**figures.run_figures(trainer), "matmuls_in_fp4": in_fp4}
+
+
+def explain(trainer: Trainer, name: str) -> str:
+    """How many matmuls the backend rewrites; which ones, and why not the others, goes to `explain.txt`."""
+    import quartet_compile as qc
+
+    tokens = torch.zeros(trainer.data.batch, trainer.data.seq, dtype=torch.long, device=trainer.settings.device)
+    recipe = {"recipe": trainer.settings.recipe} if trainer.settings.recipe else {}
+    with trainer.autocast():
+        report = qc.explain(trainer.model, tokens, tokens, **recipe)
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    file = trainer.folder / "explain.txt"
+    file.write_text(f"{report}\n")
+    in_fp4 = f"{sum(site.rewritten for site in report.sites)} of {len(report.sites)}"
+    print(f"{name}: {in_fp4} matmuls in FP4; which, and why not the others: {file}", flush=True)
+    return in_fp4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Stopped as error:
         print(f"\n{error}; continue with the same command and --resume", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("\nquit; what was saved last is kept", file=sys.stderr)
         return 130
     folder = args.out or Path("runs", args.size if args.compare else f"{args.size}-{args.backend}")
     print(f"\n{figures.table(results)}\n")

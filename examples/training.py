@@ -186,10 +186,13 @@ class Trainer:
         return loss
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        with self.autocast():
+            return self.forward(tokens, targets)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.settings.dtype]
         low = dtype != torch.float32
-        with torch.autocast(self.settings.device, dtype=dtype) if low else contextlib.nullcontext():
-            return self.forward(tokens, targets)
+        return torch.autocast(self.settings.device, dtype=dtype) if low else contextlib.nullcontext()
 
     def _diverged(self, what: str, random: dict[str, Tensor] | None) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -157,12 +157,14 @@ class Builder:
 
     graph: fx.Graph
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
+    _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
 
     def call(self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False) -> fx.Node:
         """A new node `target(*args)`, placed where the graph inserts now.
 
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
+        args = fx.map_arg(args, lambda n: self._replaced.get(n, n))  # operands were found before anything was rewritten
         node = self.graph.create_node("call_function", target, args, name=target._schema.name.rpartition("::")[2])
         node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
         if backward_only:
@@ -204,6 +206,7 @@ class Builder:
                 f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
             )
         old.replace_all_uses_with(new)
+        self._replaced[old] = new
 
 
 def _swaps(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from .backend import graph_inputs, graph_uuid, names_in
 from .config import Config
 from .eager import EagerProducts, graph_breaks, is_users, place
 from .errors import CaptureError, QuartetError
+from .passes.graph import VerifyError
 from .passes.joint import QuartetPass
 from .report import GraphReport, Site
 from .sandbox import argument_names, modules_of, untouched
@@ -35,31 +36,7 @@ class Capture:
         self.seen |= names_in(gm, inputs)
         uuid = graph_uuid(gm, self.config, inputs)
         run = QuartetPass(self.config.policy, inputs, uuid, self.graphs.append, text=self.text)
-
-        def partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
-            run(joint.graph)
-            joint.recompile()
-            return _compat.default_partition(joint, joint_inputs, **kwargs)
-
-        def compile_inference(graph: fx.GraphModule, _: list) -> Callable:
-            run(graph.graph)
-            graph.recompile()
-            return _compat.make_boxed(self._running(graph.forward))
-
-        @torch.compiler.disable
-        def compile_part(graph: fx.GraphModule, _: list) -> Callable:
-            return _compat.make_boxed(self._running(graph.forward))
-
-        return _compat.aot_module_simplified(
-            gm,
-            example_inputs,
-            fw_compiler=compile_part,
-            bw_compiler=compile_part,
-            inference_compiler=compile_inference,
-            partition_fn=partition,
-            decompositions=_compat.decompositions(),
-            keep_inference_input_mutations=True,
-        )
+        return compile_plainly(gm, example_inputs, run, self._running)
 
     def _running(self, forward: Callable) -> Callable:
         """`forward`, during which the mode knows that a graph runs."""
@@ -75,6 +52,37 @@ class Capture:
                 mode.in_graph = False
 
         return run
+
+
+def compile_plainly(
+    gm: fx.GraphModule, example_inputs: list, run: QuartetPass, wrap: Callable[[Callable], Callable] = lambda f: f
+) -> Any:
+    """A Dynamo graph through AOTAutograd and the pass; what comes out runs op by op. wrap: applied to each graph."""
+
+    def partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
+        run(joint.graph)
+        joint.recompile()
+        return _compat.default_partition(joint, joint_inputs, **kwargs)
+
+    def compile_inference(graph: fx.GraphModule, _: list) -> Callable:
+        run(graph.graph)
+        graph.recompile()
+        return _compat.make_boxed(wrap(graph.forward))
+
+    @torch.compiler.disable  # autograd compiles the backward graph while Dynamo watches
+    def compile_part(graph: fx.GraphModule, _: list) -> Callable:
+        return _compat.make_boxed(wrap(graph.forward))
+
+    return _compat.aot_module_simplified(
+        gm,
+        example_inputs,
+        fw_compiler=compile_part,
+        bw_compiler=compile_part,
+        inference_compiler=compile_inference,
+        partition_fn=partition,
+        decompositions=_compat.decompositions(),
+        keep_inference_input_mutations=True,
+    )
 
 
 def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tuple[str, ...], tuple[Site, ...]]:
@@ -101,6 +109,9 @@ def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tupl
         except QuartetError:
             raise
         except Exception as error:  # whatever the model's code raises
+            inner = getattr(error, "inner_exception", None)
+            if isinstance(inner, VerifyError):  # a bug of ours, and not of the model's
+                raise inner from error
             raise _capture_error(error, backend.graphs) from error
     return tuple(breaks), tuple(mode.sites)
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _compat
+from . import _compat, kernels, passes
 from .names import clean
 from .report import Site
 
 EAGER = "runs eagerly, outside of every graph"
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
-_PACKAGES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<")
+_FOLDERS = (*torch.__path__, os.path.dirname(__file__), *passes.__path__, *kernels.__path__)
+_NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
 
 
 class EagerProducts(_compat.FakeTensorMode):
@@ -67,7 +68,7 @@ class EagerProducts(_compat.FakeTensorMode):
 
 def is_users(filename: str) -> bool:
     """Whether a source file is neither torch's nor this package's."""
-    return not filename.startswith(_PACKAGES)
+    return not filename.startswith(_NOT_USERS)
 
 
 def place(filename: str, line: int | None) -> str:

@@ -8,6 +8,9 @@
 Functions and blocks annotate the graph nodes that they trace; a Module class carries its mark as an attribute, which
 the pass finds through the module stack of each node. The innermost annotation wins; `no_fp4` on an enclosing class
 wins over an annotation `fp4`, since their order can't be known.
+
+Marks are read when a model is compiled: they belong inside of it (around the call of a compiled model they do nothing),
+and marking a class later needs `torch.compiler.reset()`.
 """
 
 from __future__ import annotations
@@ -59,12 +62,18 @@ def _mark(mark: str, target: Any) -> Any:
     if inspect.isclass(target) and issubclass(target, torch.nn.Module):
         setattr(target, _ATTRIBUTE, mark)
         return target
-    if isinstance(target, torch.nn.Module) or not callable(target):
+    if isinstance(target, torch.nn.Module) or inspect.isclass(target) or not callable(target):
         raise OptionError(
-            f"quartet_compile.{mark} got {type(target).__name__!r}; expected a function, a method, a Module class, or "
+            f"quartet_compile.{mark} got {_describe(target)}; expected a function, a method, a Module class, or "
             f"nothing (`with quartet_compile.{mark}():`). For one module of a model use the options include and exclude."
         )
     return _annotated(mark, target)
+
+
+def _describe(target: Any) -> str:
+    if inspect.isclass(target):
+        return f"the class {target.__name__}, which is no Module"
+    return f"a {type(target).__name__}"
 
 
 def _annotated(mark: str, function: Callable) -> Callable:

@@ -326,6 +326,14 @@ class TestCommand:
         assert train_llama.main([*argv, "--out", str(tmp_path), "--resume"]) == 0  # both are done: the table again
         assert json.loads((tmp_path / "figures.json").read_text())["runs"] == written["runs"]
 
+    def test_quartet(self, corpus: text.Corpus, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        argv = ["--size", "test", "--steps", "2", "--recipe", "quartet", "--data", corpus.source]
+        assert train_llama.main([*argv, "--out", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert "CPU, Inductor + Quartet CPU kernels" in said
+        assert "14 of 17 matmuls in FP4" in said
+        assert "layers.1.mlp.down_proj" in (tmp_path / "explain.txt").read_text()
+
     def test_a_new_run_moves_the_old_checkpoint_aside(self, corpus: text.Corpus, tmp_path: Path) -> None:
         argv = ["--size", "test", "--steps", "1", "--backend", "eager", "--data", corpus.source, "--out", str(tmp_path)]
         assert train_llama.main(argv) == 0
@@ -342,6 +350,7 @@ class TestCommand:
             ("--warmup 2", "--warmup 2.0 is a share of the steps"),
             ("--accumulate 3", "--accumulate 3 doesn't divide the batch of 4 sequences"),
             ("--recipe quartet", "--recipe quartet needs --backend quartet, not eager"),
+            ("--backend quartet --recipe quartett", "Unknown recipe 'quartett' (did you mean 'quartet'?)"),
         ],
     )
     def test_errors(self, argv: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -344,6 +344,38 @@ def test_stacked_tokens_are_one_matrix():
 """)
 
 
+def test_a_linear_reads_the_rewritten_one_before_it():
+    model = nn.Sequential(OrderedDict(first=linear(64, 64), second=linear(64, 64)))
+    assert_expected_inline(graph_diff(model, X), """\
+--- before
++++ after
+@@ -1,5 +1,18 @@
+-fwd  mm: f32[32, 64] = mm(input, first.weight.T)
+-fwd  mm_1: f32[32, 64] = mm(mm, second.weight.T) -> output
+-bwd  mm_2: f32[64, 64] = mm(output.grad.T, mm) -> second.weight.grad
+-bwd  mm_3: f32[32, 64] = mm(output.grad, second.weight)
+-bwd  mm_4: f32[64, 64] = mm(mm_3.T, input) -> first.weight.grad
++fwd  input.q = quantize[mxfp4-quest](input)
++fwd  first.weight.q = quantize[mxfp4-quest, mask](first.weight)
++fwd  scaled_mm: f32[32, 64] = scaled_mm(input.q, first.weight.q)
++fwd  scaled_mm.q = quantize[mxfp4-quest, mask](scaled_mm)
++fwd  second.weight.q = quantize[mxfp4-quest, mask](second.weight)
++fwd  scaled_mm_1: f32[32, 64] = scaled_mm(scaled_mm.q, second.weight.q) -> output
++bwd  seed: i64[2] = seed(2)
++bwd  output.grad.q = quantize_pair[mxfp4-sr](output.grad, seed[1])
++bwd  scaled_mm.qt = requantize[mxfp4-sr](scaled_mm.q.T, seed[1])
++bwd  scaled_mm_2: f32[64, 64] = scaled_mm(output.grad.q.columns, scaled_mm.qt) * 16/9
++bwd  unrotate: f32[64, 64] = unrotate(scaled_mm_2, second.weight.q.mask) -> second.weight.grad
++bwd  second.weight.qt = requantize[mxfp4-sr](second.weight.q.T, seed[1])
++bwd  scaled_mm_3: f32[32, 64] = scaled_mm(output.grad.q.rows, second.weight.qt) * 16/9
++bwd  unrotate_1: f32[32, 64] = unrotate(scaled_mm_3, scaled_mm.q.mask)
++bwd  unrotate_1.q = quantize[mxfp4-sr](unrotate_1.T, seed[0])
++bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
++bwd  scaled_mm_4: f32[64, 64] = scaled_mm(unrotate_1.q, input.qt) * 16/9
++bwd  unrotate_2: f32[64, 64] = unrotate(scaled_mm_4, first.weight.q.mask) -> first.weight.grad
+""")
+
+
 def test_attention_itself_is_kept():
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return nn.functional.scaled_dot_product_attention(q, k, v)

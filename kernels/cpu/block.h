@@ -5,7 +5,7 @@
 #include "element.h"
 #include "tile.h"
 
-constexpr int kBlockRows = 128, kBlockColumns = 64;
+constexpr int kBlockRows = 64, kBlockColumns = 128;
 
 struct Matrix {
     const void* values;
@@ -13,24 +13,29 @@ struct Matrix {
     int64_t rows, columns, stride;  // columns are contiguous
 };
 
+constexpr int64_t padded(int64_t size) { return (size + kGroup - 1) / kGroup * kGroup; }
+
 struct Block {
     const float* values;
     int64_t stride;
-    int rows, columns;  // in the matrix; readable are both rounded up to 32
+    int rows, columns;  // in the matrix; readable are `padded` of them
 };
 
+// kLanes elements, of which the first `count` are there and the rest are 0.
 template <class Element>
-void copy_block(const Matrix& from, int64_t row, int64_t column, const Block& block, float* to) {
-    const Element* source = (const Element*)from.values + row * from.stride + column;
-    std::memset(to, 0, sizeof(float) * kBlockRows * kBlockColumns);
-    for (int r = 0; r < block.rows; ++r, source += from.stride, to += kBlockColumns) {
-        int c = 0;
-        for (; c + kLanes <= block.columns; c += kLanes) store(to + c, widen(source + c));
-        if (c == block.columns) continue;
-        Element last[kLanes] = {};
-        std::memcpy(last, source + c, (block.columns - c) * sizeof(Element));
-        store(to + c, widen(last));
-    }
+QUARTET_INLINE f32 widen_first(const Element* from, int count) {
+    if (count >= kLanes) return widen(from);
+    Element there[kLanes] = {};
+    if (count > 0) std::memcpy(there, from, count * sizeof(Element));
+    return widen(there);
+}
+
+template <class Element>
+void copy_block(const Matrix& matrix, int64_t row, int64_t column, const Block& block, float* to) {
+    const Element* from = (const Element*)matrix.values + row * matrix.stride + column;
+    for (int r = 0; r < padded(block.rows); ++r)
+        for (int c = 0; c < padded(block.columns); c += kLanes)
+            store(to + r * kBlockColumns + c, widen_first(from + r * matrix.stride + c, r < block.rows ? block.columns - c : 0));
 }
 
 inline Block block_at(const Matrix& from, int64_t row, int64_t column, float* buffer) {

@@ -25,16 +25,21 @@ QUARTET_INLINE u32 append(u32 dword, u32 code, f32 value) {
 template <bool masked>
 QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep) {
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is left in the low bits
-    Codes codes = {};
-    for (int column = 0; column < kGroup; ++column) {
-        f32 value = tile.column[column] * multiplier;
-        f32 a = magnitude(value);
-        f32 low = exact_product_plus(a, 2.0f, splat(kMagic));
-        f32 middle = a + (kMagic + 2);
-        f32 high = exact_product_plus(a, 0.5f, splat(kMagic + 4));
-        f32 code = smaller(smaller(low, middle), smaller(high, splat(kMagic + 7)));
-        codes.dword[column / 8] = append(codes.dword[column / 8], (u32)code, value);
-        if (masked) keep |= (u32)(a < 6.0f) & (1u << column);
+    Codes codes;
+    for (int k = 0; k < 4; ++k) {
+        u32 dword = {};
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            f32 value = tile.column[8 * k + i] * multiplier;
+            f32 a = magnitude(value);
+            f32 low = exact_product_plus(a, 2.0f, splat(kMagic));
+            f32 middle = a + (kMagic + 2);
+            f32 high = exact_product_plus(a, 0.5f, splat(kMagic + 4));
+            f32 code = smaller(smaller(low, middle), smaller(splat(kMagic + 7), high));
+            dword = append(dword, (u32)code, value);
+            if (masked) keep |= (u32)(a < 6.0f) & (1u << (8 * k + i));
+        }
+        codes.dword[k] = dword;
     }
     return codes;
 }
@@ -45,18 +50,21 @@ template <class Noise>
 QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const Noise& noise_of_block) {
     constexpr float kOne = 131072.0f;  // 2^17
     constexpr int32_t kOneBits = (127 + 17) << 23;
-    Codes codes = {};
+    Codes codes;
     for (int block = 0; block < 4; ++block) {
         u32 noise[4];
         noise_of_block(block, noise);
+        u32 dword = {};
+#pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
             f32 value = tile.column[8 * block + i] * multiplier;
             f32 a = magnitude(value);
             i32 linear = __builtin_convertvector(a, i32);
             i32 logarithmic = ((i32)larger(a, splat(kOne)) >> 6) - ((kOneBits >> 6) - (2 << 16));
             u32 bits = i % 2 ? noise[i / 2] >> 16 : noise[i / 2] & 0xffff;
-            codes.dword[block] = append(codes.dword[block], ((u32)smaller(linear, logarithmic) + bits) >> 16, value);
+            dword = append(dword, ((u32)smaller(linear, logarithmic) + bits) >> 16, value);
         }
+        codes.dword[block] = dword;
     }
     return codes;
 }

@@ -1,7 +1,7 @@
 // The integer dot product of one group, `start + sum_k column[k] row[k]`, in every lane of a vector of columns.
 //
-// A 32-bit lane has four consecutive k: unsigned bytes 0 .. 24 of the columns, signed bytes -12 .. 12 of the row, the same
-// in every lane. A group is eight steps:
+// A 32-bit lane has four consecutive k: unsigned bytes 0 .. 24 of the columns, signed bytes -12 .. 12 of the row, the
+// same in every lane. A group is eight steps:
 //
 //     dot = dot_open(start);  8 times: dot = dot_step(dot, columns, row);  result = dot_close(dot, start)
 //
@@ -33,7 +33,7 @@ QUARTET_INLINE u32 dot_step(u32 dot, u32 columns, u32 row) {
 #else
     dot = (u32)_mm256_add_epi16((__m256i)dot, _mm256_maddubs_epi16((__m256i)columns, (__m256i)row));
 #endif
-    // Keeps GCC 12 from making a tree of the eight sums, which spills: 181 instead of 278 Gop/s (Zen 4, AVX2, 512x640x640).
+    // Keeps GCC 12 from making a tree of the eight sums, which spills: 181 instead of 278 Gop/s (512x640x640, AVX2).
     asm("" : "+v"(dot));
     return dot;
 }

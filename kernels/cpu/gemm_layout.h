@@ -16,7 +16,7 @@
 // The columns are stored as unsigned bytes, 12 too large, as vpdpbusd wants them: `start` holds -12 * sum(row).
 //
 // Range: e is relative to the largest scales, plus kLift. If the exponents of the two operands' groups together span
-// kSpan or less, every term is a multiple of 2^(kLift - kSpan) = 2^-126, so no term is subnormal; and the sum stays below
+// kSpan or less, every term is a multiple of 2^(kLift - kSpan) = 2^-126, so no term is subnormal; and the sum is below
 // 2^(kLift + 13) * K / 32, so it doesn't overflow. Larger spans are left to the caller.
 #pragma once
 

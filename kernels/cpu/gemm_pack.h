@@ -52,16 +52,7 @@ inline Scales survey(const Blocks& x) {
 }
 
 // Row `first + i`, or the last one: a tile that hangs over the edge repeats it, and doesn't store what comes of that.
-QUARTET_INLINE int64_t row_of(const Blocks& x, int64_t first, int i) { return std::min(first + i, x.rows - 1); }
-
-// `factors[count] = value` for the rows from `first`, NaN for those that have a NaN: it reaches all their outputs.
-inline void row_factors(const Blocks& x, const Scales& scales, int64_t first, int count, float value, float* factors) {
-    for (int i = 0; i < count; ++i) {
-        const uint8_t* bytes = x.scales + row_of(x, first, i) * x.groups;
-        const bool nan = scales.nan && std::memchr(bytes, kNanScale, x.groups);
-        factors[i] = nan ? std::numeric_limits<float>::quiet_NaN() : value;
-    }
-}
+QUARTET_INLINE int64_t row_of(const Blocks& x, int64_t first, int64_t i) { return std::min(first + i, x.rows - 1); }
 
 // Twice the E2M1 values, plus kOffset, of the low nibbles of 32 bytes.
 QUARTET_INLINE __m256i unsigned_values(__m256i codes) {
@@ -77,7 +68,7 @@ QUARTET_INLINE uint32_t sum_bytes(__m256i bytes) {
 }
 
 // Rows `first` .. `first + kTileRows - 1`, as `out[groups]`.
-inline void pack(const Blocks& x, const Scales& scales, int64_t first, RowGroup* out) {
+inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, RowGroup* out) {
     for (int r = 0; r < kTileRows; ++r) {
         const int64_t start = row_of(x, first, r) * x.groups;
         for (int64_t g = 0; g < x.groups; ++g) {
@@ -94,7 +85,7 @@ inline void pack(const Blocks& x, const Scales& scales, int64_t first, RowGroup*
 
 // Rows `first` .. `first + kTileColumns - 1` as the columns of `out[groups]`, eight at a time: i in the low half of a
 // register, i + 4 in the high half, and a transpose of 4x4 words in each.
-inline void pack(const Blocks& x, const Scales& scales, int64_t first, ColumnGroup* out) {
+inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, ColumnGroup* out) {
     for (int c = 0; c < kTileColumns; c += 8) {
         const uint8_t *codes[8], *bytes[8];
         for (int i = 0; i < 8; ++i) {
@@ -107,8 +98,10 @@ inline void pack(const Blocks& x, const Scales& scales, int64_t first, ColumnGro
             for (int i = 0; i < 4; ++i)
                 rows[i] = _mm256_set_m128i(load<__m128i>(codes[i + 4] + g * kGroupBytes),
                                            load<__m128i>(codes[i] + g * kGroupBytes));
-            const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]), high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
-            const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]), high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+            const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
+            const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
+            const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+            const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
             const __m256i words[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
                                       _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
             for (int w = 0; w < 4; ++w) {
@@ -118,6 +111,24 @@ inline void pack(const Blocks& x, const Scales& scales, int64_t first, ColumnGro
             for (int i = 0; i < 8; ++i) out[g].exponent[c + i] = scales.exponent[bytes[i][g]];
         }
     }
+}
+
+// `factors[count] = value` for the rows from `first`, but NaN for those that have a NaN: it reaches all their outputs.
+inline void fill_factors(const Blocks& x, const Scales& scales, int64_t first, int64_t count, float value,
+                         float* factors) {
+    for (int64_t i = 0; i < count; ++i) {
+        const uint8_t* bytes = x.scales + row_of(x, first, i) * x.groups;
+        const bool nan = scales.nan && std::memchr(bytes, kNanScale, x.groups);
+        factors[i] = nan ? std::numeric_limits<float>::quiet_NaN() : value;
+    }
+}
+
+// Tiles `begin` .. `end - 1`, and what their outputs are multiplied by.
+template <class Group>
+void pack(const Blocks& x, const Scales& scales, float value, int64_t begin, int64_t end, Group* out, float* factors) {
+    for (int64_t tile = begin; tile < end; ++tile)
+        pack_tile(x, scales, tile * Group::kCount, out + (tile - begin) * x.groups);
+    fill_factors(x, scales, begin * Group::kCount, (end - begin) * Group::kCount, value, factors);
 }
 
 }  // namespace gemm

@@ -43,8 +43,8 @@ struct Place {
     int columns;
 };
 
-// Asks for the memory of a tile before its sums are computed: 386 instead of 352 Gop/s where the output is larger than L2
-// (512x1792x640, float32).
+// Asks for the memory of a tile before its sums are computed: 386 instead of 352 Gop/s where the output is larger than
+// L2 (512x1792x640, float32).
 template <class Element>
 QUARTET_INLINE void prefetch_tile(Place<Element> place) {
     constexpr int line = 64 / sizeof(Element);

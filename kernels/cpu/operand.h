@@ -4,8 +4,21 @@
 #include "encode.h"
 #include "scale.h"
 
+enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4 };
+
+// What native.py passes. `seed` is null unless rounding is stochastic; `signs` (of +-1) and `sign_seed` are null unless the
+// signs are random, when one of them is not; `mask` is null if it is not wanted.
+struct Request {
+    int64_t flags, stream;
+    double shrink;
+    const int64_t* seed;
+    const float* signs;
+    const int64_t* sign_seed;
+    uint8_t *codes, *scales, *mask;
+};
+
 struct Operand {
-    int64_t rows, groups;  // of the logical operand, padded columns = 32 * groups
+    int64_t rows, groups;  // of the logical operand; padded columns are 32 * groups
     bool quest, stochastic;
     float shrink;
     Rotation rotation;
@@ -14,28 +27,24 @@ struct Operand {
     uint8_t* codes;   // [rows, 16 * groups]
     uint8_t* scales;  // [rows, groups]
     uint8_t* mask;    // [rows, 4 * groups], or null
+
+    Operand(const Request& request, int64_t rows, int64_t columns)
+        : rows(rows),
+          groups((columns + kGroup - 1) / kGroup),
+          quest(request.flags & kQuest),
+          stochastic(request.flags & kStochastic),
+          shrink((float)request.shrink),
+          key(request.seed ? *request.seed : 0),
+          stream((uint32_t)request.stream),
+          codes(request.codes),
+          scales(request.scales),
+          mask(request.mask) {
+        uint32_t drawn = request.sign_seed ? philox_signs(*request.sign_seed, request.stream) : 0;
+        rotation.on = request.flags & kRotate;
+        for (int i = 0; i < kGroup; ++i)
+            rotation.sign[i] = (request.signs ? request.signs[i] < 0 : drawn >> i & 1) ? INT32_MIN : 0;
+    }
 };
-
-// What native.py passes for an operand; `codes` is null if it is not wanted.
-#define OPERAND(name)                                                                                               \
-    int64_t name##_flags, float name##_shrink, int64_t name##_stream, const int64_t *name##_seed,                    \
-        const float *name##_signs, const int64_t *name##_sign_seed, uint8_t *name##_codes, uint8_t *name##_scales,   \
-        uint8_t *name##_mask
-#define OPERAND_VALUES(name)                                                                                        \
-    name##_flags, name##_shrink, name##_stream, name##_seed, name##_signs, name##_sign_seed, name##_codes, name##_scales, \
-        name##_mask
-
-enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4 };
-
-// `seed` is null unless rounding is stochastic; `signs` (of +-1) and `sign_seed` are null unless the signs are random.
-inline Operand operand(int64_t rows, int64_t columns, int64_t flags, float shrink, int64_t stream, const int64_t* seed,
-                       const float* signs, const int64_t* sign_seed, uint8_t* codes, uint8_t* scales, uint8_t* mask) {
-    Rotation rotation = {(flags & kRotate) != 0, {}};
-    uint32_t drawn = sign_seed ? philox_signs(*sign_seed, stream) : 0;
-    for (int i = 0; i < kGroup; ++i) rotation.sign[i] = (signs ? signs[i] < 0 : drawn >> i & 1) ? INT32_MIN : 0;
-    return {rows, (columns + kGroup - 1) / kGroup, (flags & kQuest) != 0, (flags & kStochastic) != 0, shrink, rotation,
-            PhiloxKey(seed ? *seed : 0), (uint32_t)stream, codes, scales, mask};
-}
 
 // Multiplies the groups whose largest is below 2^-64 by 2^64, and returns the exponents.
 QUARTET_INLINE i32 lift_tile(Tile& tile) {
@@ -69,12 +78,14 @@ QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, in
     for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.used;
     transpose_4x4(codes.dword);
     keep &= (u32)scales.valid;
-    int64_t at = row * to.groups + group;
-    for (int lane = 0; lane < lanes; ++lane, at += to.groups) {
-        std::memcpy(to.codes + 16 * at, (const char*)&codes.dword[lane % 4] + lane / 4 * 16, 16);
-        to.scales[at] = (uint8_t)scales.byte[lane];
-        if (to.mask) std::memcpy(to.mask + 4 * at, (const char*)&keep + 4 * lane, 4);
+    const int64_t groups = to.groups, first = row * groups + group;
+    uint8_t *to_codes = to.codes + 16 * first, *to_scales = to.scales + first, *to_mask = to.mask;
+    for (int lane = 0; lane < lanes; ++lane) {
+        std::memcpy(to_codes + 16 * groups * lane, (const char*)&codes.dword[lane % 4] + lane / 4 * 16, 16);
+        to_scales[groups * lane] = (uint8_t)((const int32_t*)&scales.byte)[lane];
     }
+    if (!to_mask) return;
+    for (int lane = 0; lane < lanes; ++lane) std::memcpy(to_mask + 4 * (first + groups * lane), (const char*)&keep + 4 * lane, 4);
 }
 
 // Quantizes the tile at logical row `row` and group `group`.

@@ -1,6 +1,7 @@
 // Quantizes a matrix along its rows, along its columns, or both from one read.
 #include "block.h"
 #include "operand.h"
+#include "parallel.h"
 
 static void quantize_rows(const Block& block, const Operand& to, int64_t row, int64_t column) {
     for (int r = 0; r < block.rows; r += kLanes)
@@ -14,17 +15,17 @@ static void quantize_columns(const Block& block, const Operand& to, int64_t row,
             quantize_tile(ColumnMajor{block.values + r * block.stride + c, block.stride}, to, column + c, (row + r) / kGroup);
 }
 
+// `row` and `column` ask for the quantized matrix and for its quantized transpose; either may be null.
 QUARTET_EXPORT void quartet_quantize(const void* x, int64_t type, int64_t rows, int64_t columns, int64_t stride,
-                                     OPERAND(row), OPERAND(column), int64_t threads) {
+                                     const Request* row, const Request* column, int64_t threads) {
     Matrix matrix = {x, (Type)type, rows, columns, stride};
-    Operand along_rows = operand(rows, columns, OPERAND_VALUES(row));
-    Operand along_columns = operand(columns, rows, OPERAND_VALUES(column));
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < rows; row += kBlockRows)
-        for (int64_t column = 0; column < columns; column += kBlockColumns) {
+    Operand along_rows(row ? *row : Request(), rows, columns), along_columns(column ? *column : Request(), columns, rows);
+#pragma omp parallel for collapse(2) schedule(static) num_threads(useful_threads(rows * columns, threads))
+    for (int64_t r = 0; r < rows; r += kBlockRows)
+        for (int64_t c = 0; c < columns; c += kBlockColumns) {
             alignas(64) float buffer[kBlockRows * kBlockColumns];
-            Block block = block_at(matrix, row, column, buffer);
-            if (along_columns.codes) quantize_columns(block, along_columns, row, column);
-            if (along_rows.codes) quantize_rows(block, along_rows, row, column);
+            Block block = block_at(matrix, r, c, buffer);
+            if (column) quantize_columns(block, along_columns, r, c);
+            if (row) quantize_rows(block, along_rows, r, c);
         }
 }

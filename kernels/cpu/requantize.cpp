@@ -1,6 +1,7 @@
 // Quantizes the transpose of a quantized matrix, without writing its values to memory.
 #include "decode.h"
 #include "operand.h"
+#include "parallel.h"
 
 struct Source {
     const uint8_t *codes, *scales;
@@ -26,11 +27,11 @@ static void requantize_square(const Source& from, const Grid& grid, const Operan
 }
 
 QUARTET_EXPORT void quartet_requantize(const uint8_t* codes, const uint8_t* scales, int64_t rows, int64_t groups,
-                                       float from_shrink, OPERAND(to), int64_t threads) {
+                                       float shrink, const Request* request, int64_t threads) {
     Source from = {codes, scales, rows, groups};
-    Grid grid(from_shrink);
-    Operand to = operand(groups * kGroup, rows, OPERAND_VALUES(to));
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    Grid grid(shrink);
+    Operand to(*request, groups * kGroup, rows);
+#pragma omp parallel for collapse(2) schedule(static) num_threads(useful_threads(rows * groups * kGroup, threads))
     for (int64_t from_group = 0; from_group < groups; ++from_group)
         for (int64_t to_group = 0; to_group < to.groups; ++to_group)
             requantize_square(from, grid, to, from_group, to_group);

@@ -62,9 +62,15 @@ QUARTET_INLINE f32 larger(f32 a, f32 b) { return a > b ? a : b; }  // b where ei
 QUARTET_INLINE f32 smaller(f32 a, f32 b) { return a < b ? a : b; }
 
 QUARTET_INLINE bool any(i32 condition) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)condition) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)condition) != 0;
+#else
     int32_t found = 0;
     for (int lane = 0; lane < kLanes; ++lane) found |= condition[lane];
     return found != 0;
+#endif
 }
 
 // a * b + c where a * b is exact, so that a fused and an unfused product give the same bits.

@@ -3,6 +3,7 @@
 // Along rows, in vectors of consecutive columns: a mask then is a load's, and at 0.8 ns an element, the speed of a copy, the
 // shuffles of the butterflies are hidden behind memory.
 #include "element.h"
+#include "parallel.h"
 #include "rotate.h"
 
 constexpr int kVectors = kGroup / kLanes;
@@ -57,7 +58,7 @@ template <class Element>
 static void unrotate(const void* x, const uint8_t* mask, void* out, int64_t rows, int64_t columns, bool rotate,
                      int64_t threads) {
     int64_t padded = (columns + kGroup - 1) / kGroup * kGroup;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(static) num_threads(useful_threads(rows * columns, threads))
     for (int64_t row = 0; row < rows; ++row)
         unrotate_row((const Element*)x + row * padded, mask + row * padded / 8, (Element*)out + row * columns, columns,
                      rotate);
