@@ -13,7 +13,7 @@ import pytest
 from quartet_compile.errors import CompilerError, OptionError
 from quartet_compile.kernels.cpu import loader, toolchain
 
-SOURCE = 'extern "C" int quartet_answer() { return ANSWER; }\n'
+SOURCE = 'extern "C" __attribute__((visibility("default"))) int quartet_answer() { return ANSWER; }\n'
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_isa_names(monkeypatch):
         return toolchain.isa.__wrapped__()
 
     assert [isa(name) for name in toolchain.supported_isas()] == toolchain.supported_isas()
-    with pytest.raises(OptionError, match="'avx1024' .did you mean 'avx2'.*expected one of avx512vnni, avx512, avx2, portable"):
+    with pytest.raises(OptionError, match="'avx1024'.*expected one of avx512vnni, avx512, avx2, portable"):
         isa("avx1024")
     monkeypatch.setattr(toolchain, "_cpu_features", lambda: {"avx2", "fma", "f16c", "avx512f"})
     assert isa("avx2") == "avx2" and toolchain.supported_isas() == ["avx2", "portable"]

@@ -1,5 +1,5 @@
-"""The rewriting alone is exact: under the recipe `exact`, which rotates, pads, shares and masks but rounds nothing, every
-set-up gives the untouched model's output and gradients."""
+"""The rewriting alone is exact: under the recipe `exact`, which rotates, pads, shares and masks but rounds nothing,
+every set-up gives the untouched model's output and gradients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import pytest
 import torch
 from models import Net, gradients, relative
 
+from quartet_compile.capture import Capture
+from quartet_compile.config import configure
+
 TOLERANCE = 2e-5
 
 
-def compiled(model, **options):
+def compiled(model, dynamic=None, **options):
+    """The whole way, through Inductor."""
     torch._dynamo.reset()
-    return torch.compile(model, backend="quartet", options={"recipe": "exact", **options})
+    return torch.compile(model, backend="quartet", dynamic=dynamic, options={"recipe": "exact", **options})
+
+
+def rewritten(model, **options):
+    """The pass and the ops without Inductor, in milliseconds."""
+    torch._dynamo.reset()
+    return torch.compile(model, backend=Capture(configure({"recipe": "exact", **options}), text=False))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"checkpointing": True}, {"break_graph": True}], ids=str)
@@ -42,7 +52,7 @@ def test_token_counts_that_fill_no_group(shape):
     torch.manual_seed(0)
     model, x = Net(blocks=1), torch.randn(*shape, 64)
     y0, g0 = gradients(model, x)
-    y1, g1 = gradients(model, x, function=compiled(model))
+    y1, g1 = gradients(model, x, function=rewritten(model))
     assert relative(y1, y0) < TOLERANCE
     assert max(relative(g1[name], g0[name]) for name in g0) < TOLERANCE
 
@@ -53,7 +63,7 @@ def test_widths_that_fill_no_group(out_features, in_features):
     model, x = torch.nn.Linear(in_features, out_features), torch.randn(37, in_features, requires_grad=True)
     y0, g0 = gradients(model, x)
     x0, x.grad = x.grad, None
-    y1, g1 = gradients(model, x, function=compiled(model))
+    y1, g1 = gradients(model, x, function=rewritten(model))
     assert relative(y1, y0) < TOLERANCE
     assert relative(x.grad, x0) < TOLERANCE
     assert max(relative(g1[name], g0[name]) for name in g0) < TOLERANCE
@@ -75,8 +85,7 @@ def test_autocast(dtype):
 def test_dynamic_length():
     torch.manual_seed(0)
     model = Net(blocks=1)
-    torch._dynamo.reset()
-    function = torch.compile(model, backend="quartet", dynamic=True, options={"recipe": "exact"})
+    function = compiled(model, dynamic=True)
     for length in (7, 32, 45):
         x = torch.randn(2, length, 64)
         y0, g0 = gradients(model, x)
@@ -91,7 +100,7 @@ def test_frozen_weight_and_input_gradient():
     model.layers[0].up.weight.requires_grad_(False)
     y0, g0 = gradients(model, x)
     x0, x.grad = x.grad, None
-    y1, g1 = gradients(model, x, function=compiled(model, strict=True))
+    y1, g1 = gradients(model, x, function=rewritten(model, strict=True))
     assert relative(x.grad, x0) < TOLERANCE
     assert g0.keys() == g1.keys()
     assert max(relative(g1[name], g0[name]) for name in g0) < TOLERANCE

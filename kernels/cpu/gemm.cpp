@@ -16,8 +16,9 @@
 namespace gemm {
 namespace {
 
-constexpr int64_t kRowBytes = 256 << 10;   // packed rows at a time: they stay in L2 while the columns pass
-constexpr int64_t kColumnBytes = 4 << 20;  // packed columns at a time: bounds the memory
+// Packed rows at a time, which stay in L2 while the columns pass; and packed columns at a time, which stay in L3. With 1,
+// 4 and 16 MiB of columns, 395, 425 and 350 to 396 Gop/s (4096x4096x4096, one Zen 4 core): rows are packed again for each.
+constexpr int64_t kRowBytes = 256 << 10, kColumnBytes = 4 << 20;
 
 // Cycles a group, on Zen 4: to multiply a tile, to pack its rows, to pack its columns.
 constexpr int64_t kTileCycles = 70, kRowCycles = 32, kColumnCycles = 222;
