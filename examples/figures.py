@@ -61,7 +61,7 @@ def path_of(backend: str, device: str) -> str:
     how = {
         "eager": "eager PyTorch",
         "inductor": "Inductor",
-        "quartet": f"Inductor + Quartet {'Triton' if device == 'cuda' else 'CPU'} kernels",
+        "quartet": f"Inductor + Quartet {'reference ops' if device == 'cuda' else 'CPU kernels'}",
     }
     return f"{where}, {how[backend]}"
 
@@ -127,11 +127,19 @@ def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
         row("step time, median (ms)", "step_seconds", "{:.1f}", 1e-3),
         row("tokens a second", "tokens_a_second", "{:,.0f}"),
         row("saved for backward (MB)", "saved_bytes", "{:.2f}", 1e6),
-        row("first step, with compilation (s)", "first_step_seconds", "{:.1f}"),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def comparison(run: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, float]:
+    """A run against the first: the gap in nats a byte, the rest as ratios."""
+    return {
+        "validation_gap": run["validation_loss"] - first["validation_loss"],
+        "step_time": run["step_seconds"] / first["step_seconds"],
+        "saved_bytes": run["saved_bytes"] / first["saved_bytes"],
+    }
 
 
 def smoothed(values: list[float], window: int) -> list[float]:
@@ -145,23 +153,41 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 
 def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
-    """Both training curves, smoothed, with the validation losses as points."""
+    """Training losses, smoothed, with the validation losses as points; below, their distance from the first run's."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=150, layout="constrained")
-    for (label, run), color in zip(runs.items(), ("#4C566A", "#D1495B", "#2E86AB"), strict=False):
-        train = smoothed(run["losses"], max(1, len(run["losses"]) // 40))
-        axes.plot(range(1, len(train) + 1), train, color=color, linewidth=1.2, alpha=0.55)
+    first, *others = runs.values()
+    colors = dict(zip(runs, ("#4C566A", "#D1495B", "#2E86AB"), strict=False))
+    figure, panels = plt.subplots(
+        1 + bool(others), sharex=True, squeeze=False, figsize=(7, 5.2 if others else 4), dpi=150, layout="constrained",
+        height_ratios=[3, 1][: 1 + bool(others)],
+    )  # fmt: skip
+    top = panels[0, 0]
+    for label, run in runs.items():
+        train = smoothed(run["losses"], len(run["losses"]) // 40)
+        top.plot(range(1, len(train) + 1), train, color=colors[label], linewidth=1.1, alpha=0.5)
         steps, losses = zip(*run["validation"], strict=True) if run["validation"] else ((), ())
-        last = f", {losses[-1]:.3f}" if losses else ""
-        axes.plot(steps, losses, "o-", color=color, linewidth=0, markersize=4.5, label=f"{label}{last}")
-    axes.set(title=title, xlabel="step", ylabel="loss (nats a byte)")
-    axes.legend(title="validation (points); training (lines)", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+        last = f", {losses[-1]:.3f} at the end" if losses else ""
+        size, fill = (7, "none") if run is first else (3.5, "full")  # the first as rings: the others often lie within
+        top.plot(steps, losses, "o", color=colors[label], markersize=size, fillstyle=fill, label=f"{label}{last}")
+        if run is not first:
+            reference = dict(first["validation"])
+            gaps = [(step, loss - reference[step]) for step, loss in run["validation"] if step in reference]
+            if gaps:
+                panels[1, 0].plot(*zip(*gaps, strict=True), ".-", color=colors[label], linewidth=1)
+    early = smoothed(first["losses"], len(first["losses"]) // 40)[len(first["losses"]) // 16]
+    top.set(title=title, ylabel="loss (nats a byte)", ylim=(None, early))
+    top.legend(title="points: validation; lines: training", frameon=False)
+    if others:
+        panels[1, 0].axhline(0, color=colors[next(iter(runs))], linewidth=1)
+        panels[1, 0].set_ylabel("validation gap")
+    panels[-1, 0].set_xlabel("step")
+    for panel in panels[:, 0]:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
     figure.savefig(path)
     plt.close(figure)
 
@@ -170,7 +196,9 @@ def write(runs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], da
     """`figures.json`, `table.txt` and, where matplotlib is installed, `curves.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "figures.json", folder / "table.txt"]
-    everything = {"settings": settings, "data": data, "machine": machine(), "runs": runs}
+    first, *others = runs
+    compared = {name: comparison(runs[name], runs[first]) for name in others}
+    everything = {"settings": settings, "data": data, "machine": machine(), "against_first": compared, "runs": runs}
     written[0].write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
     written[1].write_text(table(runs) + "\n")
     try:

@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
-    root = argparse.ArgumentParser(prog="python -m quartet_compile", description="What backend='quartet' does to a model.")
+    root = argparse.ArgumentParser(
+        prog="python -m quartet_compile", description="What backend='quartet' does to a model."
+    )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("recipes", help="the recipes: what runs in which format").set_defaults(run=run_recipes)
     for name, run, text in (
@@ -93,7 +95,7 @@ def run_recipes(_: argparse.Namespace) -> str:
         rows.append((name, *(_operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    note = "One name stands for both operands. The operands of dgrad and wgrad besides dY are made from the codes of fprop."
+    note = "One name: both operands. In dgrad and wgrad, W and X are quantized again, from their codes of fprop."
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
 
 
@@ -123,7 +125,9 @@ def _report(options: argparse.Namespace) -> Any:
     if options.input:
         inputs = tuple(parse_input(text) for text in options.input)
     elif inputs is None:
-        raise UsageError(f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64")
+        raise UsageError(
+            f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
+        )
     given = {name: getattr(options, name) for name in ("recipe", "include", "exclude", "scope", "strict")}
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
         return explain(model, *inputs, **{name: value for name, value in given.items() if value})
@@ -138,7 +142,9 @@ def parse_input(text: str) -> torch.Tensor:
     name = found.group(2) or "float32"
     dtypes = [known for known in dir(torch) if isinstance(getattr(torch, known), torch.dtype)]
     if name not in dtypes:
-        raise UsageError(f"--input {text!r} has an unknown dtype {name!r}{suggest(name, dtypes)}; for instance float32, int64")
+        raise UsageError(
+            f"--input {text!r} has an unknown dtype {name!r}{suggest(name, dtypes)}; for instance float32, int64"
+        )
     return torch.zeros(shape, dtype=getattr(torch, name))
 
 

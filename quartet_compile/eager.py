@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 _FOLDERS = (*torch.__path__, os.path.dirname(__file__), *passes.__path__, *kernels.__path__)
 _NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
 
 
 class EagerProducts(_compat.FakeTensorMode):
@@ -67,8 +69,8 @@ class EagerProducts(_compat.FakeTensorMode):
 
 
 def is_users(filename: str) -> bool:
-    """Whether a source file is neither torch's nor this package's."""
-    return not filename.startswith(_NOT_USERS)
+    """Whether a source file is neither torch's nor this package's nor Python's own."""
+    return not filename.startswith(_NOT_USERS) and (not filename.startswith(_PYTHON) or "site-packages" in filename)
 
 
 def place(filename: str, line: int | None) -> str:

@@ -65,7 +65,8 @@ def _mark(mark: str, target: Any) -> Any:
     if isinstance(target, torch.nn.Module) or inspect.isclass(target) or not callable(target):
         raise OptionError(
             f"quartet_compile.{mark} got {_describe(target)}; expected a function, a method, a Module class, or "
-            f"nothing (`with quartet_compile.{mark}():`). For one module of a model use the options include and exclude."
+            f"nothing (`with quartet_compile.{mark}():`). For one module of a model, use the options include and "
+            "exclude."
         )
     return _annotated(mark, target)
 

@@ -93,7 +93,5 @@ def _table(sites: Sequence[Site]) -> list[str]:
 
 
 def _diff(before: str, after: str, context: int) -> str:
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context
-    )
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context)
     return "".join(line + "\n" for line in lines)

@@ -47,8 +47,8 @@ def argument_names(model: Callable) -> list[str]:
 
 @contextlib.contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back what the code inside assigns to the modules (a step counter, a cached table, a gradient), and what Dynamo
-    has learnt of changing sizes."""
+    """Put back what the code inside assigns to the modules (a step counter, a cached table, a gradient), and what
+    Dynamo has learnt of changing sizes."""
     inner = [module for root in modules for module in root.modules()]
     gradients = [(parameter, parameter.grad) for module in inner for parameter in module.parameters(recurse=False)]
     containers = [box for module in inner for box in _containers(module)]

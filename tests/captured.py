@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from quartet_compile.capture import Capture
 from quartet_compile.config import configure
 from quartet_compile.report import Site

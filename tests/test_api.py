@@ -98,7 +98,9 @@ def test_a_bound_method(graphs):
     assert names(graphs) == {"up": False, "down": True}
 
 
-@pytest.mark.parametrize("decorate", [qc.quartet, qc.quartet(), qc.quartet(recipe="quartet-rtn")], ids=["bare", "()", "o"])
+@pytest.mark.parametrize(
+    "decorate", [qc.quartet, qc.quartet(), qc.quartet(recipe="quartet-rtn")], ids=["bare", "()", "o"]
+)
 def test_a_decorated_function_over_a_model(graphs, decorate):
     model = Net(blocks=1)
 
@@ -167,7 +169,7 @@ def test_patterns_of_functions_methods_and_classes_are_checked_at_the_first_call
 def test_patterns_see_modules_parameters_and_second_places(graphs):
     block = Block()
     model = nn.Sequential(block, block)
-    for pattern in ("0", "1.up", "*.down", "0.up.weight", "1.down.weight"):
+    for pattern in ("0", "1.up", "*.down", "0.up.weight", "1.down.weight", "1.dropout"):
         qc.quartet(model, exclude=[pattern])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quartet_compile.errors import QuartetError
-from quartet_compile.formats import QUANTIZERS, Quantizer, padded
+from quartet_compile.formats import E2M1_MAX, QUANTIZERS, QUEST_GAUSSIAN_CLIP, Quantizer, padded
 from quartet_compile.kernels import philox, reference
 from quartet_compile.kernels.cpu import native, toolchain
 from quartet_compile.kernels.reference import Blocks
@@ -105,10 +105,36 @@ def test_one_nan_or_infinity_spoils_only_its_group(quantizer):
             assert_same(blocks, expected(x, quantizer, mask=True))
 
 
+@every_quantizer
+def test_groups_around_the_lift(quantizer):
+    """Pairs of inputs too small to count cancel to a zero with a sign, but only in groups that are not lifted."""
+    x = torch.full((64, 64), 2.0**-64)
+    x[:32] *= 1 - 2.0**-24  # lifted
+    x[:, 6::32], x[:, 7::32] = -(2.0**-110), 2.0**-111
+    x[1::2] *= -1
+    for signs in (torch.ones(32), -torch.ones(32)):
+        options = dict(mask=True, seed=SEED, signs=signs)
+        assert_same(native.quantize(x, quantizer, **options), reference.quantize(x, quantizer, **options))
+
+
+def test_quest_scales_to_the_last_bit():
+    """Groups whose scale is a rounding error from a power of two, and groups that rotate to almost a constant."""
+    quantizer, generator = QUANTIZERS["mxfp4-quest"], torch.Generator().manual_seed(3)
+    x = torch.randn(4000, 32, generator=generator)
+    deviation = reference.hadamard(x.double()).std(-1, correction=0, keepdim=True)
+    near_one = (x / (deviation * (QUEST_GAUSSIAN_CLIP / E2M1_MAX))).float()
+    constant = x * 10.0 ** -torch.randint(3, 9, (4000, 1), generator=generator)
+    constant[:, 0] = x[:, 0]
+    assert 100 < (quantize(near_one, quantizer).scales == 127).sum() < 3900
+    for values in (near_one, constant):
+        assert_same(quantize(values, quantizer), expected(values, quantizer))
+
+
 def test_explicit_signs():
-    signs = philox.signs(torch.tensor(5), 0, 32)
-    x, quantizer = awkward(40, 70), QUANTIZERS["mxfp4-rtn"]
-    assert_same(native.quantize(x, quantizer, signs=signs), reference.quantize(x, quantizer, signs=signs))
+    quantizer = QUANTIZERS["mxfp4-rtn"]
+    x = torch.cat((awkward(40, 70), torch.zeros(1, 70)))  # times -1, zeros are negative
+    for signs in (philox.signs(torch.tensor(5), 0, 32), -torch.ones(32)):
+        assert_same(native.quantize(x, quantizer, signs=signs), reference.quantize(x, quantizer, signs=signs))
 
 
 def test_exact_formats_are_the_reference():
@@ -153,7 +179,7 @@ def test_requantize(quantizer, shrink):
 @pytest.mark.parametrize("rotation", [0, 32])
 def test_unrotate(dtype, rotation):
     generator = torch.Generator().manual_seed(2)
-    for rows, columns in SHAPES:
+    for rows, columns in (*SHAPES, (600, 1000)):  # large enough for ties in the rounding to bfloat16
         x = awkward(rows, padded(columns, 32), dtype)
         mask = torch.randint(0, 256, (rows, x.shape[1] // 8), generator=generator, dtype=torch.uint8)
         actual, wanted = (f(x, mask, rotation, columns) for f in (native.unrotate, reference.unrotate))

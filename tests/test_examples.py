@@ -320,6 +320,7 @@ class TestCommand:
         one, other = written["runs"].values()
         assert list(written["runs"]) == ["full precision (float32)", "eager"]
         assert one["losses"] == other["losses"]
+        assert written["against_first"]["eager"]["validation_gap"] == 0
         assert len(one["losses"]) == written["settings"]["steps"] == 20
         assert (tmp_path / "full-precision" / "checkpoint.pt").exists()
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 from collections import OrderedDict
 
+import explain_model
 import pytest
 import torch
 from captured import decisions
@@ -72,6 +73,12 @@ tests/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
 4 of 5 matmuls in FP4, in 2 graphs (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
 Graph break at tests/models.py:NN: Call to `torch._dynamo.graph_break()`""")
+
+
+def test_what_a_graph_keeps_does_not_run_eagerly():
+    report = qc.explain(Net(break_graph=True), X, recipe="bf16")
+    assert [site.name for site in report.eager_sites] == [report.sites[-1].name]
+    assert len(report.sites) == 5
 
 
 def test_a_report_names_patterns_that_match_nothing():
@@ -327,3 +334,11 @@ def test_strict_refuses_graph_breaks():
 def test_names_of_a_sequential_are_in_order():
     model = nn.Sequential(OrderedDict((name, nn.Linear(64, 64)) for name in ("z", "a", "m")))
     assert list(decisions(qc.explain(model, X))) == ["z", "a", "m"]
+
+
+def test_the_example_explains_a_llama(capsys):
+    explain_model.main(["--device", "meta"])
+    out = capsys.readouterr().out
+    assert "14 of 19 matmuls in FP4" in out  # on the meta device, attention is two batched products
+    assert "7 x kept: excluded by 'layers.0'" in out and "7 x fp4: included by '*'" in out
+    assert "+bwd  output.grad.q = quantize_pair[mxfp4-sr](output.grad, seed[0])" in out

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from models import Attention, Block, Net
+
 from quartet_compile import explain
 from quartet_compile.names import clean, lineage, matches, root_name
 

@@ -32,9 +32,17 @@ class Model(nn.Module):
 
 INVALID = {
     "option": ({"recipee": "quartet"}, "Unknown option 'recipee' (did you mean 'recipe'?)", "recipe, include, exclude"),
-    "Inductor's option": ({"max_autotune": True}, "Unknown option 'max_autotune'", "{'inductor': {'max_autotune': ...}}"),
+    "Inductor's option": (
+        {"max_autotune": True},
+        "Unknown option 'max_autotune'",
+        "{'inductor': {'max_autotune': ...}}",
+    ),
     "recipe": ({"recipe": "quarted"}, "Unknown recipe 'quarted' (did you mean 'quartet'?)", "quartet, quartet-rtn"),
-    "recipe's type": ({"recipe": 4}, "Option 'recipe': Got a recipe of type int", "expected a name or a quartet_compile"),
+    "recipe's type": (
+        {"recipe": 4},
+        "Option 'recipe': Got a recipe of type int",
+        "expected a name or a quartet_compile",
+    ),
     "eval recipe": ({"eval": "fp4"}, "Option 'eval': Unknown recipe 'fp4'", "Registered: quartet"),
     "a single glob": ({"exclude": "up"}, "Option 'exclude' is 'up'", "expected a list of globs"),
     "glob's type": ({"include": [1]}, "Option 'include' is [1]", "expected a list of globs"),
@@ -42,7 +50,11 @@ INVALID = {
     "globs' type": ({"include": 3}, "Option 'include' is 3", "as include=['*.router'"),
     "scope": ({"scope": "mark"}, "Option 'scope' is 'mark' (did you mean 'marked'?)", "expected 'all' or 'marked'"),
     "strict": ({"strict": "yes"}, "Option 'strict' is 'yes'", "expected True or False"),
-    "mode": ({"mode": "max-autotuned"}, "Unknown mode 'max-autotuned' (did you mean 'max-autotune'?)", "the modes are default"),
+    "mode": (
+        {"mode": "max-autotuned"},
+        "Unknown mode 'max-autotuned' (did you mean 'max-autotune'?)",
+        "the modes are default",
+    ),
     "inductor": ({"inductor": ["fast"]}, "Option 'inductor' is ['fast']", "expected a dict"),
     "inductor's key": (
         {"inductor": {"max_autotun": True}},
@@ -108,7 +120,9 @@ def test_torch_compile_checks_the_mode():
 def test_a_mode_is_its_inductor_options_and_inductor_overrides_it():
     assert dict(configure({"mode": "max-autotune"}).inductor)["max_autotune"] is True
     assert dict(configure(mode="max-autotune").inductor)["max_autotune"] is True
-    assert dict(configure({"mode": "max-autotune", "inductor": {"max-autotune": False}}).inductor)["max_autotune"] is False
+    assert (
+        dict(configure({"mode": "max-autotune", "inductor": {"max-autotune": False}}).inductor)["max_autotune"] is False
+    )
     assert configure({"mode": "default"}).inductor == ()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import pathlib
+import re
 from collections import OrderedDict
 
 import torch
 from expecttest import assert_expected_inline
-from quartet_compile import fp4, graph_diff, no_fp4
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from quartet_compile import fp4, graph_diff, no_fp4
 
 
 def linear(inputs: int = 64, outputs: int = 96, bias: bool = False) -> nn.Linear:
@@ -382,3 +386,16 @@ def test_attention_itself_is_kept():
 
     q = torch.randn(1, 2, 32, 64)
     assert graph_diff(attend, q, q, q) == ""
+
+
+def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
+    """The code of docs/snapshot_testing.md is a test file that passes."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "snapshot_testing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "documented_examples.py").write_text("\n\n".join(blocks))
+    monkeypatch.syspath_prepend(tmp_path)
+    examples = importlib.import_module("documented_examples")
+    tests = [getattr(examples, name) for name in dir(examples) if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()

@@ -75,7 +75,7 @@ QUARTET_INLINE Scales rotate_and_find_absmax_scales(const Source& source, const 
 
 // Writes the first `lanes` rows of a tile of codes.
 QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, int lanes, Codes codes, Scales scales, u32 keep) {
-    for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.used;
+    for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.valid;
     transpose_4x4(codes.dword);
     keep &= (u32)scales.valid;
     const int64_t groups = to.groups, first = row * groups + group;

@@ -12,16 +12,15 @@ constexpr int32_t kSurelyUnlifted = (127 - 61) << 23;     // |rotated| of a grou
 struct Scales {
     i32 byte;      // E8M0
     i32 exponent;  // of the multiplier that brings rotated values to the grid of E2M1
-    i32 used;      // all ones unless the codes are all zero: a NaN scale, or a group of zeros
     i32 valid;     // all ones unless the scale is NaN
 };
 
 // `exponent`: E8M0 byte, or 255 where statistics are not finite (which they are not if any input is NaN or infinite,
-// since every rotated value then is). `nonzero`: whether any rotated value is not 0.
+// since every rotated value then is). `nonzero`: whether any rotated value is not 0; in groups of zeros they are +0, as
+// inputs that count as 0 are, so their codes need no rule.
 QUARTET_INLINE Scales scales_of(i32 exponent, i32 nonzero, i32 lift) {
     exponent = exponent & nonzero;
-    i32 valid = exponent < kScaleNan;
-    return {exponent, 127 - exponent - lift, valid & nonzero, valid};
+    return {exponent, 127 - exponent - lift, exponent < kScaleNan};
 }
 
 // 2^(floor(log2 absmax) - 2) for groups that are multiplied by 2^lift. `largest`: bits of the largest |rotated|.

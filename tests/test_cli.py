@@ -1,0 +1,230 @@
+"""The command line: what it prints, and one clear line for what was asked wrongly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+
+from quartet_compile.__main__ import UsageError, load_model, main, parse_input
+
+MODEL = '''
+import torch
+from torch import nn
+from quartet_compile import fp4
+
+instance = nn.Linear(64, 96)
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(64, 96), nn.Linear(96, 40)
+        self.inner = nn.Linear(64, 64)
+
+    @fp4
+    def marked(self, x):
+        return self.inner(x)
+
+    def forward(self, x):
+        return self.head(self.up(self.marked(x)))
+
+class Sized(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body = nn.Embedding(10, 64), nn.Linear(64, 64)
+
+    def forward(self, ids, scale):
+        return self.body(self.embed(ids)) * scale
+
+def build():
+    return Model(), (torch.zeros(8, 64),)
+
+def build_with_one_input():
+    return Model(), torch.zeros(8, 64)
+
+def build_model():
+    return Model()
+
+def build_nothing():
+    return 3
+
+width = 64
+'''
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "my_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture
+def run(file, capsys):
+    """Run a command on the model file; MODEL stands for its path."""
+
+    def run(*arguments):
+        code = main([argument.replace("MODEL", str(file)) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_recipes(run):
+    code, out, err = run("recipes")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()[2:] if line}
+    assert rows["quartet"].split() == ["quartet", "mxfp4-quest", "mxfp4-sr", "mxfp4-sr"]
+    assert rows["quartet-rtn"].split()[2:] == ["mxfp4-rtn", "mxfp4-rtn"]
+    assert rows["bf16"].count("high precision") == 3
+
+
+def test_explain(run):
+    code, out, err = run("explain", "MODEL:Model", "--input", "8x64")
+    assert (code, err) == (0, "")
+    assert_expected_inline(out, """\
+matmul  M   N   K  runs in  because
+-----------------------------------------------------------------------------------------
+inner   8  64  64  fp4      in a region marked fp4
+up      8  96  64  fp4      matmul with a parameter
+head    8  40  96  float32  output head by its name 'head'; include=['*'] rewrites it too
+
+2 of 3 matmuls in FP4, in 1 graph (recipe 'quartet').
+Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
+""")
+
+
+def test_diff(run):
+    code, out, _ = run("diff", "MODEL:instance", "--input", "32x64", "--no-grad")
+    assert code == 0
+    assert_expected_inline(out, """\
+--- before
++++ after
+@@ -1 +1,4 @@
+-fwd  addmm: f32[32, 96] = addmm(bias, input, weight.T) -> output
++fwd  input.q = quantize[mxfp4-quest](input)
++fwd  weight.q = quantize[mxfp4-quest](weight)
++fwd  scaled_mm: f32[32, 96] = scaled_mm(input.q, weight.q)
++fwd  add: f32[32, 96] = add(scaled_mm, bias) -> output
+""")
+
+
+def test_a_diff_of_nothing_says_so_and_why(run):
+    code, out, _ = run("diff", "MODEL:instance", "--input", "32x64", "--recipe", "bf16")
+    assert code == 0
+    assert out.startswith("No matmul was rewritten")
+    assert "recipe 'bf16' keeps high precision" in out
+
+
+def rewritten(run, *arguments):
+    code, out, err = run("explain", *arguments, "--json")
+    assert (code, err) == (0, "")
+    return {site["name"]: site["rewritten"] for graph in json.loads(out)["graphs"] for site in graph["sites"]}
+
+
+@pytest.mark.parametrize("name", ["build", "build_with_one_input"])
+def test_a_function_may_bring_the_inputs(run, name):
+    assert rewritten(run, f"MODEL:{name}") == {"inner": True, "up": True, "head": False}
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--exclude", "up", "--exclude", "inner"], {"inner": False, "up": False, "head": False}),
+        (["--include", "*"], {"inner": True, "up": True, "head": True}),
+        (["--scope", "marked"], {"inner": True, "up": False, "head": False}),
+        (["--recipe", "bf16"], {"inner": False, "up": False, "head": False}),
+        (["--strict"], {"inner": True, "up": True, "head": False}),
+    ],
+)
+def test_options(run, arguments, expected):
+    assert rewritten(run, "MODEL:build_model", "--input", "8x64", *arguments) == expected
+
+
+def test_inputs_of_several_types(run):
+    assert rewritten(run, "MODEL:Tokens", "--input", "2x16:int64", "--input", ":float32") == {"body": True}
+
+
+def test_a_diff_as_json(run):
+    _, out, _ = run("diff", "MODEL:build", "--json")
+    assert "+fwd  x.q = quantize" in json.loads(out)["diff"]
+
+
+@pytest.mark.parametrize(
+    "text, shape, dtype",
+    [
+        ("2x128x64", (2, 128, 64), torch.float32),
+        ("7", (7,), torch.float32),
+        ("2x3:int64", (2, 3), torch.int64),
+        ("4x4:bfloat16", (4, 4), torch.bfloat16),
+        (":int32", (), torch.int32),
+    ],
+)
+def test_an_input_from_text(text, shape, dtype):
+    tensor = parse_input(text)
+    assert tensor.shape == shape and tensor.dtype == dtype
+
+
+@pytest.mark.parametrize("text", ["", "2x", "2*3", "axb", "2x3:", "-1x2", "2x3:int64:int64"])
+def test_an_input_that_is_no_shape(text):
+    with pytest.raises(UsageError, match="expected SHAPE or SHAPE:DTYPE, as 2x128x64 or 2x128:int64"):
+        parse_input(text)
+
+
+WRONG = {
+    "no separator": (["explain", "model.py"], "expected package.module:name or path/file.py:name"),
+    "no file": (["explain", "nowhere.py:Model"], "no file 'nowhere.py'"),
+    "no module": (["explain", "no_such_module.inner:Model"], "no module 'no_such_module.inner'"),
+    "no attribute": (["explain", "MODEL:Modle"], "has no 'Modle' (did you mean 'Model'?)"),
+    "not a model": (["explain", "MODEL:width"], "is a int; expected a Module, a Module class or a function"),
+    "needs arguments": (["explain", "MODEL:Sized"], "missing a required argument: 'width'"),
+    "returns no model": (["explain", "MODEL:build_nothing"], "returned a int; expected a model, or (model, inputs)"),
+    "no input": (["explain", "MODEL:Model"], "give their shapes, as --input 2x128x64"),
+    "bad input": (["diff", "MODEL:Model", "--input", "8,64"], "--input '8,64' is not a shape"),
+    "bad dtype": (["diff", "MODEL:Model", "--input", "8:flaot32"], "dtype 'flaot32' (did you mean 'float32'?)"),
+    "bad recipe": (["explain", "MODEL:build", "--recipe", "quarted"], "recipe 'quarted' (did you mean 'quartet'?)"),
+    "bad scope": (["explain", "MODEL:build", "--scope", "some"], "Option 'scope' is 'some'"),
+    "wrong size": (["explain", "MODEL:Model", "--input", "8x63"], "Could not capture the model"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line_and_exit_code_2(run, case):
+    arguments, message = WRONG[case]
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"quartet_compile {arguments[0]}: ")
+    assert message in err
+    assert case == "wrong size" or err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["explane"], ["explain"], ["explain", "m:M", "--inputs"]])
+def test_what_argparse_refuses_is_exit_code_2_too(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m quartet_compile" in capsys.readouterr().err
+
+
+def test_an_error_in_the_users_file_is_shown_as_it_is(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import no_such_dependency\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        load_model(f"{path}:Model")
+
+
+def test_a_module_of_the_working_folder(file):
+    arguments = ["explain", "my_model:Tokens", "--input", "2x4:int64", "--input", "4x1"]
+    command = [sys.executable, "-m", "quartet_compile", *arguments]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 matmuls in FP4" in done.stdout
