@@ -1,7 +1,7 @@
 """Time and memory of a training step of the Llama, FP4 beside full precision, interleaved in one run.
 
     python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads
-    python examples/bench_step.py --swap-compiled     also module swap under torch.compile (its first call takes minutes)
+    python examples/bench_step.py --swap-compiled     also module swap under torch.compile (compiles for minutes)
     python examples/bench_compile.py                  first call, the pass's share of it, growth with the layers
 
 Each variant has its own copy of the model and its own AdamW; the variants take turns, so that a change of the machine's
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from figures import saved_bytes, saved_tensors, graph_nodes
+from figures import graph_nodes, saved_bytes, saved_tensors
 from llama import SIZES, Llama
 from module_swap import BackwardSeeds, swap_linears
 from torch import Tensor, nn
@@ -77,8 +78,8 @@ def synchronize(device: torch.device) -> None:
 
 def packed_bytes(loss: Tensor) -> int:
     """Bytes of codes, scales and mask bits saved for backward: the uint8 tensors."""
-    tensors = {t.data_ptr(): t.nbytes for n in graph_nodes(loss.grad_fn) for t in saved_tensors(n) if t.dtype == torch.uint8}
-    return sum(tensors.values())
+    saved = [tensor for node in graph_nodes(loss.grad_fn) for tensor in saved_tensors(node)]
+    return sum({t.data_ptr(): t.nbytes for t in saved if t.dtype == torch.uint8}.values())
 
 
 def operand_elements(model: Llama, tokens: int) -> int:
@@ -100,14 +101,17 @@ def variants(model: Llama, recipes: list[str], swap_eager: bool, swap_compiled: 
 
     add(BASELINE, lambda m: torch.compile(_own_code(m), dynamic=False))
     for recipe in recipes:
-        options = {"recipe": recipe}
-        add(f"quartet backend, {recipe}", lambda m: torch.compile(_own_code(m), backend="quartet", dynamic=False, options=options))
+        add(f"quartet backend, {recipe}", functools.partial(_with_quartet, recipe=recipe))
     add("eager, full precision", None)
     if swap_eager:
         add("module swap, eager reference", None, recipes[0])
     if swap_compiled:
         add("module swap, Inductor", lambda m: torch.compile(_own_code(m), dynamic=False), recipes[0])
     return made
+
+
+def _with_quartet(model: nn.Module, recipe: str) -> Callable:
+    return torch.compile(_own_code(model), backend="quartet", dynamic=False, options={"recipe": recipe})
 
 
 def _own_code(model: nn.Module) -> Callable:
@@ -133,13 +137,15 @@ def table(made: list[Variant], elements: int) -> str:
     """One line a variant."""
     base = made[0]
     lines = [
-        f"{'variant':<32} {'fwd+bwd ms':>10} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'saved MB':>9} {'packed B/elem':>13}"
+        f"{'variant':<32} {'fwd+bwd ms':>10} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'saved MB':>9} "
+        f"{'packed B/elem':>13}"
     ]
     for v in made:
         lines.append(
             f"{v.name:<32} {1e3 * statistics.median(v.gradient_seconds):>10.1f} "
-            f"{_ratio(v.gradient_seconds, base.gradient_seconds):>6.2f} {1e3 * statistics.median(v.step_seconds):>8.1f} "
-            f"{_ratio(v.step_seconds, base.step_seconds):>6.2f} {v.saved / 1e6:>9.1f} "
+            f"{_ratio(v.gradient_seconds, base.gradient_seconds):>6.2f} "
+            f"{1e3 * statistics.median(v.step_seconds):>8.1f} {_ratio(v.step_seconds, base.step_seconds):>6.2f} "
+            f"{v.saved / 1e6:>9.1f} "
             f"{v.packed / elements if v.packed else float('nan'):>13.3f}"
         )
     return "\n".join(lines)
@@ -175,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(table(made, operand_elements(model, args.tokens)))
     if args.json:
-        rows = [{k: getattr(v, k) for k in ("name", "gradient_seconds", "step_seconds", "saved", "packed")} for v in made]
+        fields = ("name", "gradient_seconds", "step_seconds", "saved", "packed")
+        rows = [{field: getattr(variant, field) for field in fields} for variant in made]
         args.json.write_text(json.dumps(rows, indent=1))
 
 

@@ -64,9 +64,7 @@ def _product(gemm, dy, transpose, source, source_quantizer, seed, sign_seed, num
     signs = philox.signs(sign_seed, 2 * number, 32)
     source_seed = seed if number == 1 else sign_seed
     a = reference.quantize(dy, gemm.a, transpose=transpose, stream=2 * number, seed=seed, signs=signs)
-    b = reference.requantize(
-        source, source_quantizer, gemm.b, stream=2 * number + 1, seed=source_seed, signs=signs
-    )
+    b = reference.requantize(source, source_quantizer, gemm.b, stream=2 * number + 1, seed=source_seed, signs=signs)
     return reference.scaled_mm(a, b, gemm.gain, dy.dtype)
 
 
@@ -85,7 +83,10 @@ class QuartetLinear(nn.Module):
 
 
 def swap_linears(
-    model: nn.Module, recipe: Recipe, exclude: tuple[str, ...] = ("lm_head",), share: tuple[str, ...] = ("q_proj|k_proj|v_proj", "gate_proj|up_proj")
+    model: nn.Module,
+    recipe: Recipe,
+    exclude: tuple[str, ...] = ("lm_head",),
+    share: tuple[str, ...] = ("q_proj|k_proj|v_proj", "gate_proj|up_proj"),
 ) -> BackwardSeeds:
     """Replace every linear layer of a model in place, numbered in module order, which must be the order of the forward.
 

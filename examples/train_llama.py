@@ -84,8 +84,10 @@ def runs_of(args: argparse.Namespace) -> dict[str, tuple[Settings, Path]]:
         return {args.backend: (settings_of(args, args.backend), folder)}
     folder = args.out or Path("runs", args.size)
     names = {f"full precision ({args.dtype})": args.baseline, args.backend: args.backend}
-    return {name: (settings_of(args, backend), folder / name.partition(" (")[0].replace(" ", "-"))
-            for name, backend in names.items()}
+    return {
+        name: (settings_of(args, backend), folder / name.partition(" (")[0].replace(" ", "-"))
+        for name, backend in names.items()
+    }
 
 
 def check(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
@@ -124,8 +126,11 @@ def train(name: str, settings: Settings, folder: Path, corpus: text.Corpus, *, r
     else:
         trainer.keep_previous()
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(f"{name}: {figures.path_of(settings.backend, settings.device)}, {parameters / 1e6:.2f}M parameters, "
-          f"{settings.steps} steps of {settings.batch} x {settings.seq} tokens, {settings.dtype}", flush=True)
+    print(
+        f"{name}: {figures.path_of(settings.backend, settings.device)}, {parameters / 1e6:.2f}M parameters, "
+        f"{settings.steps} steps of {settings.batch} x {settings.seq} tokens, {settings.dtype}",
+        flush=True,
+    )
     in_fp4 = explain(trainer, name) if settings.backend == "quartet" else None
     trainer.run(stop)
     return {**figures.run_figures(trainer), "matmuls_in_fp4": in_fp4}

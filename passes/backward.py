@@ -89,9 +89,7 @@ class _Rewriter:
 
     def _seed(self, index: int, like: fx.Node) -> fx.Node:
         if index not in self._seeds:
-            self._seeds[index] = self.build.call(
-                like, aten.select.int, self._vector, 0, index, backward_only=True
-            )
+            self._seeds[index] = self.build.call(like, aten.select.int, self._vector, 0, index, backward_only=True)
         return self._seeds[index]
 
     def _x_transposed(self, x: Quantized, like: fx.Node, seed: fx.Node) -> Quantized:
@@ -123,9 +121,7 @@ class _Rewriter:
                 self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed),
                 self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed),
             )
-        node = self.build.call(
-            like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed
-        )
+        node = self.build.call(like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed)
         outputs = self.build.outputs(node)
         return Quantized(*outputs[:3]), Quantized(*outputs[3:])
 
@@ -157,6 +153,4 @@ class _Rewriter:
     def _undo_rotation(
         self, node: fx.Node, product: fx.Node, mask: fx.Node | None, columns: int | torch.SymInt
     ) -> fx.Node:
-        return self.build.call(
-            node, quartet.unrotate.default, product, mask, self.recipe.fprop.a.rotation, columns
-        )
+        return self.build.call(node, quartet.unrotate.default, product, mask, self.recipe.fprop.a.rotation, columns)

@@ -45,9 +45,7 @@ def rewrite_forward(sites: list[MatmulSite], recipe: Recipe, build: Builder) -> 
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
     """A node `a b^T` in the dtype of `like`."""
-    return build.call(
-        like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, like.meta["val"].dtype
-    )
+    return build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, like.meta["val"].dtype)
 
 
 def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
 from ..formats import Quantizer
 from .graph import Builder, Matrix
-
-import torch
 
 quartet = torch.ops.quartet
 

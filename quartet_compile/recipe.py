@@ -92,9 +92,7 @@ def _pair(quantizer: str) -> Gemm:
 
 
 def _quartet(name: str, backward: str) -> Recipe:
-    return Recipe(
-        name=name, fprop=_pair("mxfp4-quest"), dgrad=_pair(backward), wgrad=_pair(backward), trust_mask=True
-    )
+    return Recipe(name=name, fprop=_pair("mxfp4-quest"), dgrad=_pair(backward), wgrad=_pair(backward), trust_mask=True)
 
 
 _RECIPES: dict[str, Recipe] = {

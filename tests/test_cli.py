@@ -12,7 +12,7 @@ from expecttest import assert_expected_inline
 
 from quartet_compile.__main__ import UsageError, load_model, main, parse_input
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 from quartet_compile import fp4
@@ -57,7 +57,7 @@ def build_nothing():
     return 3
 
 width = 64
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,9 @@ def test_recipes(run):
 def test_explain(run):
     code, out, err = run("explain", "MODEL:Model", "--input", "8x64")
     assert (code, err) == (0, "")
-    assert_expected_inline(out, """\
+    assert_expected_inline(
+        out,
+        """\
 matmul  M   N   K  runs in  because
 -----------------------------------------------------------------------------------------
 inner   8  64  64  fp4      in a region marked fp4
@@ -100,13 +102,16 @@ head    8  40  96  float32  output head by its name 'head'; include=['*'] rewrit
 
 2 of 3 matmuls in FP4, in 1 graph (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
-""")
+""",
+    )
 
 
 def test_diff(run):
     code, out, _ = run("diff", "MODEL:instance", "--input", "32x64", "--no-grad")
     assert code == 0
-    assert_expected_inline(out, """\
+    assert_expected_inline(
+        out,
+        """\
 --- before
 +++ after
 @@ -1 +1,4 @@
@@ -115,7 +120,8 @@ def test_diff(run):
 +fwd  weight.q = quantize[mxfp4-quest](weight)
 +fwd  scaled_mm: f32[32, 96] = scaled_mm(input.q, weight.q)
 +fwd  add: f32[32, 96] = add(scaled_mm, bias) -> output
-""")
+""",
+    )
 
 
 def test_a_diff_of_nothing_says_so_and_why(run):

@@ -47,7 +47,10 @@ def awkward(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torc
         torch.full((columns,), 2.0**-64 * (1 - 2**-24)),
         2.0 ** (torch.arange(columns) % 60 - 127.0),  # around the thresholds 2^-126, 2^-100 and 2^-64
         2.0 ** (127.0 - torch.arange(columns) % 16),
-        *(x.new_empty(columns).normal_(generator=torch.Generator().manual_seed(i)) * 10.0**i for i in range(-45, 40, 6)),
+        *(
+            x.new_empty(columns).normal_(generator=torch.Generator().manual_seed(i)) * 10.0**i
+            for i in range(-45, 40, 6)
+        ),
     ]
     for row, values in zip(range(rows // 4, rows), special, strict=False):
         x[row] = values
@@ -71,7 +74,9 @@ def quantize(x: torch.Tensor, quantizer: Quantizer, **options) -> Blocks:
 def assert_same(actual: Blocks, wanted: Blocks) -> None:
     for name, a, b in zip(Blocks._fields, actual, wanted, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype), name
-        assert torch.equal(a, b), f"{name} differ in {(a != b).sum()} of {a.numel()} bytes, first {(a != b).nonzero()[0]}"
+        assert torch.equal(a, b), (
+            f"{name} differ in {(a != b).sum()} of {a.numel()} bytes, first {(a != b).nonzero()[0]}"
+        )
 
 
 @every_quantizer
@@ -81,7 +86,8 @@ def test_quantize(quantizer, dtype, transpose):
     for shape in SHAPES:
         x = awkward(*shape, dtype)
         assert_same(
-            quantize(x, quantizer, transpose=transpose, mask=True), expected(x, quantizer, transpose=transpose, mask=True)
+            quantize(x, quantizer, transpose=transpose, mask=True),
+            expected(x, quantizer, transpose=transpose, mask=True),
         )
 
 
@@ -143,7 +149,9 @@ def test_exact_formats_are_the_reference():
         assert_same(quantize(x, QUANTIZERS[name], mask=True), expected(x, QUANTIZERS[name], mask=True))
 
 
-@pytest.mark.parametrize("rows, columns", [("mxfp4-sr", "mxfp4-sr"), ("mxfp4-rtn", "mxfp4-sr"), ("exact-random", "mxfp4-rtn")])
+@pytest.mark.parametrize(
+    "rows, columns", [("mxfp4-sr", "mxfp4-sr"), ("mxfp4-rtn", "mxfp4-sr"), ("exact-random", "mxfp4-rtn")]
+)
 def test_pair_is_two_calls(rows, columns):
     row, column = QUANTIZERS[rows], QUANTIZERS[columns]
     for shape in SHAPES:

@@ -60,7 +60,11 @@ def test_builds_once_and_leaves_one_file(sources, monkeypatch):
 def test_an_edit_is_a_new_library(sources, monkeypatch, name):
     assert answer() == 42
     source = sources / name
-    source.write_text(source.read_text() + "#undef ANSWER\n#define ANSWER 7\n" if name == "answer.h" else SOURCE.replace("ANSWER", "7"))
+    source.write_text(
+        source.read_text() + "#undef ANSWER\n#define ANSWER 7\n"
+        if name == "answer.h"
+        else SOURCE.replace("ANSWER", "7")
+    )
     fresh(monkeypatch)
     assert answer() == 7 and len(cached(sources)) == 2
 
@@ -93,7 +97,8 @@ def test_two_processes_build_at_once(sources):
         "loader.SOURCES = pathlib.Path(sys.argv[1]); print(loader.library().quartet_answer())"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", code, str(sources)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", code, str(sources)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     assert [process.communicate()[0] for process in both] == ["42\n", "42\n"]
     assert all(path.suffix == ".so" for path in cached(sources))

@@ -41,7 +41,9 @@ IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
 def test_a_report_reads_as_a_table():
-    assert_expected_inline(str(qc.explain(Decoder(), IDS)), """\
+    assert_expected_inline(
+        str(qc.explain(Decoder(), IDS)),
+        """\
 matmul                      M   N   K  runs in  because
 ----------------------------------------------------------------------------------------------------------------
 layers.0.self_attn.q_proj  32  64  64  fp4      matmul with a parameter
@@ -54,14 +56,17 @@ layers.0.mlp.down          32  64  96  fp4      matmul with a parameter
 lm_head                    32  80  64  float32  output head by its name 'lm_head'; include=['*'] rewrites it too
 
 6 of 8 matmuls in FP4, in 1 graph (recipe 'quartet').
-Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.""")
+Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.""",
+    )
 
 
 def test_a_report_of_graph_breaks_says_where_and_lists_what_runs_eagerly(monkeypatch):
     monkeypatch.chdir(ROOT)
     report = str(qc.explain(Net(break_graph=True), X))
     report = re.sub(r"(?<=models.py:)\d+", lambda digits: "N" * len(digits.group()), report)
-    assert_expected_inline(report, """\
+    assert_expected_inline(
+        report,
+        """\
 matmul               M   N   K  runs in  because
 -----------------------------------------------------------------------------
 layers.0.up         32  96  64  fp4      matmul with a parameter
@@ -72,7 +77,8 @@ tests/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
 
 4 of 5 matmuls in FP4, in 2 graphs (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
-Graph break at tests/models.py:NN: Call to `torch._dynamo.graph_break()`""")
+Graph break at tests/models.py:NN: Call to `torch._dynamo.graph_break()`""",
+    )
 
 
 def test_what_a_graph_keeps_does_not_run_eagerly():

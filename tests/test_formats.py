@@ -8,11 +8,11 @@ from fractions import Fraction
 import pytest
 import torch
 from golden import exact_model
-from quartet_compile.kernels import reference
 
 from quartet_compile import formats
 from quartet_compile.errors import QuantizerError
 from quartet_compile.formats import QUANTIZERS, Quantizer
+from quartet_compile.kernels import reference
 
 INF = math.inf
 MIDPOINTS = {0.25: 0, 0.75: 2, 1.25: 2, 1.75: 4, 2.5: 4, 3.5: 6, 5.0: 6}

@@ -19,7 +19,10 @@ from quartet_compile.config import configure
 def tokens(count: int, length: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch whose next token can be learned: each sequence counts up with its own step."""
     generator = torch.Generator().manual_seed(seed)
-    start, step = torch.randint(256, (count, 1), generator=generator), torch.randint(1, 4, (count, 1), generator=generator)
+    start, step = (
+        torch.randint(256, (count, 1), generator=generator),
+        torch.randint(1, 4, (count, 1), generator=generator),
+    )
     text = (start + step * torch.arange(length + 1)) % 256
     return text[:, :-1], text[:, 1:]
 

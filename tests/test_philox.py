@@ -6,9 +6,9 @@ import itertools
 import pytest
 import torch
 from golden import exact_model
-from quartet_compile.kernels import philox, reference
 
 from quartet_compile.formats import QUANTIZERS
+from quartet_compile.kernels import philox, reference
 
 ONES, PI = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 

@@ -3,10 +3,10 @@
 import pytest
 import quantizer_errors
 import torch
-from quartet_compile.kernels import philox, reference
 
 from quartet_compile.errors import QuantizerError
 from quartet_compile.formats import QUANTIZERS, Quantizer
+from quartet_compile.kernels import philox, reference
 from quartet_compile.quantized import QuantizedTensor, quantize
 
 ALL = pytest.mark.parametrize("name", list(QUANTIZERS))

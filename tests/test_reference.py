@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from golden import exact_model
-from quartet_compile.kernels import philox, reference
 from safetensors.torch import load_file
 
 from quartet_compile.formats import QUANTIZERS, Quantizer
+from quartet_compile.kernels import philox, reference
 
 VECTORS = load_file(Path(__file__).parent / "vectors" / "published_kernels.safetensors")
 INPUTS = [key.removeprefix("x/") for key in VECTORS if key.startswith("x/")]

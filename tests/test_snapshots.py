@@ -23,7 +23,9 @@ X = torch.randn(32, 64)
 
 
 def test_one_linear():
-    assert_expected_inline(graph_diff(linear(), X.clone().requires_grad_()), """\
+    assert_expected_inline(
+        graph_diff(linear(), X.clone().requires_grad_()),
+        """\
 --- before
 +++ after
 @@ -1,3 +1,11 @@
@@ -41,11 +43,14 @@ def test_one_linear():
 +bwd  weight.qt = requantize[mxfp4-sr](weight.q.T, seed[0])
 +bwd  scaled_mm_2: f32[32, 64] = scaled_mm(output.grad.q.rows, weight.qt) * 16/9
 +bwd  unrotate_1: f32[32, 64] = unrotate(scaled_mm_2, input.q.mask) -> input.grad
-""")
+""",
+    )
 
 
 def test_without_a_gradient_of_the_input_there_is_no_dgrad():
-    assert_expected_inline(graph_diff(linear(), X), """\
+    assert_expected_inline(
+        graph_diff(linear(), X),
+        """\
 --- before
 +++ after
 @@ -1,2 +1,8 @@
@@ -59,11 +64,14 @@ def test_without_a_gradient_of_the_input_there_is_no_dgrad():
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
 +bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, input.qt) * 16/9
 +bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
-""")
+""",
+    )
 
 
 def test_a_bias_is_added_after_the_product():
-    assert_expected_inline(graph_diff(linear(bias=True), X), """\
+    assert_expected_inline(
+        graph_diff(linear(bias=True), X),
+        """\
 --- before
 +++ after
 @@ -1,3 +1,10 @@
@@ -79,7 +87,8 @@ def test_a_bias_is_added_after_the_product():
 +bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, input.qt) * 16/9
 +bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
  bwd  sum_1: f32[1, 96] = sum(output.grad, [0], True) -> bias.grad
-""")
+""",
+    )
 
 
 class Projections(nn.Module):
@@ -92,7 +101,9 @@ class Projections(nn.Module):
 
 
 def test_q_k_and_v_share_one_quantized_input_and_one_transpose():
-    assert_expected_inline(graph_diff(Projections(), X), """\
+    assert_expected_inline(
+        graph_diff(Projections(), X),
+        """\
 --- before
 +++ after
 @@ -1,6 +1,18 @@
@@ -120,7 +131,8 @@ def test_q_k_and_v_share_one_quantized_input_and_one_transpose():
 +bwd  output[0].grad.q = quantize[mxfp4-sr](output[0].grad.T, seed[0])
 +bwd  scaled_mm_5: f32[96, 64] = scaled_mm(output[0].grad.q, x.qt) * 16/9
 +bwd  unrotate_2: f32[96, 64] = unrotate(scaled_mm_5, q.weight.q.mask) -> q.weight.grad
-""")
+""",
+    )
 
 
 def test_a_checkpointed_region_stays_recomputed():
@@ -132,7 +144,9 @@ def test_a_checkpointed_region_stays_recomputed():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return checkpoint(lambda x: self.up(x).cos(), x, use_reentrant=False)
 
-    assert_expected_inline(graph_diff(Region(), X), """\
+    assert_expected_inline(
+        graph_diff(Region(), X),
+        """\
 --- before
 +++ after
 @@ -1,6 +1,12 @@
@@ -152,13 +166,16 @@ def test_a_checkpointed_region_stays_recomputed():
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
 +bwd  scaled_mm_1: f32[96, 64] = scaled_mm(mul.q, x.qt) * 16/9
 +bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, up.weight.q.mask) -> up.weight.grad
-""")
+""",
+    )
 
 
 def test_a_frozen_weight_has_no_wgrad_and_no_mask():
     model = linear()
     model.weight.requires_grad_(False)
-    assert_expected_inline(graph_diff(model, X.clone().requires_grad_()), """\
+    assert_expected_inline(
+        graph_diff(model, X.clone().requires_grad_()),
+        """\
 --- before
 +++ after
 @@ -1,2 +1,8 @@
@@ -172,12 +189,15 @@ def test_a_frozen_weight_has_no_wgrad_and_no_mask():
 +bwd  weight.qt = requantize[mxfp4-sr](weight.q.T, seed[0])
 +bwd  scaled_mm_1: f32[32, 64] = scaled_mm(output.grad.q, weight.qt) * 16/9
 +bwd  unrotate: f32[32, 64] = unrotate(scaled_mm_1, input.q.mask) -> input.grad
-""")
+""",
+    )
 
 
 def test_inference_has_no_masks():
     with torch.no_grad():
-        assert_expected_inline(graph_diff(linear(bias=True), X), """\
+        assert_expected_inline(
+            graph_diff(linear(bias=True), X),
+            """\
 --- before
 +++ after
 @@ -1 +1,4 @@
@@ -186,13 +206,16 @@ def test_inference_has_no_masks():
 +fwd  weight.q = quantize[mxfp4-quest](weight)
 +fwd  scaled_mm: f32[32, 96] = scaled_mm(input.q, weight.q)
 +fwd  add: f32[32, 96] = add(scaled_mm, bias) -> output
-""")
+""",
+        )
 
 
 def test_an_output_head_is_kept_by_its_name():
     model = nn.Sequential(OrderedDict(body=linear(), lm_head=linear(96, 128)))
     with torch.no_grad():
-        assert_expected_inline(graph_diff(model, X), """\
+        assert_expected_inline(
+            graph_diff(model, X),
+            """\
 --- before
 +++ after
 @@ -1,2 +1,4 @@
@@ -202,13 +225,16 @@ def test_an_output_head_is_kept_by_its_name():
 +fwd  body.weight.q = quantize[mxfp4-quest](body.weight)
 +fwd  scaled_mm: f32[32, 96] = scaled_mm(input.q, body.weight.q)
 +fwd  mm_1: f32[32, 128] = mm(scaled_mm, lm_head.weight.T) -> output
-""")
+""",
+        )
 
 
 def test_an_excluded_module_is_kept():
     model = nn.Sequential(OrderedDict(first=linear(), second=linear(96, 64)))
     with torch.no_grad():
-        assert_expected_inline(graph_diff(model, X, exclude=["first"]), """\
+        assert_expected_inline(
+            graph_diff(model, X, exclude=["first"]),
+            """\
 --- before
 +++ after
 @@ -1,2 +1,4 @@
@@ -217,7 +243,8 @@ def test_an_excluded_module_is_kept():
 +fwd  mm.q = quantize[mxfp4-quest](mm)
 +fwd  second.weight.q = quantize[mxfp4-quest](second.weight)
 +fwd  scaled_mm: f32[32, 64] = scaled_mm(mm.q, second.weight.q) -> output
-""")
+""",
+        )
 
 
 def test_only_the_marked_region_is_rewritten():
@@ -232,7 +259,9 @@ def test_only_the_marked_region_is_rewritten():
                 return self.inside(x)
 
     with torch.no_grad():
-        assert_expected_inline(graph_diff(Marked(), X, scope="marked"), """\
+        assert_expected_inline(
+            graph_diff(Marked(), X, scope="marked"),
+            """\
 --- before
 +++ after
 @@ -1,2 +1,4 @@
@@ -241,7 +270,8 @@ def test_only_the_marked_region_is_rewritten():
 +fwd  mm.q = quantize[mxfp4-quest](mm)
 +fwd  inside.weight.q = quantize[mxfp4-quest](inside.weight)
 +fwd  scaled_mm: f32[32, 64] = scaled_mm(mm.q, inside.weight.q) -> output
-""")
+""",
+        )
 
 
 def test_a_forbidden_region_is_kept():
@@ -256,7 +286,9 @@ def test_a_forbidden_region_is_kept():
                 return self.inside(x)
 
     with torch.no_grad():
-        assert_expected_inline(graph_diff(Marked(), X), """\
+        assert_expected_inline(
+            graph_diff(Marked(), X),
+            """\
 --- before
 +++ after
 @@ -1,2 +1,4 @@
@@ -266,7 +298,8 @@ def test_a_forbidden_region_is_kept():
 +fwd  outside.weight.q = quantize[mxfp4-quest](outside.weight)
 +fwd  scaled_mm: f32[32, 96] = scaled_mm(x.q, outside.weight.q)
 +fwd  mm_1: f32[32, 64] = mm(scaled_mm, inside.weight.T) -> output
-""")
+""",
+        )
 
 
 def test_a_head_that_is_tied_to_the_embedding_is_kept():
@@ -280,7 +313,9 @@ def test_a_head_that_is_tied_to_the_embedding_is_kept():
             return self.out(self.body(self.embed(ids)))
 
     with torch.no_grad():
-        assert_expected_inline(graph_diff(Tied(), torch.zeros(32, dtype=torch.long)), """\
+        assert_expected_inline(
+            graph_diff(Tied(), torch.zeros(32, dtype=torch.long)),
+            """\
 --- before
 +++ after
 @@ -1,3 +1,5 @@
@@ -291,12 +326,15 @@ def test_a_head_that_is_tied_to_the_embedding_is_kept():
 +fwd  body.weight.q = quantize[mxfp4-quest](body.weight)
 +fwd  scaled_mm: f32[32, 64] = scaled_mm(embedding.q, body.weight.q)
 +fwd  mm_1: f32[32, 80] = mm(scaled_mm, embed.weight.T) -> output
-""")
+""",
+        )
 
 
 def test_autocast_quantizes_what_the_matmul_read():
     with torch.autocast("cpu", torch.bfloat16):
-        assert_expected_inline(graph_diff(linear(), X), """\
+        assert_expected_inline(
+            graph_diff(linear(), X),
+            """\
 --- before
 +++ after
 @@ -2,4 +2,10 @@
@@ -313,12 +351,15 @@ def test_autocast_quantizes_what_the_matmul_read():
 +bwd  scaled_mm_1: bf16[96, 64] = scaled_mm(output.grad.q, input.bf16.qt) * 16/9
 +bwd  unrotate: bf16[96, 64] = unrotate(scaled_mm_1, weight.bf16.q.mask)
 +bwd  unrotate.f32: f32[96, 64] = cast(unrotate) -> weight.grad
-""")
+""",
+        )
 
 
 def test_a_parameter_used_by_an_operator():
     diff = graph_diff(lambda x, w: x @ w, X, nn.Parameter(torch.randn(64, 96)))
-    assert_expected_inline(diff, """\
+    assert_expected_inline(
+        diff,
+        """\
 --- before
 +++ after
 @@ -1,2 +1,8 @@
@@ -332,12 +373,15 @@ def test_a_parameter_used_by_an_operator():
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
 +bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, x.qt) * 16/9
 +bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, w.q.mask) -> w.grad.T
-""")
+""",
+    )
 
 
 def test_stacked_tokens_are_one_matrix():
     with torch.no_grad():
-        assert_expected_inline(graph_diff(linear(), X.view(2, 16, 64)), """\
+        assert_expected_inline(
+            graph_diff(linear(), X.view(2, 16, 64)),
+            """\
 --- before
 +++ after
 @@ -1 +1,3 @@
@@ -345,12 +389,15 @@ def test_stacked_tokens_are_one_matrix():
 +fwd  input.q = quantize[mxfp4-quest](input)
 +fwd  weight.q = quantize[mxfp4-quest](weight)
 +fwd  scaled_mm: f32[32, 96] = scaled_mm(input.q, weight.q) -> output
-""")
+""",
+        )
 
 
 def test_a_linear_reads_the_rewritten_one_before_it():
     model = nn.Sequential(OrderedDict(first=linear(64, 64), second=linear(64, 64)))
-    assert_expected_inline(graph_diff(model, X), """\
+    assert_expected_inline(
+        graph_diff(model, X),
+        """\
 --- before
 +++ after
 @@ -1,5 +1,18 @@
@@ -377,7 +424,8 @@ def test_a_linear_reads_the_rewritten_one_before_it():
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
 +bwd  scaled_mm_4: f32[64, 64] = scaled_mm(unrotate_1.q, input.qt) * 16/9
 +bwd  unrotate_2: f32[64, 64] = unrotate(scaled_mm_4, first.weight.q.mask) -> first.weight.grad
-""")
+""",
+    )
 
 
 def test_attention_itself_is_kept():
