@@ -98,6 +98,7 @@ class QuartetPass(CustomGraphPass):
             {node: mark_of(node.meta) for node in nodes},
             self.policy,
             recipe,
+            nested=not any(node.meta.get("desc") for node in graph.nodes),
         )
 
     def _check_strict(self, decisions: list[Decision]) -> None:

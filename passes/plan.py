@@ -27,6 +27,7 @@ columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = "product of two activations"
+NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How the graph's inputs and nodes are called. `parameters`: name by placeholder; `modules`: path by node."""
+    """How the graph's inputs are called: the name of each placeholder that is a parameter."""
 
     parameters: dict[fx.Node, str]
 
@@ -71,12 +72,18 @@ def decide(
     marks: dict[fx.Node, str | None],
     policy: Policy,
     recipe: Recipe,
+    nested: bool = False,
 ) -> list[Decision]:
-    """One decision a site, in order. `modules` and `marks` give the module path and the innermost mark of each node."""
+    """One decision a site, in order. `modules` and `marks` give the module path and the innermost mark of each node.
+
+    nested: the graph is the body of a higher-order op.
+    """
     decisions = []
     for site in sites:
         name, names = naming.site(site, modules.get(site.node, ""))
-        if site.weight is None:
+        if nested:
+            wanted, reason = False, NESTED
+        elif site.weight is None:
             wanted, reason = False, _without_weight(site, naming.parameters)
         else:
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)

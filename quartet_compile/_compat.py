@@ -158,3 +158,14 @@ def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     with fake_tensor.in_kernel_invocation_manager(mode):
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return fake_tensor.FakeTensor(mode, meta, tensor.device)
+
+
+def claim_joint_pass() -> str:
+    """The Inductor option that our pass runs as. Raises `RuntimeError` if a pass of the user's own is there."""
+    option = "joint_custom_pre_pass"
+    if getattr(_private("torch._inductor.config"), option):
+        raise RuntimeError(
+            f"backend='quartet' runs as Inductor's {option}, and torch._inductor.config.{option} is set to a pass of your "
+            "own, which would be lost. Set it as joint_custom_post_pass instead, which runs after the rewriting."
+        )
+    return option

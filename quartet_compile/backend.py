@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from . import _compat, kernels, passes, records
-from .config import Config, configure
+from .config import Config, Policy, configure
 from .names import clean, matches, root_name
 from .passes.joint import GraphInputs, QuartetPass
 from .regions import KEY, class_mark
@@ -43,8 +43,8 @@ def compile_graph(
     uuid = graph_uuid(gm, config, inputs)
     run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid))
     seen = names_in(gm, inputs)
-    compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), "joint_custom_pre_pass": run})
-    _matched.setdefault(config, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
+    compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
+    _matched.setdefault(config.policy, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
     _log(uuid)
     return compiled
 
@@ -76,6 +76,8 @@ def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     digest = hashlib.sha256(sources_hash().encode())
     digest.update(repr((config, inputs, torch.is_grad_enabled())).encode())
     for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            digest.update(repr(getattr(node.meta.get("example_value"), "shape", None)).encode())
         stack = node.meta.get("nn_module_stack") or {}
         modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack.values()]
         mark = (node.meta.get("custom") or {}).get(KEY)
@@ -99,13 +101,13 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-_matched: dict[Config, set[tuple[str, str]]] = {}
-"""Which patterns of each configuration matched in the graphs compiled so far."""
+_matched: dict[Policy, set[tuple[str, str]]] = {}
+"""Which patterns of each policy matched in the graphs compiled so far."""
 
 
 def warn_unmatched(config: Config) -> None:
     """Warn of each pattern of this configuration that no graph compiled so far has matched."""
-    for option, pattern in sorted(set(config.policy.patterns) - _matched[config]):
+    for option, pattern in sorted(set(config.policy.patterns) - _matched[config.policy]):
         warnings.warn(
             f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
             "quartet_compile.explain(model, *inputs) lists the names; quartet_compile.quartet(model, ...) checks them "

@@ -1,9 +1,6 @@
-"""The C++ quantizers against the reference, bit for bit."""
+"""The C++ quantizers against the reference, bit for bit, built for every instruction set that this CPU has."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ import torch
 from quartet_compile.errors import QuartetError
 from quartet_compile.formats import E2M1_MAX, QUANTIZERS, QUEST_GAUSSIAN_CLIP, Quantizer, padded
 from quartet_compile.kernels import philox, reference
-from quartet_compile.kernels.cpu import native, toolchain
+from quartet_compile.kernels.cpu import loader, native, toolchain
 from quartet_compile.kernels.reference import Blocks
 
 SEED, SIGN_SEED = torch.tensor([0x123456789ABCDEF, -77])  # views into a vector, as in a graph
@@ -28,6 +25,19 @@ ROUNDING = {
     "unrotated-sr": Quantizer(rotation=0, shrink=0.75, rounding="stochastic"),
 }
 every_quantizer = pytest.mark.parametrize("quantizer", ROUNDING.values(), ids=ROUNDING.keys())
+
+
+@pytest.fixture(scope="module", autouse=True, params=toolchain.supported_isas())
+def isa(request):
+    def forget() -> None:
+        for cached in (toolchain.isa, loader._library, loader.function):
+            cached.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(toolchain.ISA_VARIABLE, request.param)
+        forget()
+        yield
+    forget()
 
 
 def awkward(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -265,15 +275,3 @@ def test_every_field_of_a_quantizer_changes_the_result():
                    {"rotation": 0, "random_signs": False}):  # fmt: skip
         changed = dataclasses.replace(base, **change)
         assert not torch.equal(quantize(x, changed).codes, quantize(x, base).codes), change
-
-
-@pytest.mark.skipif(toolchain.ISA_VARIABLE in os.environ, reason="runs the other tests for each instruction set")
-@pytest.mark.parametrize("isa", [level for level in toolchain.supported_isas() if level != toolchain.isa()])
-def test_other_instruction_sets(isa):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, toolchain.ISA_VARIABLE: isa},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

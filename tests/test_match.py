@@ -9,9 +9,11 @@ from models import gradients, relative
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile import records
 from quartet_compile.capture import Capture
 from quartet_compile.config import configure
 from quartet_compile.passes.match import AMBIGUOUS
+from quartet_compile.passes.plan import NESTED
 
 
 class TwiceTheSameWeight(nn.Module):
@@ -222,3 +224,35 @@ def test_sites_are_numbered_over_kept_ones_too():
     assert not torch.equal(first, torch.zeros_like(first)) and hidden.shape == y.shape
     again, _ = gradient_of_the_last(exclude=["1"])
     assert torch.equal(first, again)
+
+
+class InsideCond(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        x = self.c(x)
+        return torch.cond(x.sum() > 0, lambda x: self.a(x), lambda x: self.b(x), (x,))
+
+
+def test_a_matmul_in_a_higher_order_op_is_kept_with_its_reason(monkeypatch):
+    torch.manual_seed(0)
+    model, x = InsideCond(), torch.randn(2, 50, 64)
+    reports = []
+    monkeypatch.setattr(records, "writer", lambda uuid: reports.append)
+    with torch.no_grad():
+        torch._dynamo.reset()
+        inductor = {"fx_graph_cache": False}
+        function = torch.compile(model, backend="quartet", options={"recipe": "exact", "inductor": inductor})
+        assert relative(function(x), model(x)) < 1e-5
+    sites = [site for report in reports for site in report.sites]
+    assert {site.reason for site in sites if not site.rewritten} == {NESTED}
+    assert [site.name for site in sites if site.rewritten] == ["c"]
+
+
+def test_a_pass_of_the_users_own_is_not_lost_silently(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.joint_custom_pre_pass", lambda graph: None)
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="joint_custom_post_pass"):
+        torch.compile(nn.Linear(64, 64), backend="quartet")(torch.randn(4, 64))

@@ -1,10 +1,12 @@
-// A block of the input matrix, small enough for the L1 or L2 cache, as float32. Blocks of a float32 matrix are used where
-// they are; other types, and edges that don't fill whole tiles, are copied to a buffer with zeros around them.
+// A block of the input matrix as float32, small enough to be read twice from the cache. Blocks of a float32 matrix are
+// used where they are; other types, and edges that don't fill whole tiles, are copied, with zeros around them.
 #pragma once
 
 #include "element.h"
 #include "tile.h"
 
+// As good as any on 512x1792 and 1792x640: QuEST 0.58 ns an element, against 0.62 with 128x64; SR in both directions
+// 1.12, against 1.29 with 128x128 (one Zen4 core, AVX512).
 constexpr int kBlockRows = 64, kBlockColumns = 128;
 
 struct Matrix {
@@ -13,12 +15,10 @@ struct Matrix {
     int64_t rows, columns, stride;  // columns are contiguous
 };
 
-constexpr int64_t padded(int64_t size) { return (size + kGroup - 1) / kGroup * kGroup; }
-
 struct Block {
     const float* values;
     int64_t stride;
-    int rows, columns;  // in the matrix; readable are `padded` of them
+    int rows, columns;  // in the matrix; readable are whole groups of them
 };
 
 // kLanes elements, of which the first `count` are there and the rest are 0.
@@ -33,9 +33,11 @@ QUARTET_INLINE f32 widen_first(const Element* from, int count) {
 template <class Element>
 void copy_block(const Matrix& matrix, int64_t row, int64_t column, const Block& block, float* to) {
     const Element* from = (const Element*)matrix.values + row * matrix.stride + column;
-    for (int r = 0; r < padded(block.rows); ++r)
-        for (int c = 0; c < padded(block.columns); c += kLanes)
-            store(to + r * kBlockColumns + c, widen_first(from + r * matrix.stride + c, r < block.rows ? block.columns - c : 0));
+    for (int r = 0; r < groups_of(block.rows) * kGroup; ++r)
+        for (int c = 0; c < groups_of(block.columns) * kGroup; c += kLanes) {
+            int there = r < block.rows ? block.columns - c : 0;
+            store(to + r * kBlockColumns + c, widen_first(from + r * matrix.stride + c, there));
+        }
 }
 
 inline Block block_at(const Matrix& from, int64_t row, int64_t column, float* buffer) {

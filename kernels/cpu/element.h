@@ -1,5 +1,5 @@
-// The element types of inputs and outputs: `widen` reads kLanes of them as float32, `narrow` writes kLanes, to nearest with
-// ties to even.
+// The element types of inputs and outputs: `widen` reads kLanes of them as float32, `narrow` writes kLanes, rounded to
+// nearest with ties to even.
 #pragma once
 
 #include "simd.h"
@@ -30,8 +30,8 @@ QUARTET_INLINE void narrow(f32 values, BFloat16* to) {
     store_words(to, values == values ? rounded : splat(0x7fc0));
 }
 
-// Half precision has 5 bits of exponent, biased by 15 where float32 has 127: 112 apart, 224 for infinities and NaNs. Below
-// 2^-14 it counts in steps of 2^-24.
+// Half precision has 5 bits of exponent, biased by 15 where float32 has 127: 112 apart, 224 for infinities and NaNs.
+// Below 2^-14 it counts in steps of 2^-24.
 QUARTET_INLINE f32 widen(const Float16* from) {
 #if defined(__AVX512F__)
     return (f32)_mm512_cvtph_ps(load<__m256i>(from));

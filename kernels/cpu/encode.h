@@ -1,8 +1,8 @@
-// Rounds a tile to E2M1 codes, as kernels/reference.py does, and packs them: dword k of a row has its columns 8k to 8k + 7,
-// four bits each, the first lowest.
+// Rounds a tile to E2M1 codes, as kernels/reference.py does, and packs them: dword k of a row has its columns 8k to
+// 8k + 7, four bits each, the first lowest.
 //
-// In steps of the grid, E2M1 is piecewise linear: a magnitude `a` is code min(2a, a + 2, a/2 + 4). Rounding is monotonic and
-// the offsets are even, so rounding each line and then taking the least is rounding to nearest with ties to even.
+// A magnitude `a` is code min(2a, a + 2, a/2 + 4), if codes were real numbers. Rounding is monotonic and the offsets
+// are even, so rounding each line and then taking the least is rounding to nearest with ties to even.
 #pragma once
 
 #include "philox.h"
@@ -11,9 +11,6 @@
 struct Codes {
     u32 dword[4];
 };
-
-// 2^exponent * factor in every lane; nonsense, which the caller masks, where the exponent is out of range.
-QUARTET_INLINE f32 power_of_two(i32 exponent) { return (f32)((exponent + 127) << 23); }
 
 // Appends one code at the top: `code` in the low bits, the sign of `value`. After 8 of them the first is at the bottom.
 QUARTET_INLINE u32 append(u32 dword, u32 code, f32 value) {
@@ -44,8 +41,10 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
     return codes;
 }
 
-// Stochastic: up iff noise + floor(fraction * 2^16) >= 2^16. `multiplier` brings values to E2M1 times 2^17. Below 2 (times
-// 2^17) the code in units of 2^-16 is twice the value; from 1 on it is the float's own bits, shifted: both hold between.
+// Stochastic: up iff noise + floor(fraction * 2^16) >= 2^16. `multiplier` brings values to E2M1 times 2^17, and the
+// code is found in units of 2^-16. For magnitudes below 2 it is linear, just the float as an integer. From 1 on it is
+// logarithmic, as floats are themselves: the float's bits, shifted. Between 1 and 2 both hold, outside the less is
+// right.
 template <class Noise>
 QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const Noise& noise_of_block) {
     constexpr float kOne = 131072.0f;  // 2^17

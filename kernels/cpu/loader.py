@@ -7,8 +7,8 @@ The library is kept in Inductor's cache folder as `<hash of all that went in>-<h
 another CPU, compiler or source is never picked up, and a damaged one is seen before it is mapped (a truncated library
 dies of SIGBUS, not of an error). It appears by an atomic rename: processes may build at the same time.
 
-Conventions for a kernel: `extern "C"`, `QUARTET_EXPORT void`, raw pointers, sizes and strides in elements as int64_t, the
-number of threads last; no torch headers (they take 10 s to compile), no global state, no exceptions.
+Conventions for a kernel: `QUARTET_EXPORT void`, raw pointers, sizes and strides in elements as int64_t, the number of
+threads last; no torch headers (ATen.h alone takes 8 s to compile), no global state, no exceptions.
 """
 
 from __future__ import annotations

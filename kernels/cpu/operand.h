@@ -1,4 +1,4 @@
-// One quantized operand: what to do with a tile, and where its codes, scales and mask bits go.
+// A quantized operand: what is done to its tiles, and where their codes, scales and mask bits go.
 #pragma once
 
 #include "encode.h"
@@ -6,8 +6,8 @@
 
 enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4 };
 
-// What native.py passes. `seed` is null unless rounding is stochastic; `signs` (of +-1) and `sign_seed` are null unless the
-// signs are random, when one of them is not; `mask` is null if it is not wanted.
+// What native.py passes. `seed` is null unless rounding is stochastic. `signs` (32 of +-1) and `sign_seed` are null
+// unless signs are random, when one of them is given. `mask` is null if it is not wanted.
 struct Request {
     int64_t flags, stream;
     double shrink;
@@ -30,7 +30,7 @@ struct Operand {
 
     Operand(const Request& request, int64_t rows, int64_t columns)
         : rows(rows),
-          groups((columns + kGroup - 1) / kGroup),
+          groups(groups_of(columns)),
           quest(request.flags & kQuest),
           stochastic(request.flags & kStochastic),
           shrink((float)request.shrink),
@@ -46,35 +46,9 @@ struct Operand {
     }
 };
 
-// Multiplies the groups whose largest is below 2^-64 by 2^64, and returns the exponents.
-QUARTET_INLINE i32 lift_tile(Tile& tile) {
-    i32 largest = {};
-    for (int column = 0; column < kGroup; ++column) largest = larger(largest, (i32)tile.column[column] & 0x7fffffff);
-    i32 lift = (largest < (127 - kLift) << 23) & kLift;
-    for (int column = 0; column < kGroup; ++column) {
-        i32 normal = ((i32)tile.column[column] & kInfinity) != 0;
-        tile.column[column] = (f32)((i32)tile.column[column] & normal) * power_of_two(lift);
-    }
-    return lift;
-}
-
-// Tiles with tiny groups, or groups of zeros, go through lifting; whether any are can be told from the rotated values, which
-// costs less than looking at the inputs (1 of about 30 instructions a vector).
-template <class Source>
-QUARTET_INLINE Scales rotate_and_find_absmax_scales(const Source& source, const Rotation& rotation, Tile& tile) {
-    read_and_rotate(source, rotation, tile);
-    i32 largest = finish_rotation_and_find_largest(tile, rotation.on);
-    if (!any(largest < kSurelyUnlifted)) return absmax_scales(largest, i32{});
-
-    Tile inputs;
-    for (int column = 0; column < kGroup; column += 4) source.four(column, inputs.column + column);
-    i32 lift = lift_tile(inputs);
-    read_and_rotate(ColumnMajor{(const float*)&inputs, kLanes}, rotation, tile);
-    return absmax_scales(finish_rotation_and_find_largest(tile, rotation.on), lift);
-}
-
-// Writes the first `lanes` rows of a tile of codes.
-QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, int lanes, Codes codes, Scales scales, u32 keep) {
+// Writes the first `lanes` rows of a quantized tile.
+QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, int lanes, Codes codes, Scales scales,
+                               u32 keep) {
     for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.valid;
     transpose_4x4(codes.dword);
     keep &= (u32)scales.valid;
@@ -85,20 +59,16 @@ QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, in
         to_scales[groups * lane] = (uint8_t)((const int32_t*)&scales.byte)[lane];
     }
     if (!to_mask) return;
-    for (int lane = 0; lane < lanes; ++lane) std::memcpy(to_mask + 4 * (first + groups * lane), (const char*)&keep + 4 * lane, 4);
+    for (int lane = 0; lane < lanes; ++lane)
+        std::memcpy(to_mask + 4 * (first + groups * lane), (const char*)&keep + 4 * lane, 4);
 }
 
 // Quantizes the tile at logical row `row` and group `group`.
 template <class Source>
 QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64_t row, int64_t group) {
     Tile tile;
-    Scales scales;
-    if (to.quest) {
-        read_and_rotate(source, to.rotation, tile);
-        scales = finish_rotation_and_find_quest_scales(tile, to.rotation.on);
-    } else {
-        scales = rotate_and_find_absmax_scales(source, to.rotation, tile);
-    }
+    Scales scales = to.quest ? rotate_with_quest_scales(source, to.rotation, tile)
+                             : rotate_with_absmax_scales(source, to.rotation, tile);
     u32 keep = ~u32{};
     Codes codes;
     if (to.stochastic) {

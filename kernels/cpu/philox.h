@@ -46,7 +46,8 @@ QUARTET_INLINE Counter philox_round(const Counter& c, const PhiloxKey& key, int 
 
 // The counters (block, row of the lane, high, stream) after all rounds but the last. `high` and `block` are the same in
 // every lane, so four of the first eight products are scalar: 10 vector products in all instead of 14.
-QUARTET_INLINE Counter philox_but_last(const PhiloxKey& key, u64 rows, uint32_t block, uint32_t high_bits, uint32_t stream) {
+QUARTET_INLINE Counter philox_but_last(const PhiloxKey& key, u64 rows, uint32_t block, uint32_t high_bits,
+                                       uint32_t stream) {
     uint64_t first0 = block * kMultiplier0, first1 = high_bits * kMultiplier1;
     uint64_t c2 = high(first0) ^ stream ^ key.word1[0];
 
@@ -66,8 +67,8 @@ QUARTET_INLINE Counter philox_but_last(const PhiloxKey& key, u64 rows, uint32_t 
 QUARTET_INLINE u32 interleave_high(u64 even, u64 odd) { return (u32)((even >> 32) | (odd & 0xffffffff00000000)); }
 QUARTET_INLINE u32 interleave_low(u64 even, u64 odd) { return (u32)((even & 0xffffffff) | (odd << 32)); }
 
-// Noise of eight columns for the rows `row`, `row + 1`, ... in the lanes: column 8 * block + 2j is the low half of words[j],
-// column 8 * block + 2j + 1 the high half. `row` is a multiple of kLanes.
+// Noise of eight columns for the rows `row`, `row + 1`, ... in the lanes: column 8 * block + 2j is the low half of
+// words[j], column 8 * block + 2j + 1 the high half. `row` is a multiple of kLanes.
 QUARTET_INLINE void philox_noise(const PhiloxKey& key, uint32_t stream, int64_t row, int64_t block, u32 words[4]) {
     uint32_t high_bits = (uint32_t)(row >> 32 & 0xffff) | (uint32_t)(block >> 32 & 0xffff) << 16;
     u64 rows;

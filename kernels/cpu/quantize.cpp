@@ -5,21 +5,26 @@
 
 static void quantize_rows(const Block& block, const Operand& to, int64_t row, int64_t column) {
     for (int r = 0; r < block.rows; r += kLanes)
-        for (int c = 0; c < block.columns; c += kGroup)
-            quantize_tile(RowMajor{block.values + r * block.stride + c, block.stride}, to, row + r, (column + c) / kGroup);
+        for (int c = 0; c < block.columns; c += kGroup) {
+            RowMajor source = {block.values + r * block.stride + c, block.stride};
+            quantize_tile(source, to, row + r, (column + c) / kGroup);
+        }
 }
 
 static void quantize_columns(const Block& block, const Operand& to, int64_t row, int64_t column) {
     for (int c = 0; c < block.columns; c += kLanes)
-        for (int r = 0; r < block.rows; r += kGroup)
-            quantize_tile(ColumnMajor{block.values + r * block.stride + c, block.stride}, to, column + c, (row + r) / kGroup);
+        for (int r = 0; r < block.rows; r += kGroup) {
+            ColumnMajor source = {block.values + r * block.stride + c, block.stride};
+            quantize_tile(source, to, column + c, (row + r) / kGroup);
+        }
 }
 
 // `row` and `column` ask for the quantized matrix and for its quantized transpose; either may be null.
 QUARTET_EXPORT void quartet_quantize(const void* x, int64_t type, int64_t rows, int64_t columns, int64_t stride,
                                      const Request* row, const Request* column, int64_t threads) {
     Matrix matrix = {x, (Type)type, rows, columns, stride};
-    Operand along_rows(row ? *row : Request(), rows, columns), along_columns(column ? *column : Request(), columns, rows);
+    Operand along_rows(row ? *row : Request(), rows, columns);
+    Operand along_columns(column ? *column : Request(), columns, rows);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(useful_threads(rows * columns, threads))
     for (int64_t r = 0; r < rows; r += kBlockRows)
         for (int64_t c = 0; c < columns; c += kBlockColumns) {

@@ -9,7 +9,8 @@ struct Source {
 };
 
 // The 32 x 32 codes at row 32 * to_group and column 32 * from_group. Rows that are not there decode to 0.
-static void requantize_square(const Source& from, const Grid& grid, const Operand& to, int64_t from_group, int64_t to_group) {
+static void requantize_square(const Source& from, const Grid& grid, const Operand& to, int64_t from_group,
+                              int64_t to_group) {
     int64_t row = to_group * kGroup;
     const uint8_t* codes = from.codes + (row * from.groups + from_group) * 16;
     int64_t stride = from.groups * 16;

@@ -1,10 +1,10 @@
-// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/reference.py, then
-// one multiply by 1/sqrt(32). In two steps of 8 and 4 vectors, since all 32 don't fit the registers.
+// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/reference.py,
+// then one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time, since all 32 don't fit the registers.
 #pragma once
 
 #include "tile.h"
 
-constexpr int32_t kZeroBelow = (127 - 100) << 23;     // bits of 2^-100: smaller inputs count as 0
+constexpr int32_t kZeroBelow = (127 - 100) << 23;       // bits of 2^-100: smaller inputs count as 0
 constexpr float kRotationScale = 0.17677669529663687f;  // 1/sqrt(32)
 
 struct Rotation {
@@ -22,9 +22,9 @@ QUARTET_INLINE void butterflies(f32 v[count]) {
     }
 }
 
-// Strides 1, 2 and 4.
+// Signs, and strides 1, 2 and 4.
 template <class Source>
-QUARTET_INLINE void read_and_rotate(const Source& source, const Rotation& rotation, Tile& tile) {
+QUARTET_INLINE void begin_rotation(const Source& source, const Rotation& rotation, Tile& tile) {
     for (int first = 0; first < kGroup; first += 8) {
         f32 v[8];
         source.four(first, v);
@@ -43,9 +43,9 @@ QUARTET_INLINE void read_and_rotate(const Source& source, const Rotation& rotati
 }
 
 // Strides 8 and 16 on columns `first`, `first + 8`, `first + 16` and `first + 24`, which it also returns.
-QUARTET_INLINE void finish_rotation(Tile& tile, bool on, int first, f32 v[4]) {
+QUARTET_INLINE void finish_rotation(Tile& tile, const Rotation& rotation, int first, f32 v[4]) {
     for (int i = 0; i < 4; ++i) v[i] = tile.column[first + 8 * i];
-    if (!on) return;
+    if (!rotation.on) return;
     butterflies<4, 1>(v);
     butterflies<4, 2>(v);
     for (int i = 0; i < 4; ++i) tile.column[first + 8 * i] = v[i] = v[i] * kRotationScale;

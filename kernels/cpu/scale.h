@@ -1,13 +1,9 @@
-// The scale of each row of a tile, by the two rules of kernels/reference.py. Both finish the rotation on the way.
+// Rotates a tile and finds the scale of each of its rows, by the two rules of kernels/reference.py.
 #pragma once
 
 #include "rotate.h"
 
 constexpr int32_t kInfinity = 0x7f800000, kScaleNan = 255;
-constexpr float kQuestClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX
-constexpr float kQuestFloor = 1e-8f;
-constexpr int kLift = 64;                                 // groups whose largest is below 2^-64 are lifted by 2^64
-constexpr int32_t kSurelyUnlifted = (127 - 61) << 23;     // |rotated| of a group below 2^-64 is below sqrt(32) 2^-64
 
 struct Scales {
     i32 byte;      // E8M0
@@ -16,37 +12,23 @@ struct Scales {
 };
 
 // `exponent`: E8M0 byte, or 255 where statistics are not finite (which they are not if any input is NaN or infinite,
-// since every rotated value then is). `nonzero`: whether any rotated value is not 0; in groups of zeros they are +0, as
-// inputs that count as 0 are, so their codes need no rule.
+// since every rotated value then is). `nonzero`: whether any rotated value is not 0. Groups of zeros need no rule for
+// their codes: inputs that count as 0 become +0, so all that is rotated from them is +0.
 QUARTET_INLINE Scales scales_of(i32 exponent, i32 nonzero, i32 lift) {
     exponent = exponent & nonzero;
     return {exponent, 127 - exponent - lift, exponent < kScaleNan};
 }
 
-// 2^(floor(log2 absmax) - 2) for groups that are multiplied by 2^lift. `largest`: bits of the largest |rotated|.
-QUARTET_INLINE Scales absmax_scales(i32 largest, i32 lift) {
-    i32 field = largest >> 23;
-    return scales_of(field == kScaleNan ? field : larger(field - 2 - lift, i32{}), largest != 0, lift);
-}
-
-// Bits of the largest |rotated|; of integers, so that NaN is above infinity.
-QUARTET_INLINE i32 finish_rotation_and_find_largest(Tile& tile, bool on) {
-    i32 largest = {};
-    for (int first = 0; first < 8; ++first) {
-        f32 v[4];
-        finish_rotation(tile, on, first, v);
-        for (int i = 0; i < 4; ++i) largest = larger(largest, (i32)v[i] & 0x7fffffff);
-    }
-    return largest;
-}
-
 // QuEST: the exponent of `clip * std + 1e-8`, with both means taken by pairwise halves: 32 values to 16 to 8 to ...
-QUARTET_INLINE Scales finish_rotation_and_find_quest_scales(Tile& tile, bool on) {
+template <class Source>
+QUARTET_INLINE Scales rotate_with_quest_scales(const Source& source, const Rotation& rotation, Tile& tile) {
+    constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of formats.py
+    begin_rotation(source, rotation, tile);
     f32 sum[8], squares[8];
     i32 nonzero = {};
     for (int first = 0; first < 8; ++first) {
         f32 v[4];
-        finish_rotation(tile, on, first, v);
+        finish_rotation(tile, rotation, first, v);
         sum[first] = (v[0] + v[2]) + (v[1] + v[3]);
         squares[first] = (v[0] * v[0] + v[2] * v[2]) + (v[1] * v[1] + v[3] * v[3]);
         nonzero |= (i32)v[0] | (i32)v[1] | (i32)v[2] | (i32)v[3];
@@ -58,6 +40,52 @@ QUARTET_INLINE Scales finish_rotation_and_find_quest_scales(Tile& tile, bool on)
         }
     f32 mean = sum[0] * (1.0f / kGroup);
     f32 variance = squares[0] * (1.0f / kGroup) - mean * mean;
-    f32 scale = square_root(variance < 0.0f ? f32{} : variance) * kQuestClip + kQuestFloor;
+    f32 scale = square_root(variance < 0.0f ? f32{} : variance) * kClip + 1e-8f;
     return scales_of((i32)scale >> 23 & 0xff, (nonzero & 0x7fffffff) != 0, i32{});
+}
+
+// Rotates, and returns the bits of the largest |rotated| of each row. As integers, NaN is above infinity.
+template <class Source>
+QUARTET_INLINE i32 rotate_and_find_largest(const Source& source, const Rotation& rotation, Tile& tile) {
+    begin_rotation(source, rotation, tile);
+    i32 largest = {};
+    for (int first = 0; first < 8; ++first) {
+        f32 v[4];
+        finish_rotation(tile, rotation, first, v);
+        for (int i = 0; i < 4; ++i) largest = larger(largest, (i32)v[i] & 0x7fffffff);
+    }
+    return largest;
+}
+
+// 2^(floor(log2 absmax) - 2), where the group was multiplied by 2^lift.
+QUARTET_INLINE Scales absmax_scales(i32 largest, i32 lift) {
+    i32 field = largest >> 23;
+    return scales_of(field == kScaleNan ? field : larger(field - 2 - lift, i32{}), largest != 0, lift);
+}
+
+// Multiplies the groups whose largest is below 2^-64 by 2^64; returns the exponents, 64 or 0.
+QUARTET_INLINE i32 lift_tile(Tile& tile) {
+    i32 largest = {};
+    for (int column = 0; column < kGroup; ++column) largest = larger(largest, (i32)tile.column[column] & 0x7fffffff);
+    i32 lift = (largest < (127 - 64) << 23) & 64;
+    for (int column = 0; column < kGroup; ++column) {
+        i32 normal = ((i32)tile.column[column] & kInfinity) != 0;
+        tile.column[column] = (f32)((i32)tile.column[column] & normal) * power_of_two(lift);
+    }
+    return lift;
+}
+
+// Only tiles with a tiny group, or a group of zeros, are lifted. Rotated values tell which tiles may have one, and
+// looking at these is free; at the inputs, it would be one instruction of 30 in every tile.
+template <class Source>
+QUARTET_INLINE Scales rotate_with_absmax_scales(const Source& source, const Rotation& rotation, Tile& tile) {
+    constexpr int32_t kSurelyNotTiny = (127 - 61) << 23;  // inputs below 2^-64 rotate to below sqrt(32) 2^-64
+    i32 largest = rotate_and_find_largest(source, rotation, tile);
+    if (!any(largest < kSurelyNotTiny)) return absmax_scales(largest, i32{});
+
+    Tile inputs;
+    for (int column = 0; column < kGroup; column += 4) source.four(column, inputs.column + column);
+    i32 lift = lift_tile(inputs);
+    largest = rotate_and_find_largest(ColumnMajor{(const float*)&inputs, kLanes}, rotation, tile);
+    return absmax_scales(largest, lift);
 }

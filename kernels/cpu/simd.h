@@ -1,5 +1,6 @@
-// Vectors of one register, for whatever instruction set the library is built for: 16 lanes with AVX512, 8 with AVX2, else 4.
-// Arithmetic, comparisons (all ones where true), selection and shifts are GCC's vector extensions, which clang has too.
+// Vectors of one register, for the instruction set that the library is built for: 16 lanes with AVX512, 8 with AVX2,
+// else 4. Arithmetic, comparisons (all ones where true), selection and shifts are GCC's vector extensions, which clang
+// has too; what they lack is here.
 #pragma once
 
 #include <algorithm>
@@ -60,6 +61,9 @@ QUARTET_INLINE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 QUARTET_INLINE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 QUARTET_INLINE f32 larger(f32 a, f32 b) { return a > b ? a : b; }  // b where either is NaN
 QUARTET_INLINE f32 smaller(f32 a, f32 b) { return a < b ? a : b; }
+
+// 2^exponent; nonsense where that is not a normal number.
+QUARTET_INLINE f32 power_of_two(i32 exponent) { return (f32)((exponent + 127) << 23); }
 
 QUARTET_INLINE bool any(i32 condition) {
 #if defined(__AVX512F__)

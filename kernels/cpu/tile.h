@@ -1,10 +1,13 @@
 // A tile: one group of 32 columns of kLanes rows of the logical operand. A vector holds one column, a lane is a row. So
-// butterflies, statistics and noise need no shuffles, and the two directions of an operand differ only in how it is read.
+// butterflies, statistics and noise need no shuffles, and an operand and its transpose differ only in how they are
+// read.
 #pragma once
 
 #include "simd.h"
 
 constexpr int kGroup = 32;
+
+constexpr int64_t groups_of(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
 
 struct Tile {
     f32 column[kGroup];

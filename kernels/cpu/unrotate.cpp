@@ -1,7 +1,7 @@
 // The backward pass of a rotation and its trust mask: (x where the mask's bit is set, else 0) @ H^T.
 //
-// Along rows, in vectors of consecutive columns: a mask then is a load's, and at 0.8 ns an element, the speed of a copy, the
-// shuffles of the butterflies are hidden behind memory.
+// Unlike in a tile, a vector holds consecutive columns, since masks and outputs lie along rows too: transposing in and
+// out would take as many shuffles as the butterflies do. 0.22 ns an element on one Zen4 core, where a copy takes 0.10.
 #include "element.h"
 #include "parallel.h"
 #include "rotate.h"
