@@ -251,8 +251,8 @@ def test_a_matmul_in_a_higher_order_op_is_kept_with_its_reason(monkeypatch):
     assert [site.name for site in sites if site.rewritten] == ["c"]
 
 
-def test_a_pass_of_the_users_own_is_not_lost_silently(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.joint_custom_pre_pass", lambda graph: None)
+def test_a_pass_of_the_users_own_is_not_lost_silently():
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="joint_custom_post_pass"):
+    own = torch._inductor.config.patch(joint_custom_pre_pass=lambda graph: None)
+    with own, pytest.raises(Exception, match="joint_custom_post_pass"):
         torch.compile(nn.Linear(64, 64), backend="quartet")(torch.randn(4, 64))
