@@ -145,12 +145,8 @@ class _Rewriter:
     ) -> None:
         with self.build.graph.inserting_before(node):
             product = scaled_mm(self.build, node, dy, other, gemm)
-            result = self._undo_rotation(node, product, mask, columns)
+            rotation = self.recipe.fprop.a.rotation
+            result = self.build.call(node, quartet.unrotate.default, product, mask, rotation, columns)
             if transposed:
                 result = self.build.call(node, aten.permute.default, result, [1, 0])
         self.build.replace(node, result)
-
-    def _undo_rotation(
-        self, node: fx.Node, product: fx.Node, mask: fx.Node | None, columns: int | torch.SymInt
-    ) -> fx.Node:
-        return self.build.call(node, quartet.unrotate.default, product, mask, self.recipe.fprop.a.rotation, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -113,3 +114,15 @@ def _exact_gradients(x, w, dy):
 def _mean_error(draws, size, exact):
     means = [torch.stack(draws[i : i + size]).mean(0) for i in range(0, len(draws) - size + 1, size)]
     return sum(((mean - exact) ** 2).sum().item() for mean in means) / len(means)
+
+
+def test_a_recipe_without_a_trust_mask_passes_every_gradient():
+    torch.manual_seed(1)
+    plain = dataclasses.replace(qc.recipe("exact"), name="exact without a mask", trust_mask=False)
+    model, x = nn.Linear(64, 96), torch.randn(50, 64, requires_grad=True)
+    y0, g0 = gradients(model, x)
+    dx0, x.grad = x.grad, None
+    y1, g1 = gradients(model, x, function=rewritten(model, recipe=plain))
+    assert relative(y1, y0) < 1e-5
+    assert relative(x.grad, dx0) < 1e-5
+    assert relative(g1["weight"], g0["weight"]) < 1e-5

@@ -14,9 +14,8 @@ from ...errors import QuartetError
 from .. import reference
 from ..reference import Blocks
 from .loader import function
+from .native import ELEMENT_TYPES
 from .toolchain import isa
-
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type in element.h
 
 
 def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
@@ -42,7 +41,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     function("quartet_scaled_mm", "pppppipiiifi")(
         *(t.data_ptr() for t in inputs),
         out.data_ptr(),
-        _TYPES[dtype],
+        ELEMENT_TYPES[dtype],
         ctypes.byref(done),
         rows,
         columns,

@@ -18,7 +18,9 @@ from .. import philox, reference
 from ..reference import Blocks
 from .loader import function
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""`Type` of element.h."""
+
 _QUEST, _STOCHASTIC, _ROTATE = 1, 2, 4
 
 
@@ -107,9 +109,9 @@ def requantize(
     return blocks
 
 
-def unrotate(x: torch.Tensor, mask: torch.Tensor, rotation: int, columns: int) -> torch.Tensor:
+def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
     """`reference.unrotate`: `(x where mask, else 0) @ H^T` of `x: float[rows, padded]`, as `x.dtype[rows, columns]`."""
-    if x.dtype not in _TYPES:
+    if mask is None or x.dtype not in ELEMENT_TYPES:
         return reference.unrotate(x, mask, rotation, columns)
     rows, groups = x.shape[0], (columns + 31) // 32
     _check(x, rows, groups * 32)
@@ -117,14 +119,21 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor, rotation: int, columns: int) -
     out = torch.empty(rows, columns, dtype=x.dtype)
     x, mask = x.contiguous(), mask.contiguous()
     function("quartet_unrotate", "pppiiiii")(
-        x.data_ptr(), mask.data_ptr(), out.data_ptr(), _TYPES[x.dtype], rows, columns, rotation, torch.get_num_threads()
+        x.data_ptr(),
+        mask.data_ptr(),
+        out.data_ptr(),
+        ELEMENT_TYPES[x.dtype],
+        rows,
+        columns,
+        rotation,
+        torch.get_num_threads(),
     )
     return out
 
 
 def _quantize(x: torch.Tensor, row: int | None, column: int | None) -> None:
     """Fill what the requests ask for; a matrix that is contiguous along its columns is read as its transpose."""
-    if x.dtype not in _TYPES:
+    if x.dtype not in ELEMENT_TYPES:
         x = x.float()
     rows, columns = x.shape
     stride, step = x.stride()
@@ -135,7 +144,7 @@ def _quantize(x: torch.Tensor, row: int | None, column: int | None) -> None:
             x = x.contiguous()
             stride = columns
     function("quartet_quantize", "piiiippi")(
-        x.data_ptr(), _TYPES[x.dtype], rows, columns, stride, row, column, torch.get_num_threads()
+        x.data_ptr(), ELEMENT_TYPES[x.dtype], rows, columns, stride, row, column, torch.get_num_threads()
     )
 
 
