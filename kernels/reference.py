@@ -12,7 +12,7 @@ Blocks
 
 Rules
     * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 count
-      as 0 too, except under absmax in groups whose largest is below 2^-64: those are lifted by 2^64 first. So no
+      as 0 too, except under absmax in groups whose largest is below 2^-63: those are lifted by 2^64 first. So no
       rotated value is subnormal, and flush-to-zero mode changes no bit of codes, scales or mask. Exact formats keep
       every normal input.
     * A group with a NaN or an infinity, or whose statistics overflow, has scale byte 255 (NaN), codes 0 and mask 0.
@@ -30,7 +30,7 @@ import torch
 from ..formats import E2M1_MAX, E2M1_VALUES, E8M0_NAN, QUEST_GAUSSIAN_CLIP, Quantizer, padded
 from . import philox
 
-_LIFT_BELOW = 2.0**-64
+_LIFT_BELOW = 2.0**-63
 _ZERO_BELOW = 2.0**-100  # a multiple of its ulp, 2^-123, over sqrt(32) is still a normal number
 _SMALLEST_NORMAL = 2.0**-126
 

@@ -39,6 +39,8 @@ def compile_graph(
     gm: fx.GraphModule, example_inputs: list, config: Config, names: Mapping[int, str] | None = None
 ) -> Any:
     """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
+    from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
+
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
     run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid))
@@ -91,7 +93,7 @@ def sources_hash() -> str:
     digest = hashlib.sha256()
     for package in (pathlib.Path(__file__).parent, *map(pathlib.Path, (*passes.__path__, *kernels.__path__))):
         for path in sorted(package.rglob("*")):
-            if path.suffix in (".py", ".cpp", ".h"):
+            if path.suffix in (".py", ".cpp", ".h", ".jinja"):
                 digest.update(path.name.encode() + path.read_bytes())
     for distribution in ("torch", "triton"):
         try:

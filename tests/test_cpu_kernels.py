@@ -53,9 +53,9 @@ def awkward(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torc
         ties * 2.0**-120,
         one_hot,
         one_hot.roll(5) * -(2.0**-126),
-        torch.full((columns,), 2.0**-64),
-        torch.full((columns,), 2.0**-64 * (1 - 2**-24)),
-        2.0 ** (torch.arange(columns) % 60 - 127.0),  # around the thresholds 2^-126, 2^-100 and 2^-64
+        torch.full((columns,), 2.0**-63),
+        torch.full((columns,), 2.0**-63 * (1 - 2**-24)),
+        2.0 ** (torch.arange(columns) % 60 - 127.0),  # around the thresholds 2^-126, 2^-100 and 2^-63
         2.0 ** (127.0 - torch.arange(columns) % 16),
         *(
             x.new_empty(columns).normal_(generator=torch.Generator().manual_seed(i)) * 10.0**i
@@ -124,7 +124,7 @@ def test_one_nan_or_infinity_spoils_only_its_group(quantizer):
 @every_quantizer
 def test_groups_around_the_lift(quantizer):
     """Pairs of inputs too small to count cancel to a zero with a sign, but only in groups that are not lifted."""
-    x = torch.full((64, 64), 2.0**-64)
+    x = torch.full((64, 64), 2.0**-63)
     x[:32] *= 1 - 2.0**-24  # lifted
     x[:, 6::32], x[:, 7::32] = -(2.0**-110), 2.0**-111
     x[1::2] *= -1

@@ -63,11 +63,11 @@ QUARTET_INLINE Scales absmax_scales(i32 largest, i32 lift) {
     return scales_of(field == kScaleNan ? field : larger(field - 2 - lift, i32{}), largest != 0, lift);
 }
 
-// Multiplies the groups whose largest is below 2^-64 by 2^64; returns the exponents, 64 or 0.
+// Multiplies the groups whose largest is below 2^-63 by 2^64; returns the exponents, 64 or 0.
 QUARTET_INLINE i32 lift_tile(Tile& tile) {
     i32 largest = {};
     for (int column = 0; column < kGroup; ++column) largest = larger(largest, (i32)tile.column[column] & 0x7fffffff);
-    i32 lift = (largest < (127 - 64) << 23) & 64;
+    i32 lift = (largest < (127 - 63) << 23) & 64;
     for (int column = 0; column < kGroup; ++column) {
         i32 normal = ((i32)tile.column[column] & kInfinity) != 0;
         tile.column[column] = (f32)((i32)tile.column[column] & normal) * power_of_two(lift);
@@ -79,7 +79,7 @@ QUARTET_INLINE i32 lift_tile(Tile& tile) {
 // looking at these is free; at the inputs, it would be one instruction of 30 in every tile.
 template <class Source>
 QUARTET_INLINE Scales rotate_with_absmax_scales(const Source& source, const Rotation& rotation, Tile& tile) {
-    constexpr int32_t kSurelyNotTiny = (127 - 61) << 23;  // inputs below 2^-64 rotate to below sqrt(32) 2^-64
+    constexpr int32_t kSurelyNotTiny = (127 - 60) << 23;  // inputs below 2^-63 rotate to below sqrt(32) 2^-63
     i32 largest = rotate_and_find_largest(source, rotation, tile);
     if (!any(largest < kSurelyNotTiny)) return absmax_scales(largest, i32{});
 

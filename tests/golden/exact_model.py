@@ -96,7 +96,7 @@ def _quantize_group(x, scale, shrink, sign, bits):
     if not all(math.isfinite(v) for v in x):
         return broken
     x = [v if abs(v) >= F(2.0**-126) else F(0) for v in x]
-    lift = 64 if scale == "absmax" and max(abs(v) for v in x) < F(2.0**-64) else 0
+    lift = 64 if scale == "absmax" and max(abs(v) for v in x) < F(2.0**-63) else 0
     x = [v * F(2.0**lift) for v in x]
     x = [v if abs(v) >= F(2.0**-100) else F(0) for v in x]
     rotated = rotate([v * s if v else F(0) for v, s in zip(x, sign, strict=True)] if sign is not None else x)

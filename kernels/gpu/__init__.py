@@ -1,0 +1,14 @@
+"""The GPU backend: Triton tile functions, one idea a file, and the templates that Inductor renders around them.
+
+    random      Philox noise and signs
+    rotation    Hadamard butterflies, means by halves
+    rounding    E2M1 codes, packing
+    scales      E8M0 and E4M3 scales
+    blocks      groups of a tile to codes, scales and mask, and back
+    templates/  the kernels: what they load, which tile functions they call, what they store
+
+A tile function takes groups as `[groups, size]`, one group a row. The templates load a group into one thread, so that
+rotation, statistics, rounding and packing run in registers, without shuffles. Every multiply whose rounded result
+meets an add is a `fma(a, b, 0.0)`: a compiler may contract `a * b + c`, and the bits of `kernels/reference.py` would be
+lost.
+"""

@@ -1,0 +1,53 @@
+"""The random bits of `kernels/philox.py` (Philox4x32-7, same keys and counters), for tiles."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _round(c0, c1, c2, c3, k0, k1):
+    a = tl.full(c0.shape, 0xD2511F53, tl.uint32)
+    b = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+    return tl.umulhi(b, c2) ^ c1 ^ k0, c2 * b, tl.umulhi(a, c0) ^ c3 ^ k1, c0 * a
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, seed):
+    """Philox4x32 with 7 rounds: four uint32 tensors for a counter of four uint32 tensors of one shape.
+
+    seed: an int64 scalar, the key, low word first.
+    """
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    for _ in tl.static_range(7):
+        c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def noise(seed, stream: tl.constexpr, row, column, size: tl.constexpr):
+    """uint32[groups, size] of 16 random bits for the elements `column .. column + size - 1` of each group.
+
+    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 8.
+    """
+    groups: tl.constexpr = row.shape[0]
+    blocks: tl.constexpr = size // 8
+    block = (column // 8)[:, None] + tl.arange(0, blocks)[None, :]
+    c0 = block.to(tl.uint32)
+    c1 = tl.broadcast_to(row[:, None], (groups, blocks)).to(tl.uint32)
+    zero = tl.zeros((groups, blocks), tl.uint32)
+    w0, w1, w2, w3 = philox(c0, c1, zero, zero + stream, seed)
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (groups, size // 2))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (groups, size))
+
+
+@triton.jit
+def flip_signs(x, seed, stream: tl.constexpr, size: tl.constexpr):
+    """`x: float32[groups, size]` with the random signs of the GEMM of `stream`, size at most 32; zeros become +0."""
+    tl.static_assert(size <= 32)
+    zero = tl.zeros((1,), tl.uint32)
+    word, _, _, _ = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
+    bits = (word[:, None] >> tl.arange(0, size)[None, :].to(tl.uint32)) << 31
+    return (x.to(tl.uint32, bitcast=True) ^ bits).to(tl.float32, bitcast=True) + 0.0

@@ -1,0 +1,83 @@
+"""Block Hadamard rotation by butterflies in registers, and the pairwise mean; bit for bit `kernels/reference.py`."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def halves(x):
+    """`x[:, :n/2]` and `x[:, n/2:]` of `x: [groups, n]`."""
+    groups: tl.constexpr = x.shape[0]
+    size: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (groups, 2, size // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _butterfly(x, stride: tl.constexpr):
+    groups: tl.constexpr = x.shape[0]
+    size: tl.constexpr = x.shape[1]
+    pairs = tl.permute(tl.reshape(x, (groups, size // (2 * stride), 2, stride)), (0, 1, 3, 2))
+    low, high = tl.split(pairs)
+    return tl.reshape(tl.permute(tl.join(low + high, low - high), (0, 1, 3, 2)), (groups, size))
+
+
+@triton.jit
+def hadamard(x):
+    """`x @ H` for `x: float32[groups, size]`, size 16 to 128: strides 1, 2, 4, ..., then one multiply by 1/sqrt(size)."""
+    size: tl.constexpr = x.shape[1]
+    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
+    x = _butterfly(_butterfly(_butterfly(_butterfly(x, 1), 2), 4), 8)
+    if size >= 32:
+        x = _butterfly(x, 16)
+    if size >= 64:
+        x = _butterfly(x, 32)
+    if size >= 128:
+        x = _butterfly(x, 64)
+    if size == 16:
+        scale: tl.constexpr = 0.25
+    elif size == 32:
+        scale: tl.constexpr = 0.17677669529663687
+    elif size == 64:
+        scale: tl.constexpr = 0.125
+    else:
+        scale: tl.constexpr = 0.08838834764831845
+    return tl.fma(x, tl.full(x.shape, scale, tl.float32), tl.zeros_like(x))
+
+
+@triton.jit
+def _fold(x):
+    low, high = halves(x)
+    return low + high
+
+
+@triton.jit
+def mean(x):
+    """float32[groups]: the mean of `x: float32[groups, 32]`, by pairwise halves."""
+    tl.static_assert(x.shape[1] == 32)
+    return tl.reshape(_fold(_fold(_fold(_fold(_fold(x))))), (x.shape[0],)) * 0.03125
+
+
+@triton.jit
+def _larger(x):
+    low, high = halves(x)
+    return tl.maximum(low, high)
+
+
+@triton.jit
+def largest(x):
+    """[groups]: the maximum of `x: [groups, 32]`."""
+    tl.static_assert(x.shape[1] == 32)
+    return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[0],))
+
+
+@triton.jit
+def _either(x):
+    low, high = halves(x)
+    return low | high
+
+
+@triton.jit
+def union(x):
+    """int32[groups]: the bits that are set anywhere in `x: int32[groups, 32]`."""
+    tl.static_assert(x.shape[1] == 32)
+    return tl.reshape(_either(_either(_either(_either(_either(x))))), (x.shape[0],))

@@ -1,0 +1,67 @@
+"""Group scales: their exponents from a group, and their values from E8M0 and E4M3 bytes."""
+
+import triton
+import triton.language as tl
+
+from .rotation import largest, mean
+
+
+@triton.jit
+def magnitude_bits(x):
+    """int32: the bits of |x|; ordered as |x| is, with NaN above infinity."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def quest_exponent(rotated):
+    """int32[groups]: exponent field of QuEST's `c * std + 1e-8`; 255 where the statistics overflow or are NaN."""
+    average = mean(rotated)
+    zero = tl.zeros_like(average)
+    square = mean(tl.fma(rotated, rotated, tl.zeros_like(rotated)))
+    variance = square - tl.fma(average, average, zero)
+    deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
+    scale = tl.fma(deviation, tl.full(average.shape, 2.92247856 / 6.0, tl.float32), zero) + 1e-8
+    return magnitude_bits(scale) >> 23
+
+
+@triton.jit
+def absmax_exponent(rotated, lift):
+    """int32[groups]: E8M0 byte of 2^(floor(log2 absmax) - 2) for groups multiplied by 2^lift, at least 0; 255 where not
+    finite. A group of zeros has byte 0."""
+    field = largest(magnitude_bits(rotated)) >> 23
+    return tl.where(field == 255, field, tl.maximum(field - 2 - lift, 0))
+
+
+@triton.jit
+def power_of_two(field):
+    """float32 2^(field - 127) for fields 0 to 254; 2^-127 is subnormal."""
+    return tl.where(field == 0, 1 << 22, field << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def e8m0_value(byte):
+    """float32 of E8M0 bytes; byte 255 is NaN."""
+    field = byte.to(tl.int32)
+    return tl.where(field == 255, 0x7FC00000, tl.where(field == 0, 1 << 22, field << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def e4m3_encode(x):
+    """uint8: E4M3 bytes of float32 `x >= 0`, to nearest, ties to even, saturated at 448; NaN gives 0x7F."""
+    raw = magnitude_bits(tl.minimum(x, 448.0))
+    binade = tl.maximum(raw & 0x7F800000, 121 << 23)
+    magic = (binade + ((20 << 23) | 0x400000)).to(tl.float32, bitcast=True)
+    steps = (raw.to(tl.float32, bitcast=True) + magic).to(tl.int32, bitcast=True) & 0x3FFFFF
+    byte = steps + (((binade >> 23) - 121) << 3)
+    return tl.where(x == x, byte, 0x7F).to(tl.uint8)
+
+
+@triton.jit
+def e4m3_value(byte):
+    """float32 of E4M3 bytes; 0x7F and 0xFF are NaN."""
+    field = byte.to(tl.int32)
+    magnitude = field & 0x7F
+    normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
+    value = tl.where(magnitude == 0x7F, float("nan"), value)
+    return tl.where(field > 127, -value, value)

@@ -1,0 +1,453 @@
+"""Inductor lowerings of `torch.ops.quartet` on CUDA: each op to a Triton template of `gpu/templates`.
+
+Everywhere else (CPU tensors, formats that round nothing) an op stays a call. The private parts of torch that this needs
+are used here only. Supported: torch 2.11 to 2.13.
+
+A quantized operand is one flat buffer of bytes, `[codes, scales, mask]` with each part padded to 16 bytes, and views of
+it: a template has one output. Where the target has no FP4 tensor cores, a product is a pointwise decoding to bf16,
+which is exact, and Inductor's own `mm`, with its choice of libraries and templates.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from ..formats import Quantizer
+from ..formats import quantizer as quantizer_named
+
+try:
+    from torch._inductor import config, ir
+    from torch._inductor.lowering import empty_strided, fallback_handler, lowerings, register_lowering
+    from torch._inductor.select_algorithm import (
+        SymbolicGridFn,
+        TritonTemplate,
+        autotune_select_algorithm,
+        realize_inputs,
+    )
+    from torch._inductor.virtualized import V, ops
+except ImportError as error:
+    raise ImportError(
+        f"quartet_compile needs a part of Inductor that torch {torch.__version__} lacks: {error}. "
+        "It is tested with torch 2.11 to 2.13: install one of them, or a newer quartet_compile."
+    ) from error
+
+aten = torch.ops.aten
+quartet = torch.ops.quartet
+
+_GPU = pathlib.Path(__file__).parent / "gpu"
+
+
+def has_fp4(device: torch.device) -> bool:
+    """Whether the device has FP4 tensor cores and conversions to E2M1: Blackwell, compute capability 10.0 and later."""
+    return torch.cuda.get_device_capability(device)[0] >= 10
+
+
+# Templates
+
+
+@functools.cache
+def _tiles_hash() -> str:
+    """Of the tile functions: they are imported by the generated code, so its text must change with them."""
+    digest = hashlib.sha256()
+    for path in sorted(_GPU.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _template(name: str, grid: Callable) -> TritonTemplate:
+    number_format = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
+    head = (
+        "from quartet_compile.kernels.gpu import blocks, rotation, rounding\n"
+        f"# quartet: {name} {number_format}, tile functions {_tiles_hash()}\n"
+    )
+    source = (_GPU / "templates" / f"{name}.py.jinja").read_text()
+    return TritonTemplate(name=f"quartet_{name}", grid=SymbolicGridFn(grid), source=head + source)
+
+
+def _grid_of_groups(rows, columns, meta, *, cdiv):
+    return (cdiv(rows * cdiv(columns, 32), meta["GROUPS"]), 1, 1)
+
+
+def _grid_of_tiles(rows, columns, meta, *, cdiv):
+    return (cdiv(rows, meta["TILE_ROWS"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
+
+
+def _grid_of_products(m, n, meta, *, cdiv):
+    return (cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), 1, 1)
+
+
+_quantize = _template("quantize", _grid_of_groups)
+_quantize_transposed = _template("quantize_transposed", _grid_of_tiles)
+_quantize_pair = _template("quantize_pair", _grid_of_tiles)
+_requantize = _template("requantize", _grid_of_tiles)
+_scaled_mm = _template("scaled_mm", _grid_of_products)
+_unrotate = _template("unrotate", _grid_of_groups)
+
+
+def _select(
+    template: TritonTemplate,
+    inputs: Sequence[Any],
+    layout: ir.Layout,
+    sizes: Sequence[Any],
+    configurations: Sequence[dict[str, Any]],
+    **constants: Any,
+) -> ir.TensorBox:
+    """The template with its first configuration; under `max_autotune` the fastest of all."""
+    choices: list[Any] = []
+    everything = config.max_autotune or config.max_autotune_gemm
+    for configuration in configurations if everything else configurations[:1]:
+        template.maybe_append_choice(
+            choices, input_nodes=tuple(inputs), layout=layout, call_sizes=list(sizes), **configuration, **constants
+        )
+    chosen = autotune_select_algorithm(template.name, choices, list(inputs), layout)
+    return chosen[0] if isinstance(chosen, tuple) else chosen  # torch 2.12 and later return the choice too
+
+
+# Quantized operands
+
+
+class _Flat:
+    """The parts of quantized operands in one buffer of bytes."""
+
+    def __init__(self) -> None:
+        self.size: Any = sympy.Integer(0)
+        self.parts: list[tuple[Any, Any, Any]] = []
+
+    def add(self, rows: Any, columns: Any) -> None:
+        self.parts.append((self.size, rows, columns))
+        self.size = self.size + _up(rows * columns, 16)
+
+    def layout(self, device: torch.device) -> ir.FixedLayout:
+        return ir.FixedLayout(device, torch.uint8, [self.size])
+
+    def views(self, buffer: ir.TensorBox) -> list[ir.TensorBox]:
+        view = lowerings[aten.as_strided.default]
+        return [view(buffer, [rows, columns], [columns, 1], start) for start, rows, columns in self.parts]
+
+
+def _up(size: Any, multiple: int) -> Any:
+    """`size` rounded up to a multiple, as an expression of sympy's."""
+    return V.graph.sizevars.simplify(ir.FloorDiv(size + multiple - 1, multiple) * multiple)
+
+
+def _groups(columns: Any) -> Any:
+    return V.graph.sizevars.simplify(ir.FloorDiv(columns + 31, 32))
+
+
+def _nothing(rows: Any, dtype: torch.dtype, device: torch.device) -> ir.TensorBox:
+    size = [0] if rows is None else [rows, 0]
+    return empty_strided(size, None, dtype=dtype, device=device)
+
+
+def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
+    fields = {
+        "QUEST": spec.scale == "quest",
+        "SHRINK": spec.shrink,
+        "ROTATION": spec.rotation,
+        "RANDOM_SIGNS": spec.random_signs,
+        "STOCHASTIC": spec.stochastic,
+    }
+    return {prefix + name: value for name, value in fields.items()}
+
+
+def _vector(dtype: torch.dtype) -> int:
+    """Elements of 16 bytes."""
+    return 16 // dtype.itemsize
+
+
+def _seeds(seed: Any, sign_seed: Any) -> list[Any]:
+    """Both seeds as inputs; an op that needs but one of them may lack the other."""
+    one = seed if seed is not None else sign_seed
+    return [] if one is None else realize_inputs(one, sign_seed if sign_seed is not None else one)
+
+
+def _realize_fusably(x: ir.TensorBox) -> Any:
+    """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load."""
+    x.realize()
+    producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
+    if isinstance(producer, ir.ComputedBuffer):
+        V.graph.invoke_quant_ops.add(producer.get_operation_name())
+    return realize_inputs(x)
+
+
+_GROUP_TILES = [dict(GROUPS=128, num_warps=4, num_stages=1), dict(GROUPS=256, num_warps=8, num_stages=1)]
+_SQUARE_TILES = [
+    dict(TILE_ROWS=64, TILE_COLUMNS=64, num_warps=4, num_stages=1),
+    dict(TILE_ROWS=128, TILE_COLUMNS=64, num_warps=8, num_stages=1),
+    dict(TILE_ROWS=64, TILE_COLUMNS=128, num_warps=8, num_stages=1),
+]
+
+
+def _lower_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
+    spec = quantizer_named(quantizer)
+    device = x.get_device()
+    rows, columns = reversed(x.get_size()) if transpose else x.get_size()
+    x = _realize_fusably(x)
+    flat = _Flat()
+    groups = _groups(columns)
+    for width in (16, 1, 4) if mask else (16, 1):
+        flat.add(rows, groups * width)
+    seeds = _seeds(seed, sign_seed) if spec.seeded else []
+    constants = dict(_fields(spec), STREAM=stream, MASKED=mask, NATIVE=has_fp4(device), SEEDED=bool(seeds))
+    if not transpose:
+        constants["VEC"] = _vector(x.get_dtype())
+    template, tiles = (_quantize_transposed, _SQUARE_TILES) if transpose else (_quantize, _GROUP_TILES)
+    buffer = _select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants)
+    codes, scales, *bits = flat.views(buffer)
+    bits = bits[0] if mask else _nothing(rows, torch.uint8, device)
+    return codes, scales, _nothing(None, torch.float32, device), bits
+
+
+def _lower_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
+    device = dy.get_device()
+    rows, columns = dy.get_size()
+    dy = _realize_fusably(dy)
+    flat = _Flat()
+    for length, groups in ((rows, _groups(columns)), (columns, _groups(rows))):
+        flat.add(length, groups * 16)
+        flat.add(length, groups)
+    buffer = _select(
+        _quantize_pair,
+        [dy, *realize_inputs(seed, sign_seed)],
+        flat.layout(device),
+        [rows, columns],
+        _SQUARE_TILES,
+        **_fields(quantizer_named(row_quantizer), "ROW_"),
+        **_fields(quantizer_named(column_quantizer), "COLUMN_"),
+        VEC=_vector(dy.get_dtype()),
+        NATIVE=has_fp4(device),
+    )
+    row_codes, row_scales, column_codes, column_scales = flat.views(buffer)
+    empty = [_nothing(None, torch.float32, device) for _ in range(2)]
+    return row_codes, row_scales, empty[0], column_codes, column_scales, empty[1]
+
+
+def _lower_requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
+    spec = quantizer_named(quantizer)
+    device = codes.get_device()
+    rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
+    flat = _Flat()
+    flat.add(columns, _groups(rows) * 16)
+    flat.add(columns, _groups(rows))
+    buffer = _select(
+        _requantize,
+        realize_inputs(codes, scales, seed, sign_seed),
+        flat.layout(device),
+        [rows, columns],
+        _SQUARE_TILES,
+        **_fields(spec),
+        STREAM=stream,
+        SOURCE_SHRINK=quantizer_named(source).shrink,
+        NATIVE=has_fp4(device),
+    )
+    new_codes, new_scales = flat.views(buffer)
+    return new_codes, new_scales, _nothing(None, torch.float32, device)
+
+
+# Products
+
+
+_PRODUCT_TILES = {
+    10: [
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=4, num_stages=2),
+    ],
+    12: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
+}
+"""Tiles by the compute capability's major number. Not 64 rows on 10: the product would become one of bf16."""
+
+
+def _lower_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+    device = a.get_device()
+    if not has_fp4(device):
+        return _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
+    nvfp4 = a_scales.get_dtype() == torch.float8_e4m3fn
+    inputs = realize_inputs(a, a_scales, b, b_scales)
+    if nvfp4:
+        inputs += realize_inputs(a_tensor_scale, b_tensor_scale)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
+    following = None if nvfp4 else _following_unrotate()
+    columns = n
+    if following is not None:
+        mask, columns = following
+        if mask is not None:
+            inputs.append(realize_inputs(mask))
+    result = _select(
+        _scaled_mm,
+        inputs,
+        ir.FixedLayout(device, dtype, [m, columns]),
+        [m, n],
+        [
+            dict(
+                tile,
+                STAGES=tile["num_stages"],
+                EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, tile["BLOCK_K"]),
+            )
+            for tile in _PRODUCT_TILES[min(torch.cuda.get_device_capability(device)[0], 12)]
+        ],
+        ALPHA=alpha,
+        GROUP=16 if nvfp4 else 32,
+        GROUP_M=8,
+        TENSOR_SCALED=nvfp4,
+        UNROTATED=following is not None,
+        MASKED=following is not None and following[0] is not None,
+    )
+    if following is not None:
+        _unrotated().add(result.get_name())
+    return result
+
+
+def _unrotated() -> set[str]:
+    """Names of the products that have been rotated back already."""
+    return V.graph.__dict__.setdefault("quartet_unrotated", set())
+
+
+def _following_unrotate() -> tuple[Any, Any] | None:
+    """The mask and the number of columns of the `unrotate` that alone reads the product being lowered, else None."""
+    users = list(V.graph.current_node.users)
+    if len(users) != 1 or users[0].target is not quartet.unrotate.default:
+        return None
+    _, mask, rotation, columns = users[0].args
+    if rotation != 32 or (mask is not None and mask not in V.graph.env):
+        return None
+    if isinstance(columns, torch.fx.Node):
+        columns = V.graph.env.get(columns)
+    return None if columns is None else (V.graph.env.get(mask), sympy.sympify(columns))
+
+
+def _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+    """The product where there are no FP4 tensor cores: both operands decoded to bf16, exactly."""
+    left = _decoded(a, a_scales)
+    right = lowerings[aten.permute.default](_decoded(b, b_scales), [1, 0])
+    if dtype == torch.bfloat16:
+        product = lowerings[aten.mm.default](left, right)
+    else:
+        product = lowerings[aten.mm.dtype](left, right, torch.float32)
+    if a_scales.get_dtype() == torch.float8_e4m3fn:
+        scale = lowerings[aten.mul.Tensor](a_tensor_scale, b_tensor_scale)
+        product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), scale)
+    if alpha != 1.0:
+        product = lowerings[aten.mul.Tensor](product, alpha)
+    return _cast(product, dtype)
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return lowerings[torch.ops.prims.convert_element_type.default](x, dtype)
+
+
+def _decoded(codes: Any, scales: Any) -> Any:
+    """bf16[rows, n] of codes uint8[rows, n / 2] and their scales; one buffer for all products that read it."""
+    memo = V.graph.__dict__.setdefault("quartet_decoded", {})
+    codes, scales = realize_inputs(codes, scales)
+    key = str((codes, scales))
+    if key not in memo:
+        memo[key] = _decode(codes, scales)
+    return memo[key]
+
+
+def _decode(codes: Any, scales: Any) -> ir.TensorBox:
+    rows, half = codes.get_size()
+    load_codes, load_scales = codes.make_loader(), scales.make_loader()
+    nvfp4 = scales.get_dtype() == torch.float8_e4m3fn
+    group = 16 if nvfp4 else 32
+
+    def value(index):
+        row, column = index
+        byte = ops.to_dtype(load_codes([row, ir.FloorDiv(column, 2)]), torch.int32)
+        odd = ops.index_expr(ir.ModularIndexing(column, 1, 2), torch.int32)
+        nibble = ops.bitwise_and(ops.bitwise_right_shift(byte, ops.mul(odd, ops.constant(4, torch.int32))), _int(15))
+        magnitude = ops.bitwise_and(nibble, _int(7))
+        normal = ops.add(ops.bitwise_left_shift(magnitude, _int(22)), _int(0x3F000000))
+        bits = ops.where(ops.gt(magnitude, _int(1)), normal, ops.mul(magnitude, _int(0x3F000000)))
+        sign = ops.bitwise_left_shift(ops.bitwise_and(nibble, _int(8)), _int(28))
+        x = ops.to_dtype_bitcast(ops.bitwise_or(bits, sign), torch.float32, torch.int32)
+        scale = load_scales([row, ir.FloorDiv(column, group)])
+        if nvfp4:
+            scale = ops.to_dtype(scale, torch.float32)
+        else:
+            field = ops.to_dtype(scale, torch.int32)
+            shifted = ops.where(ops.eq(field, _int(0)), _int(1 << 22), ops.bitwise_left_shift(field, _int(23)))
+            shifted = ops.where(ops.eq(field, _int(255)), _int(0x7FC00000), shifted)
+            scale = ops.to_dtype_bitcast(shifted, torch.float32, torch.int32)
+        return ops.to_dtype(ops.mul(x, scale), torch.bfloat16)
+
+    result = ir.Pointwise.create(
+        device=codes.get_device(), dtype=torch.bfloat16, inner_fn=value, ranges=[rows, half * 2]
+    )
+    result.realize()
+    return result
+
+
+def _int(value: int) -> Any:
+    return ops.constant(value, torch.int32)
+
+
+def _lower_unrotate(x, mask, rotation, columns):
+    device = x.get_device()
+    if isinstance(x.data, ir.StorageBox) and x.get_name() in _unrotated():
+        return x
+    rows, full = x.get_size()
+    x = _realize_fusably(x)
+    inputs = [x] if mask is None else [x, realize_inputs(mask)]
+    return _select(
+        _unrotate,
+        inputs,
+        ir.FixedLayout(device, x.get_dtype(), [rows, columns]),
+        [rows, full],
+        _GROUP_TILES,
+        VEC=_vector(x.get_dtype()),
+        MASKED=mask is not None,
+        ROTATION=rotation,
+    )
+
+
+# Registration
+
+
+def _exact(*names: str) -> bool:
+    return any(quantizer_named(name).exact for name in names)
+
+
+def _rounds(op: str, args: tuple) -> bool:
+    """Whether all formats of a call round to FP4: what rounds nothing has no template."""
+    if op == "quantize":
+        return not _exact(args[1])
+    if op == "quantize_pair":
+        return not _exact(args[1], args[2])
+    if op == "requantize":
+        return not _exact(args[3], args[4])
+    if op == "scaled_mm":
+        return args[0].get_dtype() == torch.uint8 and args[3].get_dtype() == torch.uint8
+    return args[2] in (0, 32)
+
+
+def _has_elements(x: Any) -> bool:
+    return not any(V.graph.sizevars.statically_known_equals(size, 0) for size in x.get_size())
+
+
+def _register(name: str, lower: Callable) -> None:
+    op = getattr(quartet, name).default
+    call = fallback_handler(op, add_to_fallback_set=False)
+
+    @register_lowering(op, type_promotion_kind=None)
+    def lowering(*args: Any, **kwargs: Any) -> Any:
+        x = args[0]
+        templated = x.get_device().type == "cuda" and not kwargs and _rounds(name, args) and _has_elements(x)
+        return lower(*args) if templated else call(*args, **kwargs)
+
+
+for _name, _lower in {
+    "quantize": _lower_quantize,
+    "quantize_pair": _lower_quantize_pair,
+    "requantize": _lower_requantize,
+    "scaled_mm": _lower_scaled_mm,
+    "unrotate": _lower_unrotate,
+}.items():
+    _register(_name, _lower)
