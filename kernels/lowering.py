@@ -64,7 +64,7 @@ def _tiles_hash() -> str:
 def _template(name: str, grid: Callable) -> TritonTemplate:
     number_format = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import blocks, rotation, rounding\n"
+        "from quartet_compile.kernels.gpu import blocks, rotation, rounding, scales\n"
         f"# quartet: {name} {number_format}, tile functions {_tiles_hash()}\n"
     )
     source = (_GPU / "templates" / f"{name}.py.jinja").read_text()
@@ -83,11 +83,16 @@ def _grid_of_products(m, n, meta, *, cdiv):
     return (cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), 1, 1)
 
 
+def _grid_of_programs(m, n, meta, *, cdiv, min):
+    return (min(meta["PROGRAMS"], cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"])), 1, 1)
+
+
 _quantize = _template("quantize", _grid_of_groups)
 _quantize_transposed = _template("quantize_transposed", _grid_of_tiles)
 _quantize_pair = _template("quantize_pair", _grid_of_tiles)
 _requantize = _template("requantize", _grid_of_tiles)
 _scaled_mm = _template("scaled_mm", _grid_of_products)
+_scaled_mm_tma = _template("scaled_mm_tma", _grid_of_programs)
 _unrotate = _template("unrotate", _grid_of_groups)
 
 
@@ -254,14 +259,16 @@ def _lower_requantize(codes, scales, tensor_scale, source, quantizer, stream, se
 # Products
 
 
-_PRODUCT_TILES = {
-    10: [
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3),
-        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=4, num_stages=2),
-    ],
-    12: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
-}
-"""Tiles by the compute capability's major number. Not 64 rows on 10: the product would become one of bf16."""
+_PRODUCT_TILES = [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)]
+"""For operands through registers: compute capability 12, and what descriptors can't describe."""
+
+_TMA_TILES = [
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+    dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
+]
+"""For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the
+product would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel."""
 
 
 def _lower_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
@@ -269,39 +276,67 @@ def _lower_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, a
     if not has_fp4(device):
         return _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
     nvfp4 = a_scales.get_dtype() == torch.float8_e4m3fn
-    inputs = realize_inputs(a, a_scales, b, b_scales)
-    if nvfp4:
-        inputs += realize_inputs(a_tensor_scale, b_tensor_scale)
+    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
+    columns, mask = n, None
     following = None if nvfp4 else _following_unrotate()
-    columns = n
     if following is not None:
         mask, columns = following
-        if mask is not None:
-            inputs.append(realize_inputs(mask))
-    result = _select(
-        _scaled_mm,
-        inputs,
-        ir.FixedLayout(device, dtype, [m, columns]),
-        [m, n],
-        [
-            dict(
-                tile,
-                STAGES=tile["num_stages"],
-                EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, tile["BLOCK_K"]),
-            )
-            for tile in _PRODUCT_TILES[min(torch.cuda.get_device_capability(device)[0], 12)]
-        ],
+    extra = realize_inputs(a_tensor_scale, b_tensor_scale) if nvfp4 else []
+    extra += [] if mask is None else [realize_inputs(mask)]
+    constants = dict(
         ALPHA=alpha,
         GROUP=16 if nvfp4 else 32,
         GROUP_M=8,
         TENSOR_SCALED=nvfp4,
         UNROTATED=following is not None,
-        MASKED=following is not None and following[0] is not None,
+        MASKED=mask is not None,
+    )
+    template, tiles = _scaled_mm, _PRODUCT_TILES
+    if torch.cuda.get_device_capability(device)[0] == 10 and _describable(a) and _describable(b):
+        template, tiles = _scaled_mm_tma, _TMA_TILES
+        a_scales, b_scales = _blocked(a_scales), _blocked(b_scales)
+        constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
+    result = _select(
+        template,
+        [a, a_scales, b, b_scales, *extra],
+        ir.FixedLayout(device, dtype, [m, columns]),
+        [m, n],
+        [
+            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
+            for t in tiles
+        ],
+        **constants,
     )
     if following is not None:
         _unrotated().add(result.get_name())
     return result
+
+
+def _describable(codes: Any) -> bool:
+    """Whether a tensor descriptor can describe the codes: contiguous rows, all on 16 bytes."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    stride, offset = codes.get_stride(), codes.get_layout().offset
+    return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
+
+
+def _blocked(scales: Any) -> Any:
+    """Scales [rows, groups] in the blocks of 128 rows by 4 groups that tensor memory takes; see `gpu/scales.py`. One
+    buffer for all products that read them."""
+    memo = V.graph.__dict__.setdefault("quartet_blocked", {})
+    key = str(scales)
+    if key not in memo:
+        rows, groups = scales.get_size()
+        full_rows, full_groups = _up(rows, 128), _up(groups, 4)
+        x = lowerings[aten.constant_pad_nd.default](_box(scales), [0, full_groups - groups, 0, full_rows - rows], 0)
+        x = lowerings[aten.view.default](x, [ir.FloorDiv(full_rows, 128), 4, 32, ir.FloorDiv(full_groups, 4), 4])
+        x = lowerings[aten.clone.default](lowerings[aten.permute.default](x, [0, 3, 2, 1, 4]))
+        memo[key] = realize_inputs(lowerings[aten.view.default](x, [full_rows * full_groups]))
+    return memo[key]
+
+
+def _box(x: Any) -> ir.TensorBox:
+    return x if isinstance(x, ir.TensorBox) else ir.TensorBox(x)
 
 
 def _unrotated() -> set[str]:
@@ -334,7 +369,7 @@ def _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha,
         scale = lowerings[aten.mul.Tensor](a_tensor_scale, b_tensor_scale)
         product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), scale)
     if alpha != 1.0:
-        product = lowerings[aten.mul.Tensor](product, alpha)
+        product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), alpha)
     return _cast(product, dtype)
 
 
@@ -391,7 +426,7 @@ def _int(value: int) -> Any:
 
 def _lower_unrotate(x, mask, rotation, columns):
     device = x.get_device()
-    if isinstance(x.data, ir.StorageBox) and x.get_name() in _unrotated():
+    if x.maybe_get_name() in _unrotated():
         return x
     rows, full = x.get_size()
     x = _realize_fusably(x)

@@ -6,8 +6,8 @@ group; the zeros are exact on both sides of a product. Method: arXiv 2505.14669,
 
 Blocks
     codes:  uint8[rows, padded / 2], E2M1, the even column in the low nibble; for exact formats float32[rows, padded].
-    scales: uint8[rows, padded / 32], E8M0; for exact formats uint8[rows, 0].
-    tensor_scale: float32[0], the second level that only NVFP4 has.
+    scales: uint8[rows, padded / 32], E8M0; for NVFP4 float8_e4m3fn[rows, padded / 16]; for exact formats uint8[rows, 0].
+    tensor_scale: float32[0]; for NVFP4 float32[1], its second level.
     mask:   uint8[rows, padded / 8], bit `column % 8` set where the gradient passes; uint8[rows, 0] if not asked for.
 
 Rules
@@ -259,8 +259,10 @@ def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     rows, full = values.shape
     if not blocks.scales.numel():
         return values
+    groups = values.reshape(rows, blocks.scales.shape[1], full // blocks.scales.shape[1]) / shrink
     scales = blocks.scales[..., None]
-    groups = values.reshape(rows, scales.shape[1], full // scales.shape[1]) / shrink
+    if scales.dtype == torch.float8_e4m3fn:
+        return (groups * scales.float()).reshape(rows, full) * blocks.tensor_scale
     return (groups * decode_e8m0(scales.clamp(min=1)) * torch.where(scales == 0, 0.5, 1.0)).reshape(rows, full)
 
 

@@ -23,9 +23,9 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 
     a: MXFP4 `[M, K]`; b: MXFP4 `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to
     nearest. A NaN scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except
-    with `torch.mm`. Exact formats (float32 codes) go to the reference.
+    with `torch.mm`. Exact formats (float32 codes) and NVFP4 go to the reference.
     """
-    if a.codes.dtype == torch.float32:
+    if a.codes.dtype == torch.float32 or a.scales.dtype == torch.float8_e4m3fn:
         return reference.scaled_mm(a, b, alpha, dtype)
     rows, groups = a.scales.shape
     columns, b_groups = b.scales.shape

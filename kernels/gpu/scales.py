@@ -65,3 +65,14 @@ def e4m3_value(byte):
     value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
     value = tl.where(magnitude == 0x7F, float("nan"), value)
     return tl.where(field > 127, -value, value)
+
+
+@triton.jit
+def unblock(blocked, rows: tl.constexpr, groups: tl.constexpr):
+    """uint8[rows, groups] of scales in blocks of 128 rows by 4 groups, `[1, rows / 128, groups / 4, 2, 256]`.
+
+    In a block the scale of (row, group) has the place `row % 32 * 16 + row // 32 * 4 + group`: the layout that the
+    copy into tensor memory takes (PTX ISA, tcgen05.cp and the scale-factor layouts of tcgen05.mma).
+    """
+    blocked = tl.reshape(blocked, (rows // 128, groups // 4, 32, 4, 4))
+    return tl.reshape(tl.permute(blocked, (0, 3, 2, 1, 4)), (rows, groups))
