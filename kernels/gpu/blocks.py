@@ -3,10 +3,23 @@
 import triton
 import triton.language as tl
 
-from .random import flip_signs, noise
-from .rotation import hadamard, union
-from .rounding import pack_bits, pack_nearest, pack_stochastic, values
+from .random import noise, sign_bits
+from .rotation import butterflies, root, union
+from .rounding import INTERPRETED, pack_bits, pack_nearest, pack_stochastic, values
 from .scales import absmax_exponent, e4m3_value, e8m0_value, power_of_two, quest_exponent
+
+
+@triton.jit
+def flushed_product(x, factor):
+    """float32 `x * factor` in flush-to-zero mode, with +0 for every zero. Exact if `factor` is a power of two."""
+    if INTERPRETED:
+        y = x * factor
+        zero = (tl.abs(x) < 1.1754943508222875e-38) | (tl.abs(y) < 1.1754943508222875e-38)
+        return tl.where(zero, 0.0, y)
+    else:
+        return tl.inline_asm_elementwise(
+            "fma.rn.ftz.f32 $0, $1, $2, 0f00000000;", "=f,f,f", args=[x, factor], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -41,14 +54,20 @@ def quantize(
         lift = tl.zeros((x.shape[0],), tl.int32)
     else:
         lift = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x60000000) == 0, 64, 0)
-        x = x * ((lift + 127) << 23).to(tl.float32, bitcast=True)[:, None]
-    zero_below = tl.where(lift == 0, 7.888609052210118e-31, 2.168404344971009e-19)  # 2^-100, and 2^-126 lifted
-    x = tl.where(tl.abs(x) < zero_below[:, None], 0.0, x)
+    # Multiplied by 2^-26, or 2^64 where lifted, with flushing: what has to count as 0 becomes 0. The last multiply of the
+    # rotation takes 2^26 back.
+    factor = tl.where(lift == 0, 101 << 23, 191 << 23)[:, None]
+    if random_signs:
+        factor = tl.broadcast_to(factor, x.shape) ^ tl.broadcast_to(
+            sign_bits(sign_seed, stream, 32).to(tl.int32, bitcast=True), x.shape
+        )
+    x = flushed_product(x, tl.broadcast_to(factor, x.shape).to(tl.float32, bitcast=True))
+    back = tl.where(lift == 0, 67108864.0, 1.0)
     if rotation > 0:
         tl.static_assert(rotation == 32)
-        if random_signs:
-            x = flip_signs(x, sign_seed, stream, rotation)
-        x = hadamard(x)
+        x = butterflies(x)
+        back = back * root(rotation)
+    x = tl.fma(x, tl.broadcast_to(back[:, None], x.shape), tl.zeros_like(x))
     if quest:
         exponent = quest_exponent(x)
         exponent = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x7FFFFFFF) == 0, 0, exponent)
@@ -56,9 +75,7 @@ def quantize(
         exponent = absmax_exponent(x, lift)
     valid = exponent < 255
 
-    if shrink != 1.0:
-        x = tl.fma(x, tl.full(x.shape, shrink, tl.float32), tl.zeros_like(x))
-    scaled = x * power_of_two(tl.where(valid, 254 - exponent - lift, 0))[:, None]
+    scaled = x * (power_of_two(tl.where(valid, 254 - exponent - lift, 0)) * shrink)[:, None]
     if noisy:
         codes = pack_stochastic(scaled, noise(seed, stream, row, column, 32))
     else:

@@ -44,10 +44,9 @@ def noise(seed, stream: tl.constexpr, row, column, size: tl.constexpr):
 
 
 @triton.jit
-def flip_signs(x, seed, stream: tl.constexpr, size: tl.constexpr):
-    """`x: float32[groups, size]` with the random signs of the GEMM of `stream`, size at most 32; zeros become +0."""
+def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
+    """uint32[1, size], size at most 32: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
     tl.static_assert(size <= 32)
     zero = tl.zeros((1,), tl.uint32)
     word, _, _, _ = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
-    bits = (word[:, None] >> tl.arange(0, size)[None, :].to(tl.uint32)) << 31
-    return (x.to(tl.uint32, bitcast=True) ^ bits).to(tl.float32, bitcast=True) + 0.0
+    return (word[:, None] << (31 - tl.arange(0, size))[None, :].to(tl.uint32)) & 0x80000000

@@ -22,8 +22,8 @@ def _butterfly(x, stride: tl.constexpr):
 
 
 @triton.jit
-def hadamard(x):
-    """`x @ H` for `x: float32[groups, size]`, size 16 to 128: strides 1, 2, 4, ..., then one multiply by 1/sqrt(size)."""
+def butterflies(x):
+    """`x @ H * sqrt(size)` for `x: float32[groups, size]`, size 16 to 128: sums and differences at strides 1, 2, 4, ..."""
     size: tl.constexpr = x.shape[1]
     tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
     x = _butterfly(_butterfly(_butterfly(_butterfly(x, 1), 2), 4), 8)
@@ -33,6 +33,13 @@ def hadamard(x):
         x = _butterfly(x, 32)
     if size >= 128:
         x = _butterfly(x, 64)
+    return x
+
+
+@triton.jit
+def root(size: tl.constexpr):
+    """float32 1/sqrt(size) for sizes 16 to 128."""
+    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
     if size == 16:
         scale: tl.constexpr = 0.25
     elif size == 32:
@@ -41,7 +48,13 @@ def hadamard(x):
         scale: tl.constexpr = 0.125
     else:
         scale: tl.constexpr = 0.08838834764831845
-    return tl.fma(x, tl.full(x.shape, scale, tl.float32), tl.zeros_like(x))
+    return tl.full((), scale, tl.float32)
+
+
+@triton.jit
+def hadamard(x):
+    """`x @ H` for `x: float32[groups, size]`, size 16 to 128: the butterflies, then one multiply by 1/sqrt(size)."""
+    return tl.fma(butterflies(x), tl.broadcast_to(root(x.shape[1]), x.shape), tl.zeros_like(x))
 
 
 @triton.jit

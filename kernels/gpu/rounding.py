@@ -1,11 +1,13 @@
 """E2M1: rounding of float32 to 4-bit codes, packing, and the values of codes.
 
 `native` targets convert with one instruction for two values (`cvt.rn.satfinite.e2m1x2.f32`: sm_100a, sm_103a, sm_120a);
-elsewhere bit arithmetic gives the same codes.
+elsewhere, and in Triton's interpreter, which has no assembly, bit arithmetic gives the same codes.
 """
 
 import triton
 import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -23,16 +25,32 @@ def nearest(y):
 
 
 @triton.jit
-def stochastic(y, bits):
-    """int32 codes of float32 `y`, saturated at 6, up iff `bits + floor(fraction * 2^16) >= 2^16`. No NaN.
+def _half_above_half(x):
+    """float32 `x / 2 + 1 / 2`, rounded toward zero, for `x` from 0 to 6."""
+    if INTERPRETED:
+        y = x * 0.5 + 0.5
+        raw = y.to(tl.int32, bitcast=True)
+        return tl.where((y - 0.5) * 2 > x, raw - 1, raw).to(tl.float32, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise(
+            "fma.rz.f32 $0, $1, 0f3F000000, 0f3F000000;", "=f,f", args=[x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
-    bits: uint32 below 2^16, one an element.
+
+@triton.jit
+def stochastic(y, bits):
+    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
+
+    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
+    an element.
+
+    A code below 2 counts steps of 0.5; above, half the steps of a binade. `x / 2 + 1 / 2` lies in the binade below 1 and
+    has x = 0.5 where that binade has its middle: there the codes below 2 continue those above, and the bits of a float32
+    from bit 22 up are the code, those below are the fraction, in units of 2^-22.
     """
-    magnitude = tl.minimum(tl.abs(y), 6.0)
-    binade = tl.maximum(magnitude.to(tl.int32, bitcast=True) & 0x7F800000, 0x3F800000)
-    to_fixed = (0x48000000 - (binade - 0x3F800000)).to(tl.float32, bitcast=True)  # 2^17 over the binade's power of two
-    count = ((magnitude * to_fixed).to(tl.int32) + bits.to(tl.int32)) >> 16
-    code = (count + (binade >> 22) + 2) & 7
+    magnitude = tl.abs(y)
+    fixed = tl.maximum(magnitude, _half_above_half(magnitude)).to(tl.int32, bitcast=True)
+    code = ((fixed + (bits.to(tl.int32) << 6)) >> 22) - 252
     return code | ((y.to(tl.int32, bitcast=True) >> 28) & 8)
 
 
@@ -68,7 +86,7 @@ def _merge(fields, bits: tl.constexpr):
 @triton.jit
 def pack_nearest(y, native: tl.constexpr):
     """Bytes [groups, n / 2]: the codes of `y: float32[groups, n]`, the even column in the low nibble."""
-    if native:
+    if native and not INTERPRETED:
         groups: tl.constexpr = y.shape[0]
         size: tl.constexpr = y.shape[1]
         low, high = tl.split(tl.reshape(y, (groups, size // 2, 2)))

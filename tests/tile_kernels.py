@@ -1,0 +1,116 @@
+"""Kernels that run the tile functions of kernels/gpu by themselves, in Triton's interpreter (see interpreted_module)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scales
+
+
+@triton.jit
+def _nearest(X, OUT, PACKED, n: tl.constexpr):
+    y = tl.load(X + tl.arange(0, n))
+    tl.store(OUT + tl.arange(0, n), rounding.nearest(y))
+    packed = rounding.pack_nearest(tl.reshape(y, (n // 32, 32)), True)
+    tl.store(PACKED + tl.arange(0, n // 2), tl.reshape(packed, (n // 2,)).to(tl.uint8))
+
+
+@triton.jit
+def _stochastic(X, BITS, OUT, n: tl.constexpr):
+    at = tl.arange(0, n)
+    tl.store(OUT + at, rounding.stochastic(tl.load(X + at), tl.load(BITS + at).to(tl.uint32)))
+
+
+@triton.jit
+def _values(PACKED, OUT, n: tl.constexpr):
+    packed = tl.reshape(tl.load(PACKED + tl.arange(0, n // 2)), (n // 32, 16))
+    tl.store(OUT + tl.arange(0, n), tl.reshape(rounding.values(packed), (n,)))
+
+
+@triton.jit
+def _bits(KEEP, PACKED, OUT, n: tl.constexpr):
+    keep = tl.reshape(tl.load(KEEP + tl.arange(0, n)), (n // 32, 32)) != 0
+    packed = rounding.pack_bits(keep).to(tl.uint8)
+    tl.store(PACKED + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
+    tl.store(OUT + tl.arange(0, n), tl.reshape(rounding.unpack_bits(packed), (n,)).to(tl.uint8))
+
+
+@triton.jit
+def _e4m3(X, OUT, VALUE, n: tl.constexpr):
+    byte = scales.e4m3_encode(tl.load(X + tl.arange(0, n)))
+    tl.store(OUT + tl.arange(0, n), byte)
+    tl.store(VALUE + tl.arange(0, n), scales.e4m3_value(byte))
+
+
+@triton.jit
+def _decode_scales(BYTE, E8M0, E4M3):
+    byte = tl.load(BYTE + tl.arange(0, 256))
+    tl.store(E8M0 + tl.arange(0, 256), scales.e8m0_value(byte))
+    tl.store(E4M3 + tl.arange(0, 256), scales.e4m3_value(byte))
+
+
+@triton.jit
+def _unblock(X, OUT, rows: tl.constexpr, groups: tl.constexpr):
+    at = tl.arange(0, rows * groups)
+    x = tl.reshape(tl.load(X + at), (1, rows // 128, groups // 4, 2, 256))
+    tl.store(OUT + at, tl.reshape(scales.unblock(x, rows, groups), (rows * groups,)))
+
+
+@triton.jit
+def _hadamard(X, OUT, n: tl.constexpr, size: tl.constexpr):
+    at = tl.arange(0, n)
+    tl.store(OUT + at, tl.reshape(rotation.hadamard(tl.reshape(tl.load(X + at), (n // size, size))), (n,)))
+
+
+@triton.jit
+def _statistics(X, MEAN, LARGEST, groups: tl.constexpr):
+    x = tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32))
+    tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
+    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))
+
+
+@triton.jit
+def _noise(SEED, OUT, rows: tl.constexpr, columns: tl.constexpr, first: tl.constexpr, stream: tl.constexpr):
+    group = tl.arange(0, rows * columns // 32)
+    row = group // (columns // 32)
+    column = first + group % (columns // 32) * 32
+    bits = random.noise(tl.load(SEED), stream, row, column, 32)
+    tl.store(OUT + tl.arange(0, rows * columns), tl.reshape(bits, (rows * columns,)).to(tl.int64))
+
+
+@triton.jit
+def _signs(X, SEED, OUT, stream: tl.constexpr):
+    at = tl.arange(0, 32)
+    bits = tl.reshape(random.sign_bits(tl.load(SEED), stream, 32), (32,))
+    tl.store(OUT + at, (tl.load(X + at).to(tl.uint32, bitcast=True) ^ bits).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def _flushed(X, FACTOR, OUT, n: tl.constexpr):
+    at = tl.arange(0, n)
+    tl.store(OUT + at, blocks.flushed_product(tl.load(X + at), tl.load(FACTOR + at)))
+
+
+@triton.jit
+def _nvfp4(CODES, SCALES, OUT, rows: tl.constexpr, groups: tl.constexpr):
+    row = tl.arange(0, rows)[:, None]
+    codes = tl.load(CODES + row * (groups * 8) + tl.arange(0, groups * 8)[None, :])
+    scale = tl.load(SCALES + row * groups + tl.arange(0, groups)[None, :])
+    at = row * (groups * 16) + tl.arange(0, groups * 16)[None, :]
+    tl.store(OUT + at, blocks.dequantize_nvfp4(codes, scale))
+
+
+def run(name: str, inputs: list, outputs: list, constants: dict) -> list:
+    """Run a kernel of this file on one program. outputs: (shape, dtype) of each; returns them filled."""
+    made = [torch.zeros(shape, dtype=dtype) for shape, dtype in outputs]
+    with np.errstate(all="ignore"):
+        globals()[name][(1,)](*(t.clone() for t in inputs), *made, **constants)
+    return made
+
+
+def run_all(calls: dict) -> dict:
+    """`run` for each named call; starting an interpreter takes longer than all of them."""
+    return {key: run(*call) for key, call in calls.items()}
