@@ -64,7 +64,7 @@ def _tiles_hash() -> str:
 def _template(name: str, grid: Callable) -> TritonTemplate:
     number_format = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import blocks, rotation, rounding, scales\n"
+        "from quartet_compile.kernels.gpu import blocks, product, rotation, rounding, scales\n"
         f"# quartet: {name} {number_format}, tile functions {_tiles_hash()}\n"
     )
     source = (_GPU / "templates" / f"{name}.py.jinja").read_text()
