@@ -1,10 +1,13 @@
 # make demo    trains the demo model in full precision and in FP4, and compares them (runs/demo)
-# make test    the tests; test-all adds the slow ones; gpu-check those that need a GPU
+# make test    the tests; test-all adds the slow ones
+# make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
 # make lint, make bench
-# Each verb does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks another Python.
+# Each verb but gpu-check does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks another Python.
 
 PYTHON ?= python3
 PY := .venv/bin/python
+GPU_OUT ?= runs/gpu-check
+sees_gpu := import sys, torch; sys.exit(not torch.cuda.is_available())
 PYTEST := $(PY) -m pytest
 READY := .venv/.ready
 
@@ -51,11 +54,15 @@ test: setup
 test-all: setup
 	$(PYTEST) $(PYTEST_ARGS)
 
-gpu-check: setup
-	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "gpu-check: nothing was checked: this PyTorch ($$($(PY) -c 'import torch; print(torch.__version__)')) sees no GPU" >&2; exit 1; }
-	@test -d tests/gpu || { echo "gpu-check: nothing was checked: there are no GPU tests yet (tests/gpu)" >&2; exit 1; }
-	$(PYTEST) tests/gpu $(PYTEST_ARGS)
+# Not set up: where the GPU is, there may be no registry. The Python that sees it needs torch, triton and pytest.
+gpu-check:
+	@python="$(GPU_PYTHON)"; \
+	for candidate in $(PY) python3; do \
+	  test -n "$$python" || { $$candidate -c '$(sees_gpu)' 2>/dev/null && python=$$candidate; }; \
+	done; \
+	test -n "$$python" || { echo "gpu-check: nothing was checked: neither $(PY) nor python3 has a PyTorch that sees a GPU;" \
+	  "make gpu-check GPU_PYTHON=... names another" >&2; exit 1; }; \
+	"$$python" examples/gpu_check.py --out "$(GPU_OUT)" $(GPU_ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
     python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads
     python examples/bench_step.py --swap-compiled     also module swap under torch.compile (compiles for minutes)
+    python examples/bench_step.py --device cuda       on a GPU: bf16 autocast, 4 layers of width 2048, 4 x 2048 tokens
     python examples/bench_compile.py                  first call, the pass's share of it, growth with the layers
 
 Each variant has its own copy of the model and its own AdamW; the variants take turns, so that a change of the machine's
@@ -11,6 +12,7 @@ speed meets them all. Figures are medians; ratios are to plain Inductor, taken r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -22,13 +24,14 @@ from pathlib import Path
 
 import torch
 from figures import graph_nodes, saved_bytes, saved_tensors
-from llama import SIZES, Llama
+from llama import SIZES, Llama, Size
 from module_swap import BackwardSeeds, swap_linears
 from torch import Tensor, nn
 
 import quartet_compile as qc
 
-BASELINE = "Inductor, full precision"
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+"""What the model computes in: as it is, or under autocast."""
 
 
 @dataclasses.dataclass
@@ -39,6 +42,7 @@ class Variant:
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     seeds: BackwardSeeds | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
@@ -52,8 +56,10 @@ class Variant:
         """Forward, backward and optimizer step."""
         if self.seeds is not None:
             self.seeds.reset()
+        torch.compiler.cudagraph_mark_step_begin()
         start = time.perf_counter()
-        loss = self.loss(tokens, targets)
+        with torch.autocast(tokens.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
+            loss = self.loss(tokens, targets)
         if not self.saved:
             self.saved, self.packed = saved_bytes(loss, self.model), packed_bytes(loss)
         loss.backward()
@@ -90,19 +96,28 @@ def operand_elements(model: Llama, tokens: int) -> int:
     return len(model.layers) * (weights + tokens * (3 * width + hidden))
 
 
-def variants(model: Llama, recipes: list[str], swap_eager: bool, swap_compiled: bool) -> list[Variant]:
-    """The variants, the baseline first."""
+def variants(
+    model: Llama,
+    recipes: list[str],
+    swap_eager: bool = False,
+    swap_compiled: bool = False,
+    *,
+    dtype: str = "float32",
+    mode: str | None = None,
+) -> list[Variant]:
+    """The variants, the baseline first. mode: of `torch.compile`, for the baseline and the backend."""
     made = []
+    precision = "full precision" if dtype == "float32" else "bf16"
 
     def add(name: str, compile_: Callable | None, recipe: str | None = None) -> None:
         copied = copy.deepcopy(model)
         seeds = swap_linears(copied, qc.recipe(recipe)) if recipe else None
-        made.append(Variant(name, copied, compile_(copied) if compile_ else copied, seeds))
+        made.append(Variant(name, copied, compile_(copied) if compile_ else copied, seeds, DTYPES[dtype]))
 
-    add(BASELINE, lambda m: torch.compile(_own_code(m), dynamic=False))
+    add(f"Inductor, {precision}", lambda m: torch.compile(_own_code(m), dynamic=False, mode=mode))
     for recipe in recipes:
-        add(f"quartet backend, {recipe}", functools.partial(_with_quartet, recipe=recipe))
-    add("eager, full precision", None)
+        add(f"quartet backend, {recipe}", functools.partial(_with_quartet, recipe=recipe, mode=mode))
+    add(f"eager, {precision}", None)
     if swap_eager:
         add("module swap, eager reference", None, recipes[0])
     if swap_compiled:
@@ -110,8 +125,9 @@ def variants(model: Llama, recipes: list[str], swap_eager: bool, swap_compiled: 
     return made
 
 
-def _with_quartet(model: nn.Module, recipe: str) -> Callable:
-    return torch.compile(_own_code(model), backend="quartet", dynamic=False, options={"recipe": recipe})
+def _with_quartet(model: nn.Module, recipe: str, mode: str | None) -> Callable:
+    options = {"recipe": recipe, **({"mode": mode} if mode else {})}
+    return torch.compile(_own_code(model), backend="quartet", dynamic=False, options=options)
 
 
 def _own_code(model: nn.Module) -> Callable:
@@ -124,9 +140,9 @@ def _own_code(model: nn.Module) -> Callable:
 
 
 def measure(made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int) -> None:
-    """Two warm-up steps each, then `rounds` rounds in which the variants take turns."""
+    """Warm-up steps, enough to capture a CUDA graph, then `rounds` rounds in which the variants take turns."""
     for variant in made:
-        for _ in range(2):
+        for _ in range(2 if batch[0].device.type == "cpu" else 4):
             variant.step(*batch, record=False)
     for number in range(rounds):
         for variant in made[number % len(made) :] + made[: number % len(made)]:
@@ -155,35 +171,84 @@ def _ratio(times: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark and print the table."""
+def describe(args: argparse.Namespace, size: Size) -> str:
+    """What was measured, in one line."""
+    model = f"{args.size} Llama" if size == SIZES[args.size] else f"Llama of {size.layers} layers of width {size.width}"
+    where = f"cpu, {args.threads} threads"
+    if args.device != "cpu":
+        graphs = "with CUDA graphs" if args.cudagraphs else "without CUDA graphs"
+        where = f"{torch.cuda.get_device_name(args.device)}, {graphs}"
+    dtype = "float32" if args.dtype == "float32" else "bf16 autocast"
+    return (
+        f"{model}, {args.tokens} tokens a step, {dtype}, {where}, "
+        f"torch {torch.__version__}, medians of {args.rounds} interleaved rounds"
+    )
+
+
+def record(made: list[Variant], what: str) -> dict:
+    """Every time that was measured, and the ratios of the table."""
+    fields = ("name", "first_call", "gradient_seconds", "step_seconds", "saved", "packed")
+    return {
+        "what": what,
+        "variants": [
+            {
+                **{field: getattr(v, field) for field in fields},
+                "gradient_ratio": _ratio(v.gradient_seconds, made[0].gradient_seconds),
+                "step_ratio": _ratio(v.step_seconds, made[0].step_seconds),
+            }
+            for v in made
+        ],
+    }
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, with the defaults of the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="30M")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens a step, as one sequence")
+    parser.add_argument("--size", choices=SIZES, help="default: 30M; on a GPU 800M with 4 of its 16 layers")
+    parser.add_argument("--layers", type=int, help="so many layers of that size")
+    parser.add_argument("--tokens", type=int, help="tokens a step (512; 8192 on a GPU)")
+    parser.add_argument("--seq", type=int, help="in sequences of so many (all in one; 2048 on a GPU)")
     parser.add_argument("--recipe", nargs="+", default=["quartet"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32; on a GPU bfloat16, by autocast")
+    parser.add_argument("--cudagraphs", action="store_true", help="compile with mode='reduce-overhead'")
     parser.add_argument("--no-swap", action="store_true", help="leave out the slow baseline by module swap")
     parser.add_argument("--swap-compiled", action="store_true", help="also compile it (minutes)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    on_cpu = args.device == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: this PyTorch ({torch.__version__}) sees no GPU")
+    if not on_cpu and args.size is None:
+        args.layers = args.layers or 4
+    args.size = args.size or ("30M" if on_cpu else "800M")
+    args.tokens = args.tokens or (512 if on_cpu else 8192)
+    args.seq = args.seq or (args.tokens if on_cpu else min(2048, args.tokens))
+    args.dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    args.no_swap = args.no_swap or not on_cpu
+    if args.tokens % args.seq:
+        parser.error(f"--tokens {args.tokens} is no multiple of --seq {args.seq}")
+    return args
 
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print the table."""
+    args = parse(argv)
+    size = dataclasses.replace(SIZES[args.size], layers=args.layers or SIZES[args.size].layers)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = Llama(SIZES[args.size], positions=args.tokens).to(args.device)
-    batch = tuple(torch.randint(256, (2, 1, args.tokens), device=args.device))
-    made = variants(model, args.recipe, not args.no_swap, args.swap_compiled)
+    model = Llama(size, positions=args.seq).to(args.device)
+    batch = tuple(torch.randint(256, (2, args.tokens // args.seq, args.seq), device=args.device))
+    mode = "reduce-overhead" if args.cudagraphs else None
+    made = variants(model, args.recipe, not args.no_swap, args.swap_compiled, dtype=args.dtype, mode=mode)
     measure(made, batch, args.rounds)
-    print(
-        f"{args.size} Llama, {args.tokens} tokens a step, float32, {args.device}, {args.threads} threads, "
-        f"torch {torch.__version__}, medians of {args.rounds} interleaved rounds"
-    )
+    what = describe(args, size)
+    print(what)
     print(table(made, operand_elements(model, args.tokens)))
     if args.json:
-        fields = ("name", "gradient_seconds", "step_seconds", "saved", "packed")
-        rows = [{field: getattr(variant, field) for field in fields} for variant in made]
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps(record(made, what), indent=1))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ Everywhere else (CPU tensors, formats that round nothing) an op stays a call. Th
 are used here only. Supported: torch 2.11 to 2.13.
 
 A quantized operand is one flat buffer of bytes, `[codes, scales, mask]` with each part padded to 16 bytes, and views of
-it: a template has one output. Where the target has no FP4 tensor cores, a product is a pointwise decoding to bf16,
-which is exact, and Inductor's own `mm`, with its choice of libraries and templates.
+it: a template has one output. Where the target has no FP4 tensor cores but FP8 ones, a product is one of E4M3 with a scale
+a row; elsewhere a pointwise decoding to bf16, which is exact, and Inductor's own `mm`, with its choice of libraries and
+templates.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from ..formats import Quantizer
 from ..formats import quantizer as quantizer_named
+from .emulation import product_format
 
 try:
     from torch._inductor import config, ir
@@ -49,6 +51,11 @@ def has_fp4(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 10
 
 
+def multiplies_in_fp8(device: torch.device) -> bool:
+    """Whether products go to FP8 tensor cores: Ada and Hopper (8.9 and 9.0) have these and none of FP4."""
+    return torch.cuda.get_device_capability(device) in ((8, 9), (9, 0)) and product_format() == "fp8"
+
+
 # Templates
 
 
@@ -75,6 +82,10 @@ def _grid_of_groups(rows, columns, meta, *, cdiv):
     return (cdiv(rows * cdiv(columns, 32), meta["GROUPS"]), 1, 1)
 
 
+def _grid_of_rows(rows, columns, meta, *, cdiv):
+    return (cdiv(rows, meta["BLOCK_ROWS"]), 1, 1)
+
+
 def _grid_of_tiles(rows, columns, meta, *, cdiv):
     return (cdiv(rows, meta["TILE_ROWS"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
 
@@ -93,6 +104,8 @@ _quantize_pair = _template("quantize_pair", _grid_of_tiles)
 _requantize = _template("requantize", _grid_of_tiles)
 _scaled_mm = _template("scaled_mm", _grid_of_products)
 _scaled_mm_tma = _template("scaled_mm_tma", _grid_of_programs)
+_decode_fp8 = _template("decode_fp8", _grid_of_rows)
+_scaled_mm_fp8 = _template("scaled_mm_fp8", _grid_of_products)
 _unrotate = _template("unrotate", _grid_of_groups)
 
 
@@ -128,6 +141,13 @@ class _Flat:
     def add(self, rows: Any, columns: Any) -> None:
         self.parts.append((self.size, rows, columns))
         self.size = self.size + _up(rows * columns, 16)
+
+    def add_blocked(self, rows: Any, groups: Any, device: torch.device) -> bool:
+        """Scales a second time, as tensor memory takes them, if products of the device do and no block is part empty."""
+        wanted = _through_tensor_memory(device) and V.graph.sizevars.statically_known_multiple_of(groups, 4)
+        if wanted:
+            self.add(_up(rows, 128), groups)
+        return wanted
 
     def layout(self, device: torch.device) -> ir.FixedLayout:
         return ir.FixedLayout(device, torch.uint8, [self.size])
@@ -199,14 +219,19 @@ def _lower_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=
     groups = _groups(columns)
     for width in (16, 1, 4) if mask else (16, 1):
         flat.add(rows, groups * width)
+    blocked = flat.add_blocked(rows, groups, device)
     seeds = _seeds(seed, sign_seed) if spec.seeded else []
-    constants = dict(_fields(spec), STREAM=stream, MASKED=mask, NATIVE=has_fp4(device), SEEDED=bool(seeds))
+    constants = dict(
+        _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, NATIVE=has_fp4(device), SEEDED=bool(seeds)
+    )
     if not transpose:
         constants["VEC"] = _vector(x.get_dtype())
     template, tiles = (_quantize_transposed, _SQUARE_TILES) if transpose else (_quantize, _GROUP_TILES)
     buffer = _select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants)
-    codes, scales, *bits = flat.views(buffer)
-    bits = bits[0] if mask else _nothing(rows, torch.uint8, device)
+    codes, scales, *more = flat.views(buffer)
+    if blocked:
+        _remember_blocked(scales, more.pop())
+    bits = more[0] if mask else _nothing(rows, torch.uint8, device)
     return codes, scales, _nothing(None, torch.float32, device), bits
 
 
@@ -218,6 +243,8 @@ def _lower_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
     for length, groups in ((rows, _groups(columns)), (columns, _groups(rows))):
         flat.add(length, groups * 16)
         flat.add(length, groups)
+    row_blocked = flat.add_blocked(rows, _groups(columns), device)
+    column_blocked = flat.add_blocked(columns, _groups(rows), device)
     buffer = _select(
         _quantize_pair,
         [dy, *realize_inputs(seed, sign_seed)],
@@ -228,8 +255,14 @@ def _lower_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
         **_fields(quantizer_named(column_quantizer), "COLUMN_"),
         VEC=_vector(dy.get_dtype()),
         NATIVE=has_fp4(device),
+        ROW_BLOCKED=row_blocked,
+        COLUMN_BLOCKED=column_blocked,
     )
-    row_codes, row_scales, column_codes, column_scales = flat.views(buffer)
+    row_codes, row_scales, column_codes, column_scales, *more = flat.views(buffer)
+    if column_blocked:
+        _remember_blocked(column_scales, more.pop())
+    if row_blocked:
+        _remember_blocked(row_scales, more.pop())
     empty = [_nothing(None, torch.float32, device) for _ in range(2)]
     return row_codes, row_scales, empty[0], column_codes, column_scales, empty[1]
 
@@ -241,6 +274,7 @@ def _lower_requantize(codes, scales, tensor_scale, source, quantizer, stream, se
     flat = _Flat()
     flat.add(columns, _groups(rows) * 16)
     flat.add(columns, _groups(rows))
+    blocked = flat.add_blocked(columns, _groups(rows), device)
     buffer = _select(
         _requantize,
         realize_inputs(codes, scales, seed, sign_seed),
@@ -250,9 +284,12 @@ def _lower_requantize(codes, scales, tensor_scale, source, quantizer, stream, se
         **_fields(spec),
         STREAM=stream,
         SOURCE_SHRINK=quantizer_named(source).shrink,
+        BLOCKED=blocked,
         NATIVE=has_fp4(device),
     )
-    new_codes, new_scales = flat.views(buffer)
+    new_codes, new_scales, *more = flat.views(buffer)
+    if blocked:
+        _remember_blocked(new_scales, *more)
     return new_codes, new_scales, _nothing(None, torch.float32, device)
 
 
@@ -273,6 +310,8 @@ product would become one of bf16; nor 256 columns warp-specialised: the compiler
 
 def _lower_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
     device = a.get_device()
+    if multiplies_in_fp8(device) and a_scales.get_dtype() == torch.uint8:
+        return _fp8_mm(a, a_scales, b, b_scales, alpha, dtype)
     if not has_fp4(device):
         return _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
     nvfp4 = a_scales.get_dtype() == torch.float8_e4m3fn
@@ -293,7 +332,7 @@ def _lower_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, a
         MASKED=mask is not None,
     )
     template, tiles = _scaled_mm, _PRODUCT_TILES
-    if torch.cuda.get_device_capability(device)[0] == 10 and _describable(a) and _describable(b):
+    if _through_tensor_memory(device) and _describable(a) and _describable(b):
         template, tiles = _scaled_mm_tma, _TMA_TILES
         a_scales, b_scales = _blocked(a_scales), _blocked(b_scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
@@ -320,11 +359,27 @@ def _describable(codes: Any) -> bool:
     return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
 
 
+def _through_tensor_memory(device: torch.device) -> bool:
+    """Whether products read their operands by descriptors and their scales from tensor memory: compute capability 10."""
+    return torch.cuda.get_device_capability(device)[0] == 10
+
+
+def _blocks_by_scales() -> dict[tuple, Any]:
+    """Scales in the blocks of 128 rows by 4 groups that tensor memory takes (see `gpu/scales.py`), by the scales."""
+    return V.graph.__dict__.setdefault("quartet_blocked", {})
+
+
+def _remember_blocked(scales: Any, blocked: Any) -> None:
+    rows, columns = blocked.get_size()
+    _blocks_by_scales()[_place(realize_inputs(scales))] = realize_inputs(
+        lowerings[aten.view.default](blocked, [rows * columns])
+    )
+
+
 def _blocked(scales: Any) -> Any:
-    """Scales [rows, groups] in the blocks of 128 rows by 4 groups that tensor memory takes; see `gpu/scales.py`. One
-    buffer for all products that read them."""
-    memo = V.graph.__dict__.setdefault("quartet_blocked", {})
-    key = str(scales)
+    """The blocks of scales [rows, groups]: those that came with them, or a copy, one for all products that read them."""
+    memo = _blocks_by_scales()
+    key = _place(scales)
     if key not in memo:
         rows, groups = scales.get_size()
         full_rows, full_groups = _up(rows, 128), _up(groups, 4)
@@ -333,6 +388,12 @@ def _blocked(scales: Any) -> Any:
         x = lowerings[aten.clone.default](lowerings[aten.permute.default](x, [0, 3, 2, 1, 4]))
         memo[key] = realize_inputs(lowerings[aten.view.default](x, [full_rows * full_groups]))
     return memo[key]
+
+
+def _place(x: Any) -> tuple:
+    """Where a realized tensor lies: its buffer, and its part of it."""
+    layout = x.get_layout()
+    return x.get_name(), str(layout.offset), str(layout.size), str(layout.stride)
 
 
 def _box(x: Any) -> ir.TensorBox:
@@ -355,6 +416,50 @@ def _following_unrotate() -> tuple[Any, Any] | None:
     if isinstance(columns, torch.fx.Node):
         columns = V.graph.env.get(columns)
     return None if columns is None else (V.graph.env.get(mask), sympy.sympify(columns))
+
+
+_FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
+    8: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
+    9: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=4)],
+}
+
+
+def _fp8_mm(a, a_scales, b, b_scales, alpha, dtype):
+    """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row."""
+    device = a.get_device()
+    major = torch.cuda.get_device_capability(device)[0]
+    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
+    return _select(
+        _scaled_mm_fp8,
+        [a, a_scales, b, b_scales, *_in_fp8(a, a_scales), *_in_fp8(b, b_scales)],
+        ir.FixedLayout(device, dtype, [m, n]),
+        [m, n],
+        [
+            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
+            for t in _FP8_TILES[major]
+        ],
+        ALPHA=alpha,
+        GROUP_M=8,
+        DESCRIPTORS=major == 9,
+    )
+
+
+def _in_fp8(codes: Any, scales: Any) -> list[Any]:
+    """E4M3 values uint8[rows, n], the row's scale and whether it isn't exact, uint8[rows, 1] each; one buffer for all
+    products that read them."""
+    memo = V.graph.__dict__.setdefault("quartet_fp8", {})
+    key = (_place(codes), _place(scales))
+    if key not in memo:
+        rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
+        flat = _Flat()
+        flat.add(rows, columns)
+        flat.add(rows, 1)
+        flat.add(rows, 1)
+        tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
+        buffer = _select(_decode_fp8, [codes, scales], flat.layout(codes.get_device()), [rows, columns], [tile])
+        memo[key] = realize_inputs(*flat.views(buffer))
+    return memo[key]
 
 
 def _decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
@@ -381,7 +486,7 @@ def _decoded(codes: Any, scales: Any) -> Any:
     """bf16[rows, n] of codes uint8[rows, n / 2] and their scales; one buffer for all products that read it."""
     memo = V.graph.__dict__.setdefault("quartet_decoded", {})
     codes, scales = realize_inputs(codes, scales)
-    key = str((codes, scales))
+    key = (_place(codes), _place(scales))
     if key not in memo:
         memo[key] = _decode(codes, scales)
     return memo[key]

@@ -1,6 +1,8 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
 from .api import quartet
+from .artifact import Artifact
+from .cross_compile import CrossCompileError, cross_compile
 from .errors import (
     CaptureError,
     OptionError,
@@ -16,9 +18,13 @@ from .quantized import QuantizedTensor, quantize
 from .recipe import Gemm, Recipe, recipe, recipes, register_recipe
 from .regions import fp4, no_fp4
 from .report import Report, Site
+from .targets import TARGETS, Target
 
 __all__ = [
+    "TARGETS",
+    "Artifact",
     "CaptureError",
+    "CrossCompileError",
     "Gemm",
     "OptionError",
     "PatternError",
@@ -31,6 +37,8 @@ __all__ = [
     "Report",
     "Site",
     "StrictError",
+    "Target",
+    "cross_compile",
     "explain",
     "fp4",
     "graph_diff",

@@ -1,8 +1,9 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
     python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
+    python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
 
 What was asked wrongly is one line on stderr, and exit code 2.
 """
@@ -26,9 +27,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .artifact import Artifact
+from .cross_compile import CrossCompileError, cross_compile
 from .errors import QuartetError, suggest
 from .explain import explain
 from .recipe import recipes
+from .targets import TARGETS
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 
@@ -62,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(run=run)
         _add_model_arguments(command)
+    text = "what a model becomes on a GPU, without the GPU: kernels, instructions, resources, predicted times"
+    command = commands.add_parser("cross-compile", help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run_cross_compile)
+    _add_model_arguments(command)
+    command.add_argument("--target", default="sm_100", help=f"one of {', '.join(TARGETS)}; default: sm_100")
+    command.add_argument("--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin")
     return root
 
 
@@ -120,7 +130,29 @@ def run_diff(options: argparse.Namespace) -> str:
     return diff or f"No matmul was rewritten, so the graph is unchanged.\n{report}"
 
 
+def run_cross_compile(options: argparse.Namespace) -> str:
+    """The table of `cross_compile`; of kernels that fail too, before the error that lists them."""
+    try:
+        artifact = _call(options, cross_compile, target=options.target)
+    except CrossCompileError as error:
+        _write(options, error.artifact)
+        print(error.artifact.to_json() if options.json else str(error.artifact))
+        raise
+    _write(options, artifact)
+    return artifact.to_json() if options.json else str(artifact)
+
+
+def _write(options: argparse.Namespace, artifact: Artifact) -> None:
+    if options.out:
+        artifact.write(options.out)
+
+
 def _report(options: argparse.Namespace) -> Any:
+    return _call(options, explain)
+
+
+def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
+    """`function(model, *inputs, **options)` as the arguments of the command say."""
     model, inputs = load_model(options.model)
     if options.input:
         inputs = tuple(parse_input(text) for text in options.input)
@@ -128,9 +160,13 @@ def _report(options: argparse.Namespace) -> Any:
         raise UsageError(
             f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
         )
-    given = {name: getattr(options, name) for name in ("recipe", "include", "exclude", "scope", "strict")}
+    given |= {
+        name: value
+        for name in ("recipe", "include", "exclude", "scope", "strict")
+        if (value := getattr(options, name))
+    }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
-        return explain(model, *inputs, **{name: value for name, value in given.items() if value})
+        return function(model, *inputs, **given)
 
 
 def parse_input(text: str) -> torch.Tensor:

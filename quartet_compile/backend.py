@@ -20,6 +20,7 @@ from torch import fx
 
 from . import _compat, kernels, passes, records
 from .config import Config, Policy, configure
+from .kernels.emulation import product_format
 from .names import clean, matches, root_name
 from .passes.joint import GraphInputs, QuartetPass
 from .regions import KEY, class_mark
@@ -76,7 +77,7 @@ def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
 def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """Hash of everything that the pass depends on besides the graph that Inductor hashes itself."""
     digest = hashlib.sha256(sources_hash().encode())
-    digest.update(repr((config, inputs, torch.is_grad_enabled())).encode())
+    digest.update(repr((config, inputs, torch.is_grad_enabled(), product_format())).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             digest.update(repr(getattr(node.meta.get("example_value"), "shape", None)).encode())

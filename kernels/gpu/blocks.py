@@ -4,9 +4,17 @@ import triton
 import triton.language as tl
 
 from .random import noise, sign_bits
-from .rotation import butterflies, root, union
+from .rotation import butterflies, largest, root, union
 from .rounding import INTERPRETED, pack_bits, pack_nearest, pack_stochastic, values
-from .scales import absmax_exponent, e4m3_value, e8m0_value, power_of_two, quest_exponent
+from .scales import (
+    absmax_exponent,
+    e4m3_signed,
+    e4m3_value,
+    e8m0_value,
+    magnitude_bits,
+    power_of_two,
+    quest_exponent,
+)
 
 
 @triton.jit
@@ -73,6 +81,9 @@ def quantize(
         exponent = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x7FFFFFFF) == 0, 0, exponent)
     else:
         exponent = absmax_exponent(x, lift)
+        if rotation > 0:  # without the factor 2^-26 a sum would overflow: one does in the last stage if any does
+            overflows = largest(magnitude_bits(x)) >= 0x7E3504F3  # 2^128 / sqrt(32)
+            exponent = tl.where(overflows & (lift == 0), 255, exponent)
     valid = exponent < 255
 
     scaled = x * (power_of_two(tl.where(valid, 254 - exponent - lift, 0)) * shrink)[:, None]
@@ -124,3 +135,24 @@ def column_places(row0, column0, per_column, rows: tl.constexpr, columns: tl.con
     row = column0 + local // (rows // 32)
     first = row0 + local % (rows // 32) * 32
     return row, first, row * per_column + first // 32
+
+
+@triton.jit
+def decode_fp8(codes, scales, largest):
+    """E4M3 bytes, uint8[rows, n], of the values times 2^6 over the row's largest scale, and int32[rows]: whether E4M3
+    can't hold one of them.
+
+    codes: uint8[rows, n / 2]; scales: int32[rows, n / 32], E8M0 bytes; largest: int32[rows], below 255. A code times 2^-8
+    to 2^6 is exact in E4M3, whose least is 2^-9. A NaN scale makes its group NaN, which E4M3 can hold.
+    """
+    rows: tl.constexpr = codes.shape[0]
+    groups: tl.constexpr = scales.shape[1]
+    x = tl.reshape(values(codes), (rows, groups, 32))
+    shift = scales - largest[:, None] + 6
+    nan = scales == 255
+    small = (shift < -8) & (scales < 255)
+    power = power_of_two(127 + tl.where(small | nan, 0, shift))
+    power = tl.where(small, 0.0, tl.where(nan, float("nan"), power))
+    lost = small[:, :, None] & (x != 0.0)
+    decoded = e4m3_signed(tl.reshape(x * power[:, :, None], (rows, groups * 32)))
+    return decoded, tl.max(tl.max(lost.to(tl.int32), axis=2), axis=1)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .rotation import largest, mean
+from .rounding import INTERPRETED
 
 
 @triton.jit
@@ -68,6 +69,14 @@ def e4m3_value(byte):
 
 
 @triton.jit
+def block_place(row, group, groups):
+    """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unblock`), `groups` a
+    row, a multiple of 4."""
+    block = row // 128 * (groups // 4) + group // 4
+    return block * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
+
+
+@triton.jit
 def unblock(blocked, rows: tl.constexpr, groups: tl.constexpr):
     """uint8[rows, groups] of scales in blocks of 128 rows by 4 groups, `[1, rows / 128, groups / 4, 2, 256]`.
 
@@ -76,3 +85,11 @@ def unblock(blocked, rows: tl.constexpr, groups: tl.constexpr):
     """
     blocked = tl.reshape(blocked, (rows // 128, groups // 4, 32, 4, 4))
     return tl.reshape(tl.permute(blocked, (0, 3, 2, 1, 4)), (rows, groups))
+
+
+@triton.jit
+def e4m3_signed(x):
+    """uint8: E4M3 bytes of float32 `x` that E4M3 holds exactly; NaN gives NaN."""
+    if INTERPRETED:
+        return e4m3_encode(tl.abs(x)) | (x < 0).to(tl.uint8) << 7
+    return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)

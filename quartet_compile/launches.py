@@ -1,0 +1,92 @@
+"""What a generated module launches: its wrapper runs on fake tensors, and each kernel and library call is noted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .fake_gpu import DEVICE, TorchDispatchMode, relabel, without_modes
+from .generated import load
+from .traffic import kernel_traffic, library_traffic, tensor_bytes
+
+_ALLOCATIONS = ("empty", "empty_strided", "new_empty", "new_empty_strided")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One launch of a Triton kernel, or one call of a library.
+
+    name: the kernel's function, or the op. source: the kernel's, empty for a library call.
+    bytes: that it moves to and from memory.
+    operations: of its matrix products, two a multiply-add; 0 where there are none; None where they are not known.
+    dtype: of the operands of a library's matrix product.
+    """
+
+    name: str
+    source: str
+    bytes: int
+    operations: int | None
+    dtype: torch.dtype | None = None
+
+
+def run_on_fakes(
+    source: str, constants: Mapping[str, torch.Tensor], inputs: list, mode: Any
+) -> tuple[list[Launch], list]:
+    """Run a generated module on fake CUDA tensors of a mode, in `fake_gpu`: its launches in order, and its outputs."""
+    recorder = _Recorder()
+    with without_modes():
+        fakes = {name: relabel(mode.from_tensor(value)) for name, value in constants.items()}
+    call = load(source, fakes, triton=recorder.kernel, cpp=recorder.cpp, device=DEVICE)
+    with torch.no_grad(), mode, recorder:
+        outputs = call(list(inputs))
+    return recorder.launches, list(outputs)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the launches of its kernels and the ops that the wrapper calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+
+    def kernel(self, name: str, source: str) -> Any:
+        return _Kernel(name, source, self.launches)
+
+    def cpp(self, source: str) -> Any:
+        return lambda *args: self.launches.append(
+            Launch(name="C++ kernel on the CPU", source="", bytes=tensor_bytes(args), operations=None)
+        )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not _is_free(func):
+            moved, operations, dtype = library_traffic(func, args, kwargs, result)
+            self.launches.append(Launch(name=str(func), source="", bytes=moved, operations=operations, dtype=dtype))
+        return result
+
+
+class _Kernel:
+    """Stands in for a compiled Triton kernel."""
+
+    def __init__(self, name: str, source: str, launches: list[Launch]) -> None:
+        self._name, self._source, self._launches = name, source, launches
+        found = re.search(rf"^def {re.escape(name)}\((.*?)\):", source, re.MULTILINE | re.DOTALL)
+        self._parameters = [part.split(":")[0].strip() for part in found.group(1).split(",")]
+
+    def run(self, *args: Any, **_: Any) -> None:
+        given = dict(zip(self._parameters, args, strict=False))
+        moved, operations = kernel_traffic(self._name, self._source, given)
+        self._launches.append(Launch(name=self._name, source=self._source, bytes=moved, operations=operations))
+
+
+def _is_free(func: Any) -> bool:
+    """Whether an op launches nothing: it allocates, asks, or makes a view."""
+    if func.namespace == "prim" or func.overloadpacket.__name__ in _ALLOCATIONS:
+        return True
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)

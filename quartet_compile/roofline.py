@@ -1,0 +1,49 @@
+"""Predicted time of a kernel: the longer of moving its bytes and doing its operations, at the datasheet's rates.
+
+A lower bound, from what was compiled: no launch overhead, no cache reuse between kernels, no partly filled waves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+
+from .targets import Target
+
+_FORMATS = (
+    ("fp4", r"mxf4|e2m1"),
+    ("fp8", r"f8f6f4|e4m3|e5m2|[us]8\b"),
+    ("bf16", r"bf16|\bf16|kind::f16"),
+    ("tf32", r"tf32"),
+)
+_DTYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "bf16",
+    torch.float8_e4m3fn: "fp8",
+    torch.float8_e5m2: "fp8",
+    torch.uint8: "fp4",
+}
+
+
+def format_of_mma(kinds: Iterable[str]) -> str:
+    """The number format that MMA instructions multiply, as in `Target.rates`; "float32" if there are none."""
+    text = " ".join(kinds)
+    return next((name for name, pattern in _FORMATS if re.search(pattern, text)), "float32")
+
+
+def format_of_dtype(dtype: torch.dtype | None) -> str:
+    """The format in which a library multiplies tensors of a dtype, under torch's current float32 precision."""
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return _DTYPES.get(dtype, "float32")
+
+
+def predict(moved: int, operations: int | None, number_format: str, target: Target) -> tuple[float | None, str]:
+    """Seconds (None if the operations are not known) and what bounds them: "memory", or the format whose rate it is."""
+    if operations is None:
+        return None, ""
+    rate = target.rates.get(number_format, target.rates["float32"])
+    by_memory, by_rate = moved / target.bandwidth, operations / rate
+    return (by_rate, number_format) if by_rate > by_memory else (by_memory, "memory")

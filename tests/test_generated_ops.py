@@ -1,0 +1,162 @@
+"""The kernels that Inductor generates for each op, run in Triton's interpreter: bit for bit the reference on codes, scales
+and masks, and within accumulation error on products. sm_100 has FP4 tensor cores, sm_120 its own template of them, sm_90
+and sm_89 have FP8, sm_80 decodes to bf16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from interpreted_module import in_interpreter  # noqa: E402
+
+bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
+
+CODES = {
+    "QuEST with mask": ("quantize", ("mxfp4-quest", False, True), (48, 96, bf16), "sm_100"),
+    "QuEST without mask": ("quantize", ("mxfp4-quest", False, False), (48, 96, bf16), "sm_90"),
+    "nearest": ("quantize", ("mxfp4-rtn", False, False), (40, 64, f32), "sm_100"),
+    "stochastic": ("quantize", ("mxfp4-sr", False, False), (40, 64, bf16), "sm_100"),
+    "no rotation": ("quantize", ("rotation=0", False, True), (40, 64, bf16), "sm_100"),
+    "half precision": ("quantize", ("mxfp4-quest", False, True), (40, 64, f16), "sm_90"),
+    "odd columns": ("quantize", ("mxfp4-quest", False, True), (33, 100, bf16), "sm_100"),
+    "fewer columns than a group": ("quantize", ("mxfp4-sr", False, True), (7, 5, f32), "sm_100"),
+    "one row": ("quantize", ("mxfp4-rtn", False, True), (1, 1000, bf16), "sm_100"),
+    "transposed": ("quantize", ("mxfp4-sr", True, False), (100, 40, bf16), "sm_100"),
+    "transposed with mask": ("quantize", ("mxfp4-quest", True, True), (65, 33, f32), "sm_90"),
+    "columns first": ("quantize", ("mxfp4-quest", False, True), (48, 96, bf16, "columns"), "sm_100"),
+    "stride 0": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (40, 96, bf16, "expanded"), "sm_100"),
+    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (96, 64, bf16), "sm_100"),
+    "both directions, odd": ("quantize_pair", ("mxfp4-rtn", "mxfp4-sr"), (33, 100, f32), "sm_90"),
+    "both directions, small": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (3, 5, bf16), "sm_100"),
+    "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 96, bf16), "sm_100"),
+    "re-quantized, odd": ("requantize", ("mxfp4-quest", "mxfp4-rtn"), (33, 100, bf16), "sm_90"),
+    "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (40, 96, f32), "sm_100"),
+}
+PRODUCTS = {
+    "square": ("mxfp4", (128, 128, 256), 1.0, f32, False, "sm_100"),
+    "odd": ("mxfp4", (70, 33, 160), 16 / 9, f32, True, "sm_100"),
+    "several tiles": ("mxfp4", (130, 140, 288), 16 / 9, bf16, False, "sm_100"),
+    "nvfp4": ("nvfp4", (40, 72, 192), 1.0, f32, False, "sm_100"),
+    "through registers": ("mxfp4", (130, 33, 160), 16 / 9, f32, True, "sm_120"),
+    "nvfp4 through registers": ("nvfp4", (40, 72, 192), 1.0, bf16, False, "sm_120"),
+    "in FP8": ("mxfp4", (130, 140, 160), 16 / 9, f32, True, "sm_90"),
+    "in FP8, bf16 output": ("mxfp4", (70, 33, 288), 16 / 9, bf16, False, "sm_89"),
+    "beyond FP8": ("mxfp4_wide", (130, 140, 160), 1.0, f32, False, "sm_90"),
+    "decoded": ("mxfp4", (70, 33, 160), 16 / 9, bf16, True, "sm_80"),
+    "nvfp4 decoded": ("nvfp4", (40, 72, 192), 1.0, bf16, False, "sm_80"),
+}
+TEMPLATES = {"sm_100": ["scaled_mm_tma"], "sm_120": ["scaled_mm"], "sm_80": []}
+TEMPLATES |= {target: ["decode_fp8", "decode_fp8", "scaled_mm_fp8"] for target in ("sm_89", "sm_90")}
+UNROTATED = {
+    "masked": ((70, 96, 160), 96, True, "sm_100"),
+    "cropped": ((70, 96, 160), 67, True, "sm_100"),
+    "no mask": ((70, 160, 64), 160, False, "sm_100"),
+    "through registers": ((70, 96, 160), 67, True, "sm_120"),
+    "in FP8": ((70, 96, 160), 67, True, "sm_90"),
+    "decoded": ((70, 96, 160), 67, True, "sm_80"),
+}
+UNROTATE = {
+    "masked": ((48, 96), 96, f32, True, "sm_100"),
+    "cropped, bf16": ((33, 96), 67, bf16, True, "sm_90"),
+    "no mask": ((5, 32), 32, f32, False, "sm_100"),
+}
+
+
+@pytest.fixture(scope="module")
+def made_all():
+    calls = {("codes", key): ("run_codes", *case) for key, case in CODES.items()}
+    calls |= {("product", key): ("run_product", *case) for key, case in PRODUCTS.items()}
+    calls |= {("unrotated", key): ("run_unrotated_product", *case) for key, case in UNROTATED.items()}
+    calls |= {("unrotate", key): ("run_unrotate", *case) for key, case in UNROTATE.items()}
+    calls |= {("fused", kind): ("run_fused_quantize", kind, "sm_100") for kind in ("swiglu", "rms norm")}
+    calls |= {
+        ("epilogue", target): ("run_product_with_epilogue", (130, 96, 160), target) for target in ("sm_100", "sm_120")
+    }
+    return in_interpreter("generated_ops:run_all", calls, timeout=600)
+
+
+@pytest.fixture
+def made(made_all):
+    def of(*key):
+        assert not isinstance(made_all[key], str), made_all[key]
+        return made_all[key]
+
+    return of
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_codes_scales_and_masks(made, case):
+    result = made("codes", case)
+    assert result["wrong"] == {}
+    op, arguments = CODES[case][:2]
+    transposed = op == "quantize" and arguments[1]
+    assert result["templates"] == ["quantize_transposed" if transposed else op]
+
+
+def assert_rounded(made, expected, magnitude, dtype):
+    """float32 sums of `expected`, in another order, rounded to `dtype`: 2^-20 of the magnitudes that were summed (sums of
+    up to 288 products of 24 bits), and half a unit in the last place of a float of `dtype`, twice at most."""
+    bound = magnitude * 2.0**-20 + expected.abs() * (0 if dtype == f32 else torch.finfo(dtype).eps)
+    nan = expected.isnan()
+    assert torch.equal(made.isnan(), nan)
+    assert ((made.float() - expected).abs() <= bound)[~nan].all()
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products(made, case):
+    result = made("product", case)
+    dtype, nan, target = PRODUCTS[case][3:]
+    assert result["made"].dtype == dtype
+    if dtype == bf16 and target == "sm_80":  # the interpreter and the library round, then alpha multiplies
+        result["magnitude"] = result["magnitude"] + 2.0**12 * result["expected"].abs().nan_to_num()
+    assert_rounded(result["made"], result["expected"], result["magnitude"], dtype)
+    assert result["expected"].isnan().any() == nan
+    assert result["templates"] == TEMPLATES[target]
+
+
+def relative(made, expected):
+    return ((made.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("case", UNROTATED)
+def test_products_rotated_back(made, case):
+    """In one kernel where there are FP4 tensor cores; the product isn't rounded in between."""
+    result = made("unrotated", case)
+    assert result["made"].shape == result["expected"].shape
+    assert relative(result["made"], result["expected"]) < 2**-8
+    target = UNROTATED[case][3]
+    separate = [] if target in ("sm_100", "sm_120") else ["unrotate"]
+    assert result["templates"] == TEMPLATES[target] + separate
+
+
+@pytest.mark.parametrize("case", UNROTATE)
+def test_unrotate(made, case):
+    result = made("unrotate", case)
+    dtype, masked = UNROTATE[case][2:4]
+    finite = result["expected"].isfinite()
+    assert finite.all() == masked
+    assert torch.equal(result["made"].isfinite(), finite)
+    if dtype == f32:
+        assert torch.equal(result["made"][finite], result["expected"][finite])
+    else:  # the interpreter truncates to bf16
+        close = (result["made"].float() - result["expected"].float()).abs() <= result["expected"].float().abs() * 2**-7
+        assert close[finite].all()
+    assert result["templates"] == ["unrotate"]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("swiglu", 1), ("rms norm", 2)])
+def test_what_feeds_a_quantize_is_computed_in_its_kernel(made, kind, count):
+    """The norm's statistics are a kernel of their own. silu, by another exponential function, flips a code now and then."""
+    result = made("fused", kind)
+    assert result["kernels"] == count
+    assert result["templates"] == ["quantize"]
+    assert result["same"] > 0.999
+
+
+@pytest.mark.parametrize("target", ["sm_100", "sm_120"])
+def test_what_follows_a_product_is_computed_in_its_kernel(made, target):
+    """Bias, gelu and residual; besides it only the two kernels that arrange the scales, where there are any."""
+    result = made("epilogue", target)
+    assert result["kernels"] == (3 if target == "sm_100" else 1)
+    assert relative(result["made"], result["expected"]) < 2**-7
