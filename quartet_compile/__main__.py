@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_cross_compile)
     _add_model_arguments(command)
     command.add_argument("--target", default="sm_100", help=f"one of {', '.join(TARGETS)}; default: sm_100")
-    command.add_argument("--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin")
+    command.add_argument(
+        "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
+    )
     return root
 
 
@@ -161,9 +163,7 @@ def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
             f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
         )
     given |= {
-        name: value
-        for name in ("recipe", "include", "exclude", "scope", "strict")
-        if (value := getattr(options, name))
+        name: value for name in ("recipe", "include", "exclude", "scope", "strict") if (value := getattr(options, name))
     }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
         return function(model, *inputs, **given)

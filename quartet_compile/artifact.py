@@ -23,8 +23,10 @@ class Kernel:
     mma: kinds of matrix instructions and how often each is in the PTX; conversions: those to E2M1.
     registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a block.
     launches: how often each graph launches it.
-    bytes, operations: of all its launches together; operations is None where they are not known.
-    predicted_seconds: of all its launches; bound: "memory" or the number format whose rate bounds it.
+    bytes, operations, instructions: of all its launches together, and of all threads; operations is None where they are
+    not known, instructions where there is a loop, or the kernel is not ours.
+    predicted_seconds: of all its launches; bound: "memory", "issue" (of instructions), or the number format whose rate
+    bounds it.
     failures: why it would not run, or not as it should. notes: what is worth knowing.
     """
 
@@ -44,6 +46,7 @@ class Kernel:
     launches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     bytes: int = 0
     operations: int | None = 0
+    instructions: int | None = None
     predicted_seconds: float | None = None
     bound: str = ""
     failures: tuple[str, ...] = ()
@@ -132,9 +135,7 @@ class Artifact:
 
 
 def _plain(item: Any, without: Sequence[str] = ()) -> dict:
-    return {
-        field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in without
-    }
+    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in without}
 
 
 _COLUMNS = ("kernel", "graph", "runs", "matrix instructions", "regs", "stack", "shared", "tmem", "MB", "Gop",
@@ -179,9 +180,10 @@ def _summary(artifact: Artifact) -> list[str]:
     target = artifact.target
     rates = ", ".join(f"{name} {rate / 1e12:g}" for name, rate in target.rates.items())
     lines = [
-        f"{len(artifact.kernels)} kernels compiled for {target.name}, not run. Times are predicted: the longer of bytes and "
-        "operations at datasheet",
-        f"rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}.",
+        f"{len(artifact.kernels)} kernels compiled for {target.name}, not run. Times are predicted: the longest of bytes, "
+        "matrix operations and",
+        f"instructions at the rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}; "
+        f"{target.instruction_rate / 1e12:g} T instructions/s.",
     ]
     items = [*artifact.kernels, *artifact.library_calls]
     for graph in artifact.graphs:

@@ -97,7 +97,7 @@ def _kernels(modules: Iterable[Generated], target: Target, folder: str) -> Itera
 
 
 def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> Kernel:
-    from .binary import compile_kernel
+    from .binary import compile_kernel, straight_instructions
 
     first = launches[0][1]
     op, number_format = marker(first.source) or ("", "")
@@ -114,7 +114,13 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
         binary = compile_kernel(first.name, first.source, folder)
     except Exception as error:  # whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
-    seconds, bound = predict(known["bytes"], known["operations"], format_of_mma(binary.mma), target)
+    blocks = [launch.blocks for _, launch in launches]
+    if op and all(blocks):
+        each = straight_instructions(binary.cubin)
+        known["instructions"] = None if each is None else each * binary.threads * sum(blocks)
+    seconds, bound = predict(
+        known["bytes"], known["operations"], format_of_mma(binary.mma), target, known.get("instructions")
+    )
     read = {name: value for name, value in vars(binary).items() if name != "stores"}
     kernel = Kernel(**known, **read, predicted_seconds=seconds, bound=bound)
     failures, notes = judge(kernel, binary.stores, target)
@@ -169,5 +175,3 @@ def _sum(values: Iterable[Any]) -> Any:
     """Their sum; None if one of them is."""
     values = list(values)
     return None if None in values else sum(values)
-
-

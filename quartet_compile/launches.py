@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ class Launch:
     bytes: that it moves to and from memory.
     operations: of its matrix products, two a multiply-add; 0 where there are none; None where they are not known.
     dtype: of the operands of a library's matrix product.
+    blocks: of the grid, of a kernel that is told its grid (a template); 0 where it is not known.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Launch:
     bytes: int
     operations: int | None
     dtype: torch.dtype | None = None
+    blocks: int = 0
 
 
 def run_on_fakes(
@@ -81,7 +84,11 @@ class _Kernel:
     def run(self, *args: Any, **_: Any) -> None:
         given = dict(zip(self._parameters, args, strict=False))
         moved, operations = kernel_traffic(self._name, self._source, given)
-        self._launches.append(Launch(name=self._name, source=self._source, bytes=moved, operations=operations))
+        grid = [size for size in args[len(self._parameters) :] if isinstance(size, int)]
+        blocks = math.prod(grid) if len(grid) == 3 else 0
+        self._launches.append(
+            Launch(name=self._name, source=self._source, bytes=moved, operations=operations, blocks=blocks)
+        )
 
 
 def _is_free(func: Any) -> bool:

@@ -1,6 +1,8 @@
-"""Predicted time of a kernel: the longer of moving its bytes and doing its operations, at the datasheet's rates.
+"""Predicted time of a kernel: the longest of moving its bytes, doing its matrix operations, and issuing its instructions, at
+the datasheet's rates.
 
 A lower bound, from what was compiled: no launch overhead, no cache reuse between kernels, no partly filled waves.
+Instructions are counted for our own kernels without a loop: what quantizes is short of instructions sooner than of bytes.
 """
 
 from __future__ import annotations
@@ -40,10 +42,18 @@ def format_of_dtype(dtype: torch.dtype | None) -> str:
     return _DTYPES.get(dtype, "float32")
 
 
-def predict(moved: int, operations: int | None, number_format: str, target: Target) -> tuple[float | None, str]:
-    """Seconds (None if the operations are not known) and what bounds them: "memory", or the format whose rate it is."""
+def predict(
+    moved: int, operations: int | None, number_format: str, target: Target, instructions: int | None = None
+) -> tuple[float | None, str]:
+    """Seconds (None if the operations are not known) and what bounds them: "memory", the format whose rate it is, or
+    "issue". instructions: of all threads together, None where they are not known."""
     if operations is None:
         return None, ""
     rate = target.rates.get(number_format, target.rates["float32"])
-    by_memory, by_rate = moved / target.bandwidth, operations / rate
-    return (by_rate, number_format) if by_rate > by_memory else (by_memory, "memory")
+    bounds = {
+        "memory": moved / target.bandwidth,
+        number_format: operations / rate,
+        "issue": (instructions or 0) / target.instruction_rate,
+    }
+    bound = max(bounds, key=bounds.__getitem__)
+    return bounds[bound], bound

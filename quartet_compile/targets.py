@@ -46,6 +46,11 @@ class Target:
         return "fp4" in self.rates
 
     @property
+    def instruction_rate(self) -> float:
+        """Instructions of a thread a second that the chip issues: as many as float32 multiply-adds."""
+        return self.rates["float32"] / 2
+
+    @property
     def architecture(self) -> int:
         """The capability as one number: 90 for sm_90."""
         return 10 * self.capability[0] + self.capability[1]
