@@ -27,10 +27,70 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cos, sin = rotary_table(size.seq, size.width // size.heads)
     artifact = qc.cross_compile(block, x, cos.bfloat16(), sin.bfloat16(), target=options.target, recipe=options.recipe)
     print(f"One block of a Llama of width {size.width}, {options.batch * size.seq} tokens, recipe {options.recipe!r}\n")
-    print(artifact)
+    if not options.by_op:
+        print(artifact, end="\n\n")
+    print(by_op(artifact))
     if options.out:
         artifact.write(options.out)
         print(f"\nSources, PTX and cubins are in {options.out}")
+
+
+QUANTIZING = ("quantize", "quantize_pair", "requantize", "unrotate", "decode_fp8")
+HEAD = ("", "launches", "matrix instruction", "registers", "stack", "MB", "by bytes us", "predicted us", "bound by")
+
+
+def by_op(artifact: qc.Artifact) -> str:
+    """The kernels by what they do: launches, most registers and stack of a thread, traffic, and predicted time, once by
+    bytes alone, and once with matrix operations and instructions."""
+    groups: dict[str, list] = {}
+    for kernel in artifact.kernels:
+        name = kernel.op.removesuffix("_transposed").removesuffix("_tma").removesuffix("_fp8") if kernel.op else ""
+        name = "decode_fp8" if kernel.op == "decode_fp8" else name
+        groups.setdefault(name or "Inductor's own", []).append(kernel)
+    if artifact.library_calls:
+        groups["library calls"] = list(artifact.library_calls)
+    rows = [HEAD]
+    for name in sorted(groups, key=lambda name: (name[0].isupper(), name == "library calls", name)):
+        items = groups[name]
+        kernels = [] if name == "library calls" else items
+        rows.append(
+            (
+                name,
+                str(sum(sum(item.launches.values()) for item in items)),
+                ", ".join(dict.fromkeys(kind for kernel in kernels for kind in kernel.mma)),
+                str(max(kernel.registers for kernel in kernels)) if kernels else "",
+                str(max(kernel.stack_bytes for kernel in kernels)) if kernels else "",
+                f"{sum(item.bytes for item in items) / 1e6:.1f}",
+                f"{sum(item.bytes for item in items) / artifact.target.bandwidth * 1e6:.1f}",
+                f"{sum(item.predicted_seconds or 0 for item in items) * 1e6:.1f}",
+                ", ".join(dict.fromkeys(item.bound for item in items if item.bound)),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    left = {0, 2, 8}
+    lines = [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join([*lines, "", *shares(groups, artifact.target)])
+
+
+def shares(groups: dict[str, list], target: qc.Target) -> list[str]:
+    """How much of the linear layers' predicted time is quantization."""
+    quantizing = [item for name in QUANTIZING for item in groups.get(name, ())]
+    products = groups.get("scaled_mm", [])
+    if not quantizing or not products:
+        return []
+    predicted = sum(item.predicted_seconds or 0 for item in quantizing)
+    by_bytes = sum(item.bytes for item in quantizing) / target.bandwidth
+    multiplying = sum(item.predicted_seconds or 0 for item in products)
+    return [
+        f"Quantization on a {target.chip}, of the linear layers' predicted time: "
+        f"{predicted / (predicted + multiplying):.0%}; {by_bytes / (by_bytes + multiplying):.0%} if only its bytes counted."
+    ]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     parser.add_argument("--target", choices=qc.TARGETS, default="sm_100")
     parser.add_argument("--recipe", choices=qc.recipes(), default="quartet")
+    parser.add_argument("--by-op", action="store_true", help="only the short table")
     parser.add_argument("--out", help="a folder for the sources, PTX and cubins")
     return parser.parse_args(arguments)
 

@@ -62,3 +62,15 @@ def test_the_example(capsys, tmp_path):
     cross_compile_llama.main(["--size", "test", "--recipe", "bf16", "--target", "sm_120", "--out", str(tmp_path)])
     out = capsys.readouterr().out
     assert "recipe 'bf16'" in out and "_scaled_dot_product_flash_attention" in out and "forward 0:" in out
+
+
+def test_the_example_by_op(capsys):
+    cross_compile_llama.main(["--size", "test", "--batch", "1", "--target", "sm_90", "--by-op"])
+    out = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert {"quantize", "quantize_pair", "requantize", "scaled_mm", "unrotate", "decode_fp8", "library calls"} <= set(
+        rows
+    )
+    assert "wgmma.m64n128k32.e4m3" in rows["scaled_mm"]
+    assert "Quantization on a H200 SXM, of the linear layers' predicted time:" in out
+    assert "graph " not in out  # the long table
