@@ -2,7 +2,8 @@
 # make test    the tests; test-all adds the slow ones
 # make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
 # make lint, make bench
-# Each verb but gpu-check does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks another Python.
+# Each verb but gpu-check does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks
+# another Python.
 
 PYTHON ?= python3
 PY := .venv/bin/python

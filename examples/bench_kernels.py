@@ -16,9 +16,11 @@ same shape.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -194,10 +196,35 @@ def products(clock: Clock, tokens: int, k: int, n: int) -> Iterator[Row]:
         def plain(m=m, n=n_, k=k_) -> tuple:
             return tuple(torch.randn(rows, k, device=device, dtype=torch.bfloat16) for rows in (m, n))
 
-        for row in attempt(clock, f"scaled_mm, {role}", (m, n_, k_), scaled_mm, factors):
-            row.flops = 2.0 * m * n_ * k_
-            row.bf16_seconds, _ = clock.seconds(lambda a, b: torch.mm(a, b.t()), clock.sets(plain))
-            yield row
+        for name, chosen in emulations(device).items():
+            with multiplying(chosen):
+                for row in attempt(clock, f"{name}, {role}", (m, n_, k_), scaled_mm, factors):
+                    row.flops = 2.0 * m * n_ * k_
+                    row.bf16_seconds, _ = clock.seconds(lambda a, b: torch.mm(a, b.t()), clock.sets(plain))
+                    yield row
+
+
+def emulations(device: torch.device) -> dict[str, str | None]:
+    """The ways in which the device can multiply, by the name of the row: Ada and Hopper in FP8 or in bf16."""
+    emulates = device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 9), (9, 0))
+    return {"scaled_mm, FP8": "fp8", "scaled_mm, bf16": "bf16"} if emulates else {"scaled_mm": None}
+
+
+@contextlib.contextmanager
+def multiplying(product_format: str | None) -> Iterator[None]:
+    """Compile products in this format. Inductor's caches don't know of it when an op is compiled by itself."""
+    if product_format is None:
+        yield
+        return
+    before = os.environ.get("QUARTET_GPU_PRODUCTS")
+    os.environ["QUARTET_GPU_PRODUCTS"] = product_format
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):
+            yield
+    finally:
+        os.environ.pop("QUARTET_GPU_PRODUCTS")
+        if before is not None:
+            os.environ["QUARTET_GPU_PRODUCTS"] = before
 
 
 def random_blocks(rows: int, k: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
