@@ -296,8 +296,12 @@ def _lower_requantize(codes, scales, tensor_scale, source, quantizer, stream, se
 # Products
 
 
-_PRODUCT_TILES = [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)]
-"""For operands through registers: compute capability 12, and what descriptors can't describe."""
+_PRODUCT_TILES = [
+    dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=256, num_warps=8, num_stages=2),
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+]
+"""For operands through registers: compute capability 12, and what descriptors can't describe. 128 columns have registers
+for themselves, not for a long epilogue as well."""
 
 _TMA_TILES = [
     dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
