@@ -15,7 +15,7 @@ from interpreted_module import in_interpreter  # noqa: E402
 QUANTIZING = {"quantize": 4 + 7, "requantize": 4 + 7, "quantize_pair": 7}
 TEMPLATES = {
     "sm_100": {"scaled_mm_tma": 7 + 14},  # all of the backward products rotated back in the same kernel
-    "sm_90": {"unrotate": 14},  # the products are Inductor's own
+    "sm_90": {"scaled_mm_fp8": 7 + 14, "unrotate": 14, "decode_fp8": 11 + 25},  # an operand is decoded once
 }
 
 

@@ -14,8 +14,8 @@ from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scal
 def _nearest(X, OUT, PACKED, n: tl.constexpr):
     y = tl.load(X + tl.arange(0, n))
     tl.store(OUT + tl.arange(0, n), rounding.nearest(y))
-    packed = rounding.pack_nearest(tl.reshape(y, (n // 32, 32)), True)
-    tl.store(PACKED + tl.arange(0, n // 2), tl.reshape(packed, (n // 2,)).to(tl.uint8))
+    packed = rounding.pack_nearest(tl.trans(tl.reshape(y, (n // 32, 32))), tl.arange(0, n // 32) >= 0, True)
+    tl.store(PACKED + tl.arange(0, n // 2), tl.reshape(tl.trans(packed), (n // 2,)).to(tl.uint8))
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _values(PACKED, OUT, n: tl.constexpr):
 @triton.jit
 def _bits(KEEP, PACKED, OUT, n: tl.constexpr):
     keep = tl.reshape(tl.load(KEEP + tl.arange(0, n)), (n // 32, 32)) != 0
-    packed = rounding.pack_bits(keep).to(tl.uint8)
+    packed = tl.trans(rounding.pack_bits(tl.trans(keep)).to(tl.uint8))
     tl.store(PACKED + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
     tl.store(OUT + tl.arange(0, n), tl.reshape(rounding.unpack_bits(packed), (n,)).to(tl.uint8))
 
@@ -67,7 +67,7 @@ def _hadamard(X, OUT, n: tl.constexpr, size: tl.constexpr):
 
 @triton.jit
 def _statistics(X, MEAN, LARGEST, groups: tl.constexpr):
-    x = tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32))
+    x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
     tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))
 
@@ -78,7 +78,7 @@ def _noise(SEED, OUT, rows: tl.constexpr, columns: tl.constexpr, first: tl.const
     row = group // (columns // 32)
     column = first + group % (columns // 32) * 32
     bits = random.noise(tl.load(SEED), stream, row, column, 32)
-    tl.store(OUT + tl.arange(0, rows * columns), tl.reshape(bits, (rows * columns,)).to(tl.int64))
+    tl.store(OUT + tl.arange(0, rows * columns), tl.reshape(tl.trans(bits), (rows * columns,)).to(tl.int64))
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .random import noise, sign_bits
 from .rotation import butterflies, largest, root, union
-from .rounding import INTERPRETED, pack_bits, pack_nearest, pack_stochastic, values
+from .rounding import INTERPRETED, neighbours, pack_bits, pack_nearest, pack_stochastic, values
 from .scales import (
     absmax_exponent,
     e4m3_signed,
@@ -46,9 +46,9 @@ def quantize(
     masked: tl.constexpr,
     native: tl.constexpr,
 ):
-    """MXFP4 blocks of groups of 32: codes uint8[groups, 16], E8M0 scales uint8[groups], mask uint8[groups, 4].
+    """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
-    x:           float32[groups, 32], zeros where the operand ends.
+    x:           float32[32, groups], zeros where the operand ends.
     row, column: int[groups], the place of each group's first element in the operand.
     seed, sign_seed: int64 scalars, for the noise and for the signs.
     quest:       the scale is a multiple of the standard deviation, else of the largest. The other arguments are the
@@ -59,12 +59,12 @@ def quantize(
     finite, so its scale's exponent is 255: that alone says that it is not valid.
     """
     if quest:
-        lift = tl.zeros((x.shape[0],), tl.int32)
+        lift = tl.zeros((x.shape[1],), tl.int32)
     else:
         lift = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x60000000) == 0, 64, 0)
     # Multiplied by 2^-26, or 2^64 where lifted, with flushing: what has to count as 0 becomes 0. The last multiply of the
     # rotation takes 2^26 back.
-    factor = tl.where(lift == 0, 101 << 23, 191 << 23)[:, None]
+    factor = tl.where(lift == 0, 101 << 23, 191 << 23)[None, :]
     if random_signs:
         factor = tl.broadcast_to(factor, x.shape) ^ tl.broadcast_to(
             sign_bits(sign_seed, stream, 32).to(tl.int32, bitcast=True), x.shape
@@ -75,28 +75,27 @@ def quantize(
         tl.static_assert(rotation == 32)
         x = butterflies(x)
         back = back * root(rotation)
-    x = tl.fma(x, tl.broadcast_to(back[:, None], x.shape), tl.zeros_like(x))
+    x = tl.fma(x, tl.broadcast_to(back[None, :], x.shape), tl.zeros_like(x))
     if quest:
         exponent = quest_exponent(x)
         exponent = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x7FFFFFFF) == 0, 0, exponent)
     else:
         exponent = absmax_exponent(x, lift)
         if rotation > 0:  # without the factor 2^-26 a sum would overflow: one does in the last stage if any does
-            overflows = largest(magnitude_bits(x)) >= 0x7E3504F3  # 2^128 / sqrt(32)
+            overflows = magnitude_bits(largest(x)) >= 0x7E3504F3  # 2^128 / sqrt(32)
             exponent = tl.where(overflows & (lift == 0), 255, exponent)
     valid = exponent < 255
 
-    scaled = x * (power_of_two(tl.where(valid, 254 - exponent - lift, 0)) * shrink)[:, None]
+    scaled = x * (power_of_two(tl.where(valid, 254 - exponent - lift, 0)) * shrink)[None, :]
     if noisy:
-        codes = pack_stochastic(scaled, noise(seed, stream, row, column, 32))
+        codes = pack_stochastic(scaled, valid, noise(seed, stream, row, column, 32))
     else:
-        codes = pack_nearest(scaled, native)
+        codes = pack_nearest(scaled, valid, native)
     if masked:
         mask = pack_bits(tl.abs(scaled) < 6.0)
     else:
-        mask = tl.zeros((x.shape[0], 4), tl.int32)
-    codes = tl.where(valid[:, None], codes, 0).to(tl.uint8)
-    return codes, exponent.to(tl.uint8), tl.where(valid[:, None], mask, 0).to(tl.uint8)
+        mask = tl.zeros((4, x.shape[1]), tl.int32)
+    return codes, exponent.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
 
 
 @triton.jit
@@ -121,10 +120,18 @@ def dequantize_nvfp4(codes, scales):
 
 @triton.jit
 def column_groups(x):
-    """[columns * rows / 32, 32]: the columns of the tile `x: [rows, columns]` in groups of 32, column by column."""
+    """float32[32, columns * rows / 32]: the columns of the tile `x: [rows, columns]` in groups of 32, column by column.
+
+    The groups come out as parts that are split before they are widened: the compiler moves a group into one thread
+    there, once, in the narrow type, and not before each of the operations that follow.
+    """
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
-    return tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (2, 0, 1)), (columns * rows // 32, 32))
+    groups: tl.constexpr = columns * rows // 32
+    x = tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups))
+    even, odd = neighbours(x)
+    x = tl.join(even.to(tl.float32), odd.to(tl.float32))
+    return tl.reshape(tl.permute(x, (0, 2, 1)), (32, groups))
 
 
 @triton.jit

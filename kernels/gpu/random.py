@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .rounding import INTERPRETED
+
 
 @triton.jit
 def _round(c0, c1, c2, c3, k0, k1):
@@ -27,26 +29,38 @@ def philox(c0, c1, c2, c3, seed):
 
 
 @triton.jit
+def _upper(words):
+    """`words >> 16`, out of the compiler's sight: it would merge this shift with the next, and a mask would follow."""
+    if INTERPRETED:
+        return words >> 16
+    else:
+        return tl.inline_asm_elementwise(
+            "shr.u32 $0, $1, 16;", "=r,r", args=[words], dtype=tl.uint32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def noise(seed, stream: tl.constexpr, row, column, size: tl.constexpr):
-    """uint32[groups, size] of 16 random bits for the elements `column .. column + size - 1` of each group.
+    """uint32[size, groups] of 16 random bits for the elements `column .. column + size - 1` of each group.
 
     row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 8.
     """
     groups: tl.constexpr = row.shape[0]
     blocks: tl.constexpr = size // 8
-    block = (column // 8)[:, None] + tl.arange(0, blocks)[None, :]
+    block = (column // 8)[None, :] + tl.arange(0, blocks)[:, None]
     c0 = block.to(tl.uint32)
-    c1 = tl.broadcast_to(row[:, None], (groups, blocks)).to(tl.uint32)
-    zero = tl.zeros((groups, blocks), tl.uint32)
+    c1 = tl.broadcast_to(row[None, :], (blocks, groups)).to(tl.uint32)
+    zero = tl.zeros((blocks, groups), tl.uint32)
     w0, w1, w2, w3 = philox(c0, c1, zero, zero + stream, seed)
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (groups, size // 2))
-    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (groups, size))
+    words = tl.permute(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (0, 2, 3, 1))
+    words = tl.reshape(words, (size // 2, groups))
+    return tl.reshape(tl.permute(tl.join(words & 0xFFFF, _upper(words)), (0, 2, 1)), (size, groups))
 
 
 @triton.jit
 def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
-    """uint32[1, size], size at most 32: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
+    """uint32[size, 1], size at most 32: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
     tl.static_assert(size <= 32)
     zero = tl.zeros((1,), tl.uint32)
     word, _, _, _ = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
-    return (word[:, None] << (31 - tl.arange(0, size))[None, :].to(tl.uint32)) & 0x80000000
+    return (word[None, :] << (31 - tl.arange(0, size))[:, None].to(tl.uint32)) & 0x80000000

@@ -6,25 +6,26 @@ import triton.language as tl
 
 @triton.jit
 def halves(x):
-    """`x[:, :n/2]` and `x[:, n/2:]` of `x: [groups, n]`."""
-    groups: tl.constexpr = x.shape[0]
-    size: tl.constexpr = x.shape[1]
-    return tl.split(tl.permute(tl.reshape(x, (groups, 2, size // 2)), (0, 2, 1)))
+    """`x[:n/2]` and `x[n/2:]` of `x: [n, groups]`."""
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (2, size // 2, groups)), (1, 2, 0)))
 
 
 @triton.jit
 def _butterfly(x, stride: tl.constexpr):
-    groups: tl.constexpr = x.shape[0]
-    size: tl.constexpr = x.shape[1]
-    pairs = tl.permute(tl.reshape(x, (groups, size // (2 * stride), 2, stride)), (0, 1, 3, 2))
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    pairs = tl.permute(tl.reshape(x, (size // (2 * stride), 2, stride, groups)), (0, 2, 3, 1))
     low, high = tl.split(pairs)
-    return tl.reshape(tl.permute(tl.join(low + high, low - high), (0, 1, 3, 2)), (groups, size))
+    return tl.reshape(tl.permute(tl.join(low + high, low - high), (0, 3, 1, 2)), (size, groups))
 
 
 @triton.jit
 def butterflies(x):
-    """`x @ H * sqrt(size)` for `x: float32[groups, size]`, size 16 to 128: sums and differences at strides 1, 2, 4, ..."""
-    size: tl.constexpr = x.shape[1]
+    """`H @ x * sqrt(size)` for `x: float32[size, groups]`, size 16 to 128: sums and differences at
+    strides 1, 2, 4, ..."""
+    size: tl.constexpr = x.shape[0]
     tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
     x = _butterfly(_butterfly(_butterfly(_butterfly(x, 1), 2), 4), 8)
     if size >= 32:
@@ -54,7 +55,7 @@ def root(size: tl.constexpr):
 @triton.jit
 def hadamard(x):
     """`x @ H` for `x: float32[groups, size]`, size 16 to 128: the butterflies, then one multiply by 1/sqrt(size)."""
-    return tl.fma(butterflies(x), tl.broadcast_to(root(x.shape[1]), x.shape), tl.zeros_like(x))
+    return tl.fma(tl.trans(butterflies(tl.trans(x))), tl.broadcast_to(root(x.shape[1]), x.shape), tl.zeros_like(x))
 
 
 @triton.jit
@@ -65,22 +66,22 @@ def _fold(x):
 
 @triton.jit
 def mean(x):
-    """float32[groups]: the mean of `x: float32[groups, 32]`, by pairwise halves."""
-    tl.static_assert(x.shape[1] == 32)
-    return tl.reshape(_fold(_fold(_fold(_fold(_fold(x))))), (x.shape[0],)) * 0.03125
+    """float32[groups]: the mean of `x: float32[32, groups]`, by pairwise halves."""
+    tl.static_assert(x.shape[0] == 32)
+    return tl.reshape(_fold(_fold(_fold(_fold(_fold(x))))), (x.shape[1],)) * 0.03125
 
 
 @triton.jit
 def _larger(x):
     low, high = halves(x)
-    return tl.maximum(low, high)
+    return tl.maximum(tl.abs(low), tl.abs(high), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def largest(x):
-    """[groups]: the maximum of `x: [groups, 32]`."""
-    tl.static_assert(x.shape[1] == 32)
-    return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[0],))
+    """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one."""
+    tl.static_assert(x.shape[0] == 32)
+    return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[1],))
 
 
 @triton.jit
@@ -91,6 +92,6 @@ def _either(x):
 
 @triton.jit
 def union(x):
-    """int32[groups]: the bits that are set anywhere in `x: int32[groups, 32]`."""
-    tl.static_assert(x.shape[1] == 32)
-    return tl.reshape(_either(_either(_either(_either(_either(x))))), (x.shape[0],))
+    """int32[groups]: the bits that are set anywhere in `x: int32[32, groups]`."""
+    tl.static_assert(x.shape[0] == 32)
+    return tl.reshape(_either(_either(_either(_either(_either(x))))), (x.shape[1],))

@@ -38,11 +38,8 @@ def _half_above_half(x):
 
 
 @triton.jit
-def stochastic(y, bits):
-    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
-
-    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
-    an element.
+def _stochastic_raw(y, bits):
+    """int32: the sign of `y` in bit 31 and, from bit 22, the magnitude of its code plus 252; below, what is left over.
 
     A code below 2 counts steps of 0.5; above, half the steps of a binade. `x / 2 + 1 / 2` lies in the binade below 1 and
     has x = 0.5 where that binade has its middle: there the codes below 2 continue those above, and the bits of a float32
@@ -50,24 +47,57 @@ def stochastic(y, bits):
     """
     magnitude = tl.abs(y)
     fixed = tl.maximum(magnitude, _half_above_half(magnitude)).to(tl.int32, bitcast=True)
-    code = ((fixed + (bits.to(tl.int32) << 6)) >> 22) - 252
-    return code | ((y.to(tl.int32, bitcast=True) >> 28) & 8)
+    return (fixed + (bits.to(tl.int32) << 6)) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
 
 
 @triton.jit
-def _pack_native(low, high):
-    """Packed bytes of float32 pairs to nearest, four pairs an assembly block."""
+def stochastic(y, bits):
+    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
+
+    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
+    an element.
+    """
+    raw = _stochastic_raw(y, bits)
+    return (((raw >> 22) - 252) & 7) | ((raw >> 28) & 8)
+
+
+@triton.jit
+def _pack_raw(low, high, keep):
+    """Packed bytes of pairs of `_stochastic_raw`, and 0 where `keep` is 0 and not -1; four pairs an assembly block.
+
+    Two upper halves share a word, of codes four places apart, so that all shifts act on two codes. Adding 252 flipped
+    bit 2 of each code.
+    """
     return tl.inline_asm_elementwise(
         """{
-        .reg .b8 b<4>;
-        cvt.rn.satfinite.e2m1x2.f32 b0, $5, $1;
-        cvt.rn.satfinite.e2m1x2.f32 b1, $6, $2;
-        cvt.rn.satfinite.e2m1x2.f32 b2, $7, $3;
-        cvt.rn.satfinite.e2m1x2.f32 b3, $8, $4;
-        mov.b32 $0, {b0, b1, b2, b3};
+        .reg .b32 p<4>, s<7>, k<2>, code, sign;
+        prmt.b32 p0, $1, $3, 0x7632;
+        prmt.b32 p1, $5, $7, 0x7632;
+        prmt.b32 p2, $2, $4, 0x7632;
+        prmt.b32 p3, $6, $8, 0x7632;
+        shr.b32 s0, p0, 6;
+        shr.b32 s1, p1, 2;
+        shl.b32 s2, p2, 2;
+        shl.b32 s3, p3, 6;
+        and.b32 code, s0, 0x00070007;
+        lop3.b32 code, s1, 0x00700070, code, 0xEA;
+        lop3.b32 code, s2, 0x07000700, code, 0xEA;
+        lop3.b32 code, s3, 0x70007000, code, 0xEA;
+        shr.b32 s4, p0, 12;
+        shr.b32 s5, p1, 8;
+        shr.b32 s6, p2, 4;
+        and.b32 sign, s4, 0x00080008;
+        lop3.b32 sign, s5, 0x00800080, sign, 0xEA;
+        lop3.b32 sign, s6, 0x08000800, sign, 0xEA;
+        lop3.b32 sign, p3, 0x80008000, sign, 0xEA;
+        lop3.b32 code, code, 0x44444444, sign, 0xBE;
+        prmt.b32 k0, $9, $10, 0x0040;
+        prmt.b32 k1, $11, $12, 0x4000;
+        prmt.b32 k0, k0, k1, 0x7610;
+        and.b32 $0, code, k0;
         }""",
-        "=r,f,f,f,f,f,f,f,f",
-        args=[low, high],
+        "=r,r,r,r,r,r,r,r,r,r,r,r,r",
+        args=[low, high, keep],
         dtype=tl.uint8,
         is_pure=True,
         pack=4,
@@ -75,41 +105,83 @@ def _pack_native(low, high):
 
 
 @triton.jit
+def _pack_native(low, high, keep):
+    """Packed bytes of float32 pairs to nearest, and 0 where `keep` is 0 and not -1; four pairs an assembly block."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b8 b<4>;
+        .reg .b32 k<2>, code;
+        cvt.rn.satfinite.e2m1x2.f32 b0, $5, $1;
+        cvt.rn.satfinite.e2m1x2.f32 b1, $6, $2;
+        cvt.rn.satfinite.e2m1x2.f32 b2, $7, $3;
+        cvt.rn.satfinite.e2m1x2.f32 b3, $8, $4;
+        mov.b32 code, {b0, b1, b2, b3};
+        prmt.b32 k0, $9, $10, 0x0040;
+        prmt.b32 k1, $11, $12, 0x4000;
+        prmt.b32 k0, k0, k1, 0x7610;
+        and.b32 $0, code, k0;
+        }""",
+        "=r,f,f,f,f,f,f,f,f,r,r,r,r",
+        args=[low, high, keep],
+        dtype=tl.uint8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def _keeping(valid, rows: tl.constexpr):
+    """int32[rows, groups]: -1 where `valid: int1[groups]`, else 0."""
+    return tl.broadcast_to(tl.where(valid, -1, 0)[None, :], (rows, valid.shape[0]))
+
+
+@triton.jit
+def neighbours(x):
+    """`x[0::2]` and `x[1::2]` of `x: [n, groups]`."""
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (size // 2, 2, groups)), (0, 2, 1)))
+
+
+@triton.jit
 def _merge(fields, bits: tl.constexpr):
-    """int32[groups, n / 2]: neighbours of `fields: int32[groups, n]`, the even one in the low `bits`."""
-    groups: tl.constexpr = fields.shape[0]
-    size: tl.constexpr = fields.shape[1]
-    low, high = tl.split(tl.reshape(fields, (groups, size // 2, 2)))
+    """int32[n / 2, groups]: neighbours of `fields: int32[n, groups]`, the even one in the low `bits`."""
+    low, high = neighbours(fields)
     return low | (high << bits)
 
 
 @triton.jit
-def pack_nearest(y, native: tl.constexpr):
-    """Bytes [groups, n / 2]: the codes of `y: float32[groups, n]`, the even column in the low nibble."""
+def pack_nearest(y, valid, native: tl.constexpr):
+    """uint8[n / 2, groups]: the codes of `y: float32[n, groups]`, the even one in the low nibble; 0 in groups that are
+    not `valid: int1[groups]`."""
+    keep = _keeping(valid, y.shape[0] // 2)
     if native and not INTERPRETED:
-        groups: tl.constexpr = y.shape[0]
-        size: tl.constexpr = y.shape[1]
-        low, high = tl.split(tl.reshape(y, (groups, size // 2, 2)))
-        return _pack_native(low, high)
+        low, high = neighbours(y)
+        return _pack_native(low, high, keep)
     else:
-        return _merge(nearest(y), 4)
+        return (_merge(nearest(y), 4) & keep).to(tl.uint8)
 
 
 @triton.jit
-def pack_stochastic(y, bits):
+def pack_stochastic(y, valid, bits):
     """As `pack_nearest`, stochastically rounded."""
-    return _merge(stochastic(y, bits), 4)
+    keep = _keeping(valid, y.shape[0] // 2)
+    if INTERPRETED:
+        return (_merge(stochastic(y, bits), 4) & keep).to(tl.uint8)
+    else:
+        low, high = neighbours(_stochastic_raw(y, bits))
+        return _pack_raw(low, high, keep)
 
 
 @triton.jit
 def pack_bits(keep):
-    """Bytes [groups, n / 8] of booleans [groups, n]; column `c` is bit `c % 8`."""
+    """Bytes [n / 8, groups] of booleans [n, groups]; element `e` is bit `e % 8`."""
     return _merge(_merge(_merge(keep.to(tl.int32), 1), 2), 4)
 
 
 @triton.jit
 def unpack_bits(packed):
-    """The inverse of `pack_bits`: int1[groups, n]."""
+    """int1[rows, n] of bytes [rows, n / 8]; column `c` is bit `c % 8`. Rows, not columns, are the groups here."""
     groups: tl.constexpr = packed.shape[0]
     size: tl.constexpr = packed.shape[1]
     bits = packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]
@@ -118,12 +190,15 @@ def unpack_bits(packed):
 
 @triton.jit
 def values(packed):
-    """float32[groups, n] of packed codes uint8[groups, n / 2]."""
+    """float32[groups, n] of packed codes uint8[groups, n / 2].
+
+    With sign, exponent and significand of a code where float32 has its own, a multiply by the ratio of the biases is
+    left, exact for subnormal codes too, since a multiply without `ftz` takes subnormals.
+    """
     groups: tl.constexpr = packed.shape[0]
     size: tl.constexpr = packed.shape[1]
     byte = packed.to(tl.int32)
-    code = tl.reshape(tl.join(byte & 15, byte >> 4), (groups, size * 2))
-    magnitude = code & 7
-    normal = (magnitude << 22) + 0x3F000000
-    raw = tl.where(magnitude > 1, normal, magnitude * 0x3F000000)
-    return (raw | ((code & 8) << 28)).to(tl.float32, bitcast=True)
+    low = ((byte << 22) | (byte << 28)) & -0x7E400000
+    high = ((byte << 18) & 0x01C00000) | ((byte << 24) & -0x80000000)
+    raw = tl.reshape(tl.join(low, high), (groups, size * 2))
+    return raw.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126

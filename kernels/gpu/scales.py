@@ -29,7 +29,7 @@ def quest_exponent(rotated):
 def absmax_exponent(rotated, lift):
     """int32[groups]: E8M0 byte of 2^(floor(log2 absmax) - 2) for groups multiplied by 2^lift, at least 0; 255 where not
     finite. A group of zeros has byte 0."""
-    field = largest(magnitude_bits(rotated)) >> 23
+    field = magnitude_bits(largest(rotated)) >> 23
     return tl.where(field == 255, field, tl.maximum(field - 2 - lift, 0))
 
 
