@@ -43,8 +43,8 @@ def cross_compile(model: Callable, *inputs: Any, target: str | Target = "sm_100"
     compiled.
 
     Raises `OptionError` and `RecipeError`; `CaptureError` for code that can't be captured; `CrossCompileError`, which has
-    the artifact, if a kernel doesn't compile, is empty, asks for more shared or tensor memory than there is, or if one
-    of ours spills registers or misses the FP4 instruction that the target has.
+    the artifact, if a kernel doesn't compile, is empty or asks for more tensor memory than there is, or if one of ours
+    asks for more shared memory than there is, spills registers or misses the FP4 instruction that the target has.
     """
     from .cross_backend import CrossBackend
     from .fake_gpu import code_only, fake_gpu, scratch_folder
@@ -135,7 +135,11 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.tmem_columns > TENSOR_MEMORY_COLUMNS:
         failures.append(f"{kernel.tmem_columns} columns of tensor memory; there are {TENSOR_MEMORY_COLUMNS}")
     if kernel.shared_bytes > target.shared_bytes:
-        failures.append(f"{kernel.shared_bytes} bytes of shared memory; a block has at most {target.shared_bytes}")
+        too_much = f"{kernel.shared_bytes} bytes of shared memory; a block has at most {target.shared_bytes}"
+        if kernel.op:
+            failures.append(too_much)
+        else:
+            notes.append(f"{too_much}: a GPU would pass over this configuration, the first of several")
     if kernel.stack_bytes:
         spill = f"{kernel.stack_bytes} bytes of stack a thread: registers spill"
         (failures if kernel.op else notes).append(spill)

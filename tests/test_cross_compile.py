@@ -189,6 +189,12 @@ def test_a_spill_of_inductors_own_is_a_note():
     assert not failures and "8 bytes of stack" in notes[0]
 
 
+def test_shared_memory_of_inductors_own_is_a_note():
+    """Inductor measures several configurations, and one that asks for too much drops out."""
+    failures, notes = judge(Kernel(name="k", source="", shared_bytes=131128), True, TARGETS["sm_120"])
+    assert not failures and "131128 bytes of shared memory; a block has at most 101376" in notes[0]
+
+
 @pytest.mark.parametrize(
     "fields, target, failure",
     [
