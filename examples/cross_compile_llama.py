@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 QUANTIZING = ("quantize", "quantize_pair", "requantize", "unrotate", "decode_fp8")
-HEAD = ("", "launches", "matrix instruction", "registers", "stack", "MB", "by bytes us", "predicted us", "bound by")
+HEAD = ("op", "launches", "matrix instruction", "registers", "stack", "MB", "by bytes us", "predicted us", "bound by")
 
 
 def by_op(artifact: qc.Artifact) -> str:
