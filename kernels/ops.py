@@ -16,7 +16,7 @@ import torch
 
 from ..formats import Quantizer, padded
 from ..formats import quantizer as quantizer_named
-from . import cpu, reference
+from . import cpu, grouped, reference
 from .reference import Blocks
 
 _SCHEMAS = {
@@ -30,6 +30,9 @@ _SCHEMAS = {
     " Tensor seed, Tensor sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
     "scaled_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales, Tensor b_tensor_scale,"
     " float alpha, ScalarType dtype) -> Tensor",
+    "scaled_grouped_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales,"
+    " Tensor b_tensor_scale, Tensor ends, int matrices, str gemm, float alpha, ScalarType dtype) -> Tensor",
+    "separate_groups": "(Tensor ends, Tensor x) -> (Tensor index, Tensor back, Tensor separate_ends)",
     "unrotate": "(Tensor x, Tensor? mask, int rotation, SymInt columns) -> Tensor",
 }
 
@@ -74,10 +77,16 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         right = Blocks(b, b_scales, b_tensor_scale, mask=None)
         return backend.scaled_mm(left, right, alpha, dtype)
 
+    def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
+        left = Blocks(a, a_scales, a_tensor_scale, mask=None)
+        right = Blocks(b, b_scales, b_tensor_scale, mask=None)
+        return grouped.scaled_grouped_mm(left, right, ends, matrices, gemm, alpha, dtype, backend.scaled_mm)
+
     def unrotate(x, mask, rotation, columns):
         return backend.unrotate(x, mask, rotation, columns)
 
-    return {f.__name__: f for f in (quantize, quantize_pair, requantize, scaled_mm, unrotate)}
+    functions = (quantize, quantize_pair, requantize, scaled_mm, scaled_grouped_mm, unrotate)
+    return {**{f.__name__: f for f in functions}, "separate_groups": grouped.separate_groups}
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,6 +123,19 @@ def _fake_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, al
     return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
 
 
+def _fake_scaled_grouped_mm(
+    a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype
+):
+    rows, columns = grouped.product_shape(a.shape[0], b.shape[0], matrices, gemm)
+    return a.new_empty((rows, columns), dtype=dtype)
+
+
+def _fake_separate_groups(ends, x):
+    rows = grouped.separate_rows(x.shape[0], ends.shape[0])
+    index, back = (ends.new_empty((size,), dtype=torch.int64) for size in (rows, x.shape[0]))
+    return index, back, torch.empty_like(ends, dtype=torch.int32)
+
+
 def _fake_unrotate(x, mask, rotation, columns):
     return x.new_empty((x.shape[0], columns))
 
@@ -128,6 +150,8 @@ _FAKE = {
     "quantize_pair": _fake_quantize_pair,
     "requantize": _fake_requantize,
     "scaled_mm": _fake_scaled_mm,
+    "scaled_grouped_mm": _fake_scaled_grouped_mm,
+    "separate_groups": _fake_separate_groups,
     "unrotate": _fake_unrotate,
 }
 _library.impl("seed", seed, "BackendSelect")

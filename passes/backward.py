@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import fx
 
 from ..formats import Quantizer
 from ..kernels import philox
-from ..recipe import Gemm, Recipe
-from .forward import Saved, scaled_mm
+from ..recipe import Recipe
+from .forward import Saved
 from .graph import Builder, Matrix, aten
 from .match import MatmulSite
 from .share import Quantized, quartet
@@ -32,7 +31,7 @@ def rewrite_backward(
 ) -> None:
     """Rewrite the backward matmuls of every site in place. seeds: length of the seed vector, one for each site."""
     order = {node: position for position, node in enumerate(build.graph.nodes)}
-    sites = sorted((s for s in sites if s.dy is not None), key=lambda s: min(order[n] for n in _backward_nodes(s)))
+    sites = sorted((s for s in sites if s.backward), key=lambda s: min(order[n] for n in s.backward))
     if not sites:
         return
     first_of_x: dict[fx.Node, int] = {}
@@ -42,10 +41,6 @@ def rewrite_backward(
     rewriter.draw_seeds(sites[0], seeds)
     for site in sites:
         rewriter.rewrite(site)
-
-
-def _backward_nodes(site: MatmulSite) -> list[fx.Node]:
-    return [node for node in (site.dgrad, site.wgrad) if node is not None]
 
 
 @dataclasses.dataclass
@@ -65,27 +60,32 @@ class _Rewriter:
 
     def draw_seeds(self, first: MatmulSite, count: int) -> None:
         """One vector of seeds a backward pass; it stays in the backward graph, so no two passes share noise."""
-        node = min(_backward_nodes(first), key=self.order.__getitem__)
+        node = min(first.backward, key=self.order.__getitem__)
         with self.build.graph.inserting_before(node):
             self._vector = self.build.call(
                 node, quartet.seed.default, count, node.meta["val"].device, backward_only=True
             )
 
     def rewrite(self, site: MatmulSite) -> None:
-        nodes = sorted(_backward_nodes(site), key=self.order.__getitem__)
+        nodes = sorted(site.backward, key=self.order.__getitem__)
+        saved = self.saved[site.index]
+        form, x, w = saved.form, saved.x, saved.w
         with self.build.graph.inserting_before(nodes[0]):
             seed = self._seed(site.index, nodes[0])
-            x_seed = self._seed(self.first_of_x[self.saved[site.index].x.codes], nodes[0])
-            rows, columns = self._quantize_dy(site, nodes[0], seed, x_seed)
-        x, w = self.saved[site.index].x, self.saved[site.index].w
+            x_seed = self._seed(self.first_of_x[x.codes], nodes[0])
+            dy = form.dy(nodes[0])
+            rows, columns = self._quantize_dy(site, dy, nodes[0], seed, x_seed)
         if site.dgrad is not None:
             with self.build.graph.inserting_before(site.dgrad):
                 wt = self._requantize(site.dgrad, w, self.recipe.fprop.b, self.recipe.dgrad.b, philox.DGRAD_W, seed)
-            self._replace(site.dgrad, rows, wt, self.recipe.dgrad, x.mask, site.x.shape[1], site.dgrad_transposed)
+                product = form.dgrad(rows, wt, self.recipe.dgrad)
+                self.build.replace(site.dgrad, form.dx(self._unrotate(site, site.dgrad, product, x.mask)))
         if site.wgrad is not None:
             with self.build.graph.inserting_before(site.wgrad):
                 xt = self._x_transposed(x, site.wgrad, x_seed)
-            self._replace(site.wgrad, columns, xt, self.recipe.wgrad, w.mask, site.w.shape[1], site.wgrad_transposed)
+                product = form.wgrad(columns, xt, self.recipe.wgrad)
+                self.build.replace(site.wgrad, form.dw(self._unrotate(site, site.wgrad, product, w.mask)))
+        form.finish(dy)
 
     def _seed(self, index: int, like: fx.Node) -> fx.Node:
         if index not in self._seeds:
@@ -109,9 +109,9 @@ class _Rewriter:
         return Quantized(*self.build.outputs(node))
 
     def _quantize_dy(
-        self, site: MatmulSite, like: fx.Node, seed: fx.Node, x_seed: fx.Node
+        self, site: MatmulSite, dy: Matrix, like: fx.Node, seed: fx.Node, x_seed: fx.Node
     ) -> tuple[Quantized | None, Quantized | None]:
-        dy, dgrad, wgrad = site.dy, self.recipe.dgrad.a, self.recipe.wgrad.a
+        dgrad, wgrad = self.recipe.dgrad.a, self.recipe.wgrad.a
         if site.dgrad is None:
             return None, self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed)
         if site.wgrad is None:
@@ -133,20 +133,6 @@ class _Rewriter:
         )
         return Quantized(*self.build.outputs(node)[:3])
 
-    def _replace(
-        self,
-        node: fx.Node,
-        dy: Quantized,
-        other: Quantized,
-        gemm: Gemm,
-        mask: fx.Node | None,
-        columns: int | torch.SymInt,
-        transposed: bool,
-    ) -> None:
-        with self.build.graph.inserting_before(node):
-            product = scaled_mm(self.build, node, dy, other, gemm)
-            rotation = self.recipe.fprop.a.rotation
-            result = self.build.call(node, quartet.unrotate.default, product, mask, rotation, columns)
-            if transposed:
-                result = self.build.call(node, aten.permute.default, result, [1, 0])
-        self.build.replace(node, result)
+    def _unrotate(self, site: MatmulSite, like: fx.Node, product: fx.Node, mask: fx.Node | None) -> fx.Node:
+        rotation, columns = self.recipe.fprop.a.rotation, site.shape[2]
+        return self.build.call(like, quartet.unrotate.default, product, mask, rotation, columns)

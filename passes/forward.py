@@ -14,43 +14,44 @@ import dataclasses
 from torch import fx
 
 from ..kernels import philox
-from ..recipe import Gemm, Recipe
-from .graph import Builder, aten
+from ..recipe import Recipe
+from .forms import Form, form_of
+from .graph import Builder, Matrix, aten
 from .match import MatmulSite
-from .share import Operands, Quantized, quartet
+from .share import Operands, Quantized
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """What the forward GEMM of a site leaves for its backward."""
 
+    form: Form
     x: Quantized
     w: Quantized
 
 
 def rewrite_forward(sites: list[MatmulSite], recipe: Recipe, build: Builder) -> dict[int, Saved]:
     """Rewrite every site's forward matmul in place; returns the quantized operands by site index."""
-    operands = Operands(build, _masked(sites, recipe))
-    saved = {}
+    forms = []
     for site in sites:
         with build.graph.inserting_before(site.node):
-            x = operands.forward(site.x, recipe.fprop.a, philox.FPROP_X, site.node)
-            w = operands.forward(site.w, recipe.fprop.b, philox.FPROP_W, site.node)
-            a, b = (w, x) if site.swapped else (x, w)
-            product = scaled_mm(build, site.node, a, b, recipe.fprop)
+            form = form_of(site, build)
+            forms.append((site, form, form.x(), form.w()))
+    operands = Operands(build, _masked(forms, recipe))
+    saved = {}
+    for site, form, x_matrix, w_matrix in forms:
+        with build.graph.inserting_before(site.node):
+            x = operands.forward(x_matrix, recipe.fprop.a, philox.FPROP_X, site.node)
+            w = operands.forward(w_matrix, recipe.fprop.b, philox.FPROP_W, site.node)
+            product = form.fprop(x, w, recipe.fprop)
             build.replace(site.node, _affine(build, site.node, product))
-        saved[site.index] = Saved(x, w)
+        saved[site.index] = Saved(form, x, w)
     return saved
 
 
-def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
-    """A node `a b^T` in the dtype of `like`."""
-    return build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, like.meta["val"].dtype)
-
-
 def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:
-    """`beta * bias + alpha * product` for an addmm; the product itself for an mm."""
-    if node.target is not aten.addmm.default:
+    """`beta * bias + alpha * product` for an addmm or baddbmm; else the product itself."""
+    if node.target not in (aten.addmm.default, aten.baddbmm.default):
         return product
     bias = node.args[0]
     for name, value in node.kwargs.items():
@@ -63,9 +64,9 @@ def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:
     return build.call(node, aten.add.Tensor, product, bias)
 
 
-def _masked(sites: list[MatmulSite], recipe: Recipe) -> set[tuple]:
+def _masked(forms: list[tuple[MatmulSite, Form, Matrix, Matrix]], recipe: Recipe) -> set[tuple]:
     """Keys of the operands whose gradient is computed, if the recipe masks it."""
     if not recipe.trust_mask:
         return set()
-    needed = {site.x.key for site in sites if site.dgrad is not None}
-    return needed | {site.w.key for site in sites if site.wgrad is not None}
+    needed = {x.key for site, _, x, _ in forms if site.dgrad is not None}
+    return needed | {w.key for site, _, _, w in forms if site.wgrad is not None}

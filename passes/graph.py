@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +57,10 @@ class VerifyError(AssertionError):
 
 
 class Matrix(NamedTuple):
-    """One operand of a matmul: a 2-D node, read as it is or transposed.
+    """One operand of a matmul: a 2-D node, or a 3-D one that is a batch of matrices, read as it is or transposed.
 
     key: what value it is: the node at the end of the chain of views, and the sizes, strides and offset with which the
-    logical `[rows, columns]` reads it. Two operands with one key hold the same numbers.
+    logical `[rows, columns]` reads it. Two operands with one key hold the same numbers; a batch of one counts as 2-D.
     """
 
     node: fx.Node
@@ -71,13 +71,19 @@ class Matrix(NamedTuple):
     def t(self) -> Matrix:
         """The transpose."""
         root, sizes, strides, offset = self.key
-        return Matrix(self.node, not self.transposed, (root, sizes[::-1], strides[::-1], offset))
+        return Matrix(self.node, not self.transposed, (root, _swapped(sizes), _swapped(strides), offset))
 
     @property
     def shape(self) -> tuple:
         """`(rows, columns)`, as ints or SymInts."""
-        rows, columns = self.node.meta["val"].shape
+        rows, columns = self.node.meta["val"].shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def batch(self) -> int | torch.SymInt:
+        """How many matrices it is."""
+        shape = self.node.meta["val"].shape
+        return shape[0] if len(shape) == 3 else 1
 
 
 class Values:
@@ -87,14 +93,16 @@ class Values:
         self._stand_ins: dict[fx.Node, tuple[fx.Node, torch.Tensor]] = {}
 
     def matrix(self, node: fx.Node) -> Matrix:
-        """The operand that a 2-D node is, with transposes peeled off."""
+        """The operand that a 2-D or 3-D node is, with transposes of its matrices peeled off."""
         transposed = False
         key = self._key(node)
-        while node.target in TRANSPOSES and node.args[0].meta["val"].dim() == 2:
-            if not _swaps(node):
-                break
+        while node.target in TRANSPOSES and _swaps(node):
             node, transposed = node.args[0], not transposed
         return Matrix(node, transposed, key)
+
+    def whole(self, node: fx.Node) -> Matrix:
+        """A node of any rank, as it is."""
+        return Matrix(node, False, self._key(node))
 
     def root(self, node: fx.Node) -> fx.Node:
         """The node at the end of the chain of views."""
@@ -106,6 +114,8 @@ class Values:
         strides = tuple(
             0 if size == 1 else _hashable(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
         )
+        if len(sizes) == 3 and sizes[0] == 1:
+            sizes, strides = sizes[1:], strides[1:]
         return root, sizes, strides, _hashable(stand_in.storage_offset())
 
     def _stand_in(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor]:
@@ -158,19 +168,30 @@ class Builder:
     graph: fx.Graph
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
     _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
 
-    def call(self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False) -> fx.Node:
-        """A new node `target(*args)`, placed where the graph inserts now.
+    def call(
+        self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False, kwargs: dict | None = None
+    ) -> fx.Node:
+        """A new node `target(*args, **kwargs)`, placed where the graph inserts now.
 
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
         args = fx.map_arg(args, lambda n: self._replaced.get(n, n))  # operands were found before anything was rewritten
-        node = self.graph.create_node("call_function", target, args, name=target._schema.name.rpartition("::")[2])
+        name = target._schema.name.rpartition("::")[2]
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
         if backward_only:
             node.meta["partitioner_tag"] = "must_be_in_backward"
-        node.meta["val"] = self._run(like, target, args)
+        node.meta["val"] = self._run(like, target, args, kwargs or {})
         return node
+
+    def once(self, like: fx.Node, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` builds, built for the first site that asks for this key. Checkpointed regions have their own."""
+        key = (key, *region(like))
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]
 
     def outputs(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """One node for each output of a node with several."""
@@ -182,7 +203,7 @@ class Builder:
             items.append(item)
         return tuple(items)
 
-    def _run(self, like: fx.Node, target: Any, args: tuple) -> Any:
+    def _run(self, like: fx.Node, target: Any, args: tuple, kwargs: dict) -> Any:
         """The op on fake tensors. Layers repeat the same few calls, and a fake call takes 1 to 2 ms: an op without
         views and with static shapes runs once for each kind of operands, and is copied from then on."""
         mode = _fake_mode(like)
@@ -190,7 +211,7 @@ class Builder:
         found = self._seen.get(key)
         if found is None:
             with mode:
-                found = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+                found = target(*fx.map_arg(args, lambda n: n.meta["val"]), **kwargs)
             if key is not None and all(map(_is_static, _tensors(found))):
                 self._seen[key] = found
             return found
@@ -198,23 +219,40 @@ class Builder:
         return copies if isinstance(found, (tuple, list)) else copies[0]
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Give every user of `old` the node `new`, which must have its shape and dtype."""
+        """Give every user of `old` the node `new`, which must have its shape and dtype; called where `old` is."""
         before, after = old.meta["val"], new.meta["val"]
         if before.dtype != after.dtype or [*map(_hashable, before.shape)] != [*map(_hashable, after.shape)]:
             raise VerifyError(
                 f"{old.format_node()} is {before.dtype}{list(before.shape)}, "
                 f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
             )
+        if after.dim() > 2 and before.is_contiguous() and not after.is_contiguous():  # later views may count on it
+            new = self.call(old, aten.clone.default, new, kwargs={"memory_format": torch.contiguous_format})
         old.replace_all_uses_with(new)
         self._replaced[old] = new
 
 
+def region(node: fx.Node) -> tuple:
+    """The checkpointed region that a node is recomputed with; the partitioner recomputes each region by itself."""
+    return node.meta.get("ac_graph_id"), node.meta.get("recompute")
+
+
 def _swaps(node: fx.Node) -> bool:
+    """Whether a transposing op swaps the last two dimensions and leaves the others."""
+    rank = node.meta["val"].dim()
     if node.target is aten.permute.default:
-        return [dim % 2 for dim in node.args[1]] == [1, 0]
-    if node.target is aten.transpose.int:
-        return node.args[1] % 2 != node.args[2] % 2
-    return True
+        order = [dim % rank for dim in node.args[1]]
+    elif node.target is aten.transpose.int:
+        order = list(range(rank))
+        first, second = node.args[1] % rank, node.args[2] % rank
+        order[first], order[second] = order[second], order[first]
+    else:
+        order = [1, 0]
+    return order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _swapped(dims: tuple) -> tuple:
+    return (*dims[:-2], dims[-1], dims[-2])
 
 
 def _fake_mode(node: fx.Node) -> Any:

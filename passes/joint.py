@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from .._compat import CustomGraphPass, ParamInput, PlainInput
+from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput
 from ..config import Policy
 from ..errors import StrictError
 from ..names import clean
@@ -25,19 +25,21 @@ from .forward import rewrite_forward
 from .graph import Builder, tangents
 from .match import find_sites
 from .others import OtherProduct, find_others
-from .plan import ACTIVATIONS, Decision, Naming, decide
+from .plan import Decision, decide
 from .show import show
 from .verify import verify
+from .weights import Weights
 
 HIGH_PRECISION = "high precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphInputs:
-    """What Dynamo knows of a graph's inputs: the parameters' names and every input's name, by position."""
+    """What Dynamo knows of a graph's inputs, by position: the parameters' names, every input's name, which are buffers."""
 
     parameters: dict[int, str]
     names: dict[int, str]
+    state: frozenset[int] = frozenset()
 
 
 class QuartetPass(CustomGraphPass):
@@ -60,19 +62,23 @@ class QuartetPass(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         training = bool(tangents(graph))
         recipe = self.policy.recipe if training else self.policy.eval_recipe
-        parameters, names = self._placeholders(graph)
+        parameters, state, names = self._placeholders(graph)
         before = show(graph, names) if self.text else ""
-        decisions = self._decide(graph, parameters, recipe)
+        weights = Weights(graph, parameters, state)
+        decisions = self._decide(graph, weights, recipe)
         self._check_strict(decisions)
         described = {decision.site.node: _describe(decision, recipe) for decision in decisions}
-        described |= {o.node: _describe_other(o, parameters) for o in find_others(graph, set(parameters))}
+        described |= {
+            o.node: _describe_other(o, parameters) for o in find_others(graph, weights) if o.node not in described
+        }
         sites = tuple(described[node] for node in graph.nodes if node in described)
         rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe)
         after = show(graph, names) if self.text else ""
         self.record(GraphReport(sites=sites, training=training, before=before, after=after))
 
-    def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], dict[fx.Node, str]]:
-        parameters, names = {}, {}
+    def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], set[fx.Node], dict[fx.Node, str]]:
+        """The parameters by name, the buffers, and every input's name."""
+        parameters, state, names = {}, set(), {}
         for node in graph.nodes:
             if node.op != "placeholder":
                 continue
@@ -81,19 +87,24 @@ class QuartetPass(CustomGraphPass):
                 description = description.base
             if isinstance(description, ParamInput):
                 parameters[node] = names[node] = description.target
+            elif isinstance(description, BufferInput):
+                state.add(node)
+                names[node] = description.target
             elif isinstance(description, PlainInput):
                 if description.idx in self.inputs.parameters:
                     parameters[node] = self.inputs.parameters[description.idx]
+                if description.idx in self.inputs.state:
+                    state.add(node)
                 if description.idx in self.inputs.names:
                     names[node] = self.inputs.names[description.idx]
-        return parameters, names
+        return parameters, state, names
 
-    def _decide(self, graph: fx.Graph, parameters: dict[fx.Node, str], recipe: Recipe) -> list[Decision]:
-        sites = find_sites(graph, set(parameters))
+    def _decide(self, graph: fx.Graph, weights: Weights, recipe: Recipe) -> list[Decision]:
+        sites = find_sites(graph, weights)
         nodes = [site.node for site in sites]
         return decide(
             sites,
-            Naming(parameters=parameters),
+            weights,
             {node: _module(node) for node in nodes},
             {node: mark_of(node.meta) for node in nodes},
             self.policy,
@@ -118,7 +129,7 @@ def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe) -> None:
     if not sites:
         return
     build = Builder(graph)
-    replaced = [node for s in sites for node in (s.node, s.dgrad, s.wgrad) if node is not None]
+    replaced = [node for s in sites for node in (s.node, *s.backward)]
     saved = rewrite_forward(sites, recipe, build)
     rewrite_backward(sites, saved, seeds, recipe, build)
     graph.eliminate_dead_code()
@@ -157,16 +168,13 @@ def _describe(decision: Decision, recipe: Recipe) -> Site:
 
 
 def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site:
-    if other.weight is None:
-        reason = f"attention: {ACTIVATIONS}" if other.kind == "attention" else ACTIVATIONS
-    else:
-        reason = f"{other.kind} with the parameter {parameters[other.weight]!r}; only mm and addmm are rewritten"
+    parameter = parameters.get(other.weight, "")
     return Site(
-        name=_module(other.node) or parameters.get(other.weight, other.kind),
+        name=_module(other.node) or parameter.removesuffix(".weight") or other.kind,
         shape=_sizes(other.shape),
         dtype=_dtype(other.node),
         rewritten=False,
-        reason=reason,
+        reason=other.reason,
         gemms={"fprop": HIGH_PRECISION},
     )
 

@@ -6,23 +6,37 @@ The forward matmul of `Y = X W^T` and its backward ones read, through any views:
     dgrad   mm(dY, W)                  or               mm(W^T, dY^T)
     wgrad   mm(dY^T, X)                or               mm(X^T, dY)
 
-A pairing is certain when exactly one dY is read together with W in one backward matmul and together with X in another.
-Where several fit, autograd's sequence number decides if it points at exactly one; else the matmul is left alone.
+and the same of batched and grouped matmuls. A pairing is certain when exactly one dY is read together with W in one
+backward matmul and together with X in another. Where several fit, autograd's sequence number decides if it points at
+exactly one; else the matmul is left alone. A convolution has one backward op, which reads both.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import fx
 
 from .._compat import GradOutput
-from .graph import CASTS, VIEWS, Matrix, Values, aten, descendants, strip, tangents
-
-MATMULS = (aten.mm.default, aten.addmm.default)
-BATCHED = (aten.bmm.default, aten.baddbmm.default)
+from .graph import Matrix, Values, descendants, tangents
+from .products import (
+    BATCHED,
+    CONVOLUTION,
+    FALLBACK,
+    MATMULS,
+    PRODUCTS,
+    backward_of,
+    ends,
+    factors,
+    is_plain,
+    op_name,
+    output,
+)
+from .weights import Weights
+from .windows import is_product, unfolded_shape
 
 AMBIGUOUS = "its backward matmuls can't be told apart from others"
 
@@ -32,9 +46,11 @@ class MatmulSite:
     """A forward matmul, with its backward ones.
 
     index: position among all forward matmuls of the graph; it picks the seed.
-    node:  computes `X W^T` as [M, N], or if `swapped`, `W X^T`.
-    x, w:  the activation [M, K] and the weight [N, K], both logical; of two activations, the left and the right one.
-    weight: the placeholder of the parameter; None if no operand comes from exactly one parameter.
+    node:  computes `X W^T` as [M, N], or if `swapped`, `W X^T`; of a batch, one for each matrix.
+    x, w:  the activation [M, K] and the weight [N, K], both logical; of two activations, the left and the right one. Of a
+           convolution, its input and its filters as they are.
+    shape: `(M, N, K)`, as ints or SymInts; M counts the rows of all matrices of a batch.
+    weight: the operand that comes from parameters, None if it isn't exactly one; sources: those parameters.
     dgrad, wgrad: the backward matmuls, None where no gradient is needed; `*_transposed` if they compute dX^T or dW^T.
     dy: the gradient [M, N] that both read.
     problem: why the backward could not be paired; None if it was, or if there is none.
@@ -44,8 +60,10 @@ class MatmulSite:
     node: fx.Node
     x: Matrix
     w: Matrix
-    swapped: bool
-    weight: fx.Node | None
+    shape: tuple
+    swapped: bool = False
+    weight: fx.Node | None = None
+    sources: tuple[fx.Node, ...] = ()
     dgrad: fx.Node | None = None
     dgrad_transposed: bool = False
     wgrad: fx.Node | None = None
@@ -54,9 +72,14 @@ class MatmulSite:
     problem: str | None = None
 
     @property
-    def shape(self) -> tuple:
-        """`(M, N, K)`, as ints or SymInts."""
-        return self.x.shape[0], self.w.shape[0], self.x.shape[1]
+    def matrices(self) -> int:
+        """How many weight matrices it has: 1, or the size of a batch or the number of groups."""
+        return self.w.batch if self.node.target is not CONVOLUTION else 1
+
+    @property
+    def backward(self) -> list[fx.Node]:
+        """The backward matmuls that there are."""
+        return [node for node in (self.dgrad, self.wgrad) if node is not None]
 
 
 class _Reader(NamedTuple):
@@ -67,37 +90,74 @@ class _Reader(NamedTuple):
     transposed: bool
 
 
-def find_sites(graph: fx.Graph, parameters: set[fx.Node]) -> list[MatmulSite]:
-    """Every forward `mm` and `addmm` of the graph, in order, paired with its backward matmuls.
-
-    parameters: the placeholders that hold parameters.
-    """
+def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:
+    """Every forward `mm` and `addmm` of the graph, and the other products that have a weight, in order, paired with their
+    backward matmuls."""
     values = Values()
     backward = descendants(tangents(graph))
-    forward_nodes = [n for n in graph.nodes if n.target in MATMULS and n not in backward]
-    sites = [_site(index, node, values, parameters) for index, node in enumerate(forward_nodes)]
+    sites: list[MatmulSite] = []
+    for node in graph.nodes:
+        if node not in backward:
+            site = _site(len(sites), node, values, weights)
+            sites += [site] * (site is not None)
     if backward:
-        _pair(sites, [n for n in graph.nodes if n.target in MATMULS + BATCHED and n in backward], values, graph)
+        by_structure = [site for site in sites if site.node.target in PRODUCTS]
+        _pair(by_structure, [n for n in graph.nodes if n.target in PRODUCTS and n in backward], values, graph)
+        for site in sites:
+            if site.node.target not in PRODUCTS:
+                _pair_by_op(site, values, graph)
     return sites
 
 
-def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """The two operands that an `mm` or `addmm` multiplies."""
-    return node.args[-2:]
-
-
-def _site(index: int, node: fx.Node, values: Values, parameters: set[fx.Node]) -> MatmulSite:
-    a, b = (values.matrix(operand) for operand in factors(node))
-    from_parameter = [strip(operand.node) in parameters for operand in (a, b)]
-    swapped = from_parameter == [True, False]
+def _site(index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
+    if node.target is CONVOLUTION:
+        return _convolution(index, node, values, weights)
+    if not (node.target in PRODUCTS or op_name(node) == FALLBACK) or not is_plain(node):
+        return None
+    left, right = factors(node)
+    weight = weights.pick(left, right)
+    if node.target not in MATMULS:
+        # a batch of activations is no site, nor is a grouped product whose one operand isn't a stack of weights
+        if weight is None or node.target not in BATCHED and weight is not right:
+            return None
+    a, b = (values.matrix(operand) for operand in (left, right))
+    swapped = weight is not None and weight is left
     x, w = (b.t, a) if swapped else (a, b.t)
-    weight = strip(w.node) if from_parameter.count(True) == 1 else None
-    return MatmulSite(index=index, node=node, x=x, w=w, swapped=swapped, weight=weight)
+    shape = (x.batch * x.shape[0], w.shape[0], x.shape[1])
+    sources = weights.sources(weight) if weight is not None else ()
+    return MatmulSite(index=index, node=node, x=x, w=w, shape=shape, swapped=swapped, weight=weight, sources=sources)
+
+
+def _convolution(index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
+    x, w = node.args[:2]
+    if weights.pick(x, w) is not w or not is_product(node):
+        return None
+    return MatmulSite(
+        index=index,
+        node=node,
+        x=values.whole(x),
+        w=values.whole(w),
+        shape=unfolded_shape(node),
+        weight=w,
+        sources=weights.sources(w),
+    )
+
+
+def _pair_by_op(site: MatmulSite, values: Values, graph: fx.Graph) -> None:
+    """Pair a site whose gradients are outputs of one op."""
+    convolution = site.node.target is CONVOLUTION
+    op = backward_of(site.node, "_backward")
+    if op is None:
+        if _Gradients(graph, site.sources).reaches(site):
+            _give_up(site)
+        return
+    site.dgrad, site.wgrad, site.wgrad_transposed = output(op, 0), output(op, 1), not convolution
+    site.dy = values.whole(op.args[0]) if convolution else values.matrix(op.args[3])
 
 
 def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
     readers = _index_readers(backward, values)
-    gradients = _Gradients(graph)
+    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
     for site in sites:
         _pair_both(site, readers, gradients)
     taken = {node for site in sites for node in (site.dgrad, site.wgrad)}
@@ -118,59 +178,56 @@ def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, grap
 
 
 def _index_readers(backward: list[fx.Node], values: Values) -> dict[tuple, list[_Reader]]:
-    """For each operand of a backward matmul, by key: who reads it, and with what."""
+    """For each operand of a backward matmul, by key: who reads it, and with what. Of grouped matmuls, with which ends."""
     readers = defaultdict(list)
     for node in backward:
-        if node.target in MATMULS:
-            a, b = (values.matrix(operand) for operand in factors(node))
-            readers[b.key].append(_Reader(node, a, False))
-            readers[a.t.key].append(_Reader(node, b.t, True))
+        a, b = (values.matrix(operand) for operand in factors(node))
+        readers[b.key, ends(node)].append(_Reader(node, a, False))
+        readers[a.t.key, ends(node)].append(_Reader(node, b.t, True))
     return readers
 
 
 class _Gradients:
-    """Which inputs get a gradient, and which node becomes it, through views, casts and sums.
+    """Which of some inputs get a gradient, and which matmuls it is computed by last.
 
     A graph that doesn't describe its outputs tells nothing: then every input counts as one that may get a gradient.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node]) -> None:
         (output,) = (node for node in graph.nodes if node.op == "output")
         descriptions = output.meta.get("desc")
         self.known = descriptions is not None
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
-        sources = {node.meta.get("desc"): node for node in graph.nodes if node.op == "placeholder"}
+        sources = {node.meta.get("desc"): node for node in inputs}
         for description, result in zip(descriptions or (), output.args[0], strict=False):
-            if isinstance(description, GradOutput) and isinstance(result, fx.Node):
-                self._follow(result, sources.get(description.grad_of))
+            source = sources.get(getattr(description, "grad_of", None))
+            if isinstance(description, GradOutput) and isinstance(result, fx.Node) and source is not None:
+                self._follow(result, source)
 
-    def reaches(self, weight: fx.Node) -> bool:
-        """Whether this input gets a gradient."""
-        return not self.known or weight in self._differentiated
+    def reaches(self, site: MatmulSite) -> bool:
+        """Whether the site's weight gets a gradient."""
+        return not self.known or any(source in self._differentiated for source in site.sources)
 
-    def ends_in(self, node: fx.Node, weight: fx.Node) -> bool:
-        """Whether the node is the gradient of this input, or a summand of it."""
-        return weight in self._ends_in[node]
+    def ends_in(self, node: fx.Node, site: MatmulSite) -> bool:
+        """Whether no other matmul comes between this one and the gradient of a parameter of the site's weight."""
+        return not self._ends_in[node].isdisjoint(site.sources)
 
     def _follow(self, result: fx.Node, source: fx.Node) -> None:
         self._differentiated.add(source)
         stack = [result]
         while stack:
             node = stack.pop()
-            if source in self._ends_in[node]:
-                continue
-            self._ends_in[node].add(source)
-            if node.target in (*VIEWS, *CASTS):
-                stack.append(node.args[0])
-            elif node.target is aten.add.Tensor:
-                stack.extend(arg for arg in node.args[:2] if isinstance(arg, fx.Node))
+            if source not in self._ends_in[node]:
+                self._ends_in[node].add(source)
+                if node.target not in PRODUCTS:
+                    stack.extend(node.all_input_nodes)
 
 
 def _pair_both(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> None:
     """Pair a site whose dgrad and wgrad read one dY."""
     wgrads = _wgrads(site, readers, gradients)
-    dgrads = readers.get(site.w.key, [])
+    dgrads = readers.get((site.w.key, ends(site.node)), [])
     pairs = [(d, w) for d in dgrads for w in wgrads if d.node is not w.node and d.other.key == w.other.t.key]
     if pairs:
         pair = _only(pairs, site)
@@ -181,9 +238,9 @@ def _pair_one(
     site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients, taken: set[fx.Node]
 ) -> None:
     """Pair a site that has only a dgrad (its weight is frozen) or only a wgrad (its input needs no gradient)."""
-    dgrads = [r for r in readers.get(site.w.key, []) if r.node not in taken]
+    dgrads = [r for r in readers.get((site.w.key, ends(site.node)), []) if r.node not in taken]
     wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
-    if dgrads and (wgrads or gradients.reaches(site.weight)):
+    if dgrads and (wgrads or gradients.reaches(site)):
         return _give_up(site)
     if dgrads or wgrads:
         found = _only([(reader,) for reader in dgrads or wgrads], site)
@@ -194,12 +251,12 @@ def _pair_one(
 
 def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> list[_Reader]:
     """The backward matmuls that read X; those that end in the gradient of the site's own weight, where that is known."""
-    found = readers.get(site.x.key, [])
+    found = readers.get((site.x.key, ends(site.node)), [])
     if site.weight is None:
         return found
-    if not gradients.reaches(site.weight):
+    if not gradients.reaches(site):
         return []
-    return [reader for reader in found if gradients.ends_in(reader.node, site.weight)] or found
+    return [reader for reader in found if gradients.ends_in(reader.node, site)] or found
 
 
 def _only(choices: list[tuple], site: MatmulSite) -> tuple | None:

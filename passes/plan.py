@@ -6,6 +6,7 @@ Every matmul gets a `Decision` with a reason in the user's terms; nothing is ski
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -15,6 +16,8 @@ from ..names import matches
 from ..recipe import Recipe
 from .graph import aten, strip
 from .match import MatmulSite
+from .products import BATCHED, CONVOLUTION
+from .weights import Weights, without_weight
 
 SMALLEST = 32
 """Below it, in K or N, a group of 32 is mostly padding."""
@@ -26,7 +29,6 @@ _LOST_TAILS = {1: 1.0, 2: 0.13, 3: 0.046}
 columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ACTIVATIONS = "product of two activations"
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
 
 
@@ -46,28 +48,22 @@ class Decision:
     eligible: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Naming:
-    """How the graph's inputs are called: the name of each placeholder that is a parameter."""
-
-    parameters: dict[fx.Node, str]
-
-    def site(self, site: MatmulSite, module: str) -> tuple[str, tuple[str, ...]]:
-        """The display name of a site and every name that a pattern may match."""
-        parameter = self.parameters.get(site.weight, "") if site.weight is not None else ""
-        owner, _, leaf = parameter.rpartition(".")
-        owned = parameter and (not module or f".{module}." in f".{owner}.")
-        if owned:
-            name = owner if leaf == "weight" and owner else parameter
-        else:
-            name = module or site.node.name
-        names = tuple(dict.fromkeys(n for n in (name, owner or parameter, parameter, module) if n))
-        return name, names
+def name_of(site: MatmulSite, parameters: Mapping[fx.Node, str], module: str) -> tuple[str, tuple[str, ...]]:
+    """The display name of a site and every name that a pattern may match."""
+    sources = [parameters[source] for source in site.sources]
+    parameter = sources[0] if len(sources) == 1 else ""
+    owner, _, leaf = parameter.rpartition(".")
+    if parameter and (not module or f".{module}." in f".{owner}."):
+        name = owner if leaf == "weight" and owner else parameter
+    else:
+        name = module or " + ".join(sources) or site.node.name
+    owners = [source.rpartition(".")[0] for source in sources]
+    return name, tuple(dict.fromkeys(n for n in (name, *owners, *sources, module) if n))
 
 
 def decide(
     sites: list[MatmulSite],
-    naming: Naming,
+    weights: Weights,
     modules: dict[fx.Node, str],
     marks: dict[fx.Node, str | None],
     policy: Policy,
@@ -80,11 +76,11 @@ def decide(
     """
     decisions = []
     for site in sites:
-        name, names = naming.site(site, modules.get(site.node, ""))
+        name, names = name_of(site, weights.parameters, modules.get(site.node, ""))
         if nested:
             wanted, reason = False, NESTED
         elif site.weight is None:
-            wanted, reason = False, _without_weight(site, naming.parameters)
+            wanted, reason = False, without_weight(site.x.node, site.w.node, weights)
         else:
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
         obstacle = site.problem if wanted else None
@@ -99,29 +95,6 @@ def decide(
             )
         )
     return decisions
-
-
-def _without_weight(site: MatmulSite, parameters: dict[fx.Node, str]) -> str:
-    """Why no operand, or each of them, is a parameter."""
-    sources = [_inputs(operand.node) for operand in (site.x, site.w)]
-    computed = [nodes for nodes in sources if nodes and nodes <= parameters.keys()]
-    if len(computed) == len(sources):
-        return "product of two parameters"
-    if computed:
-        names = ", ".join(sorted(repr(parameters[node]) for node in computed[0]))
-        return f"its weight is computed from {names}; only a parameter itself is rewritten"
-    return ACTIVATIONS
-
-
-def _inputs(node: fx.Node) -> set[fx.Node]:
-    """The inputs of the graph that a node depends on."""
-    seen, stack = {node}, [node]
-    while stack:
-        for source in stack.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                stack.append(source)
-    return {node for node in seen if node.op == "placeholder"}
 
 
 def _policy(
@@ -158,9 +131,20 @@ def _default(site: MatmulSite, names: tuple[str, ...]) -> tuple[bool, str]:
         hit = last & set(known)
         if hit:
             return False, f"{kind} by its name {min(hit)!r}; include=['*'] rewrites it too"
-    if any(strip(user.args[0]) is site.weight for user in _embeddings(site.weight)):
-        return False, "output head: its weight is an embedding table too; include=['*'] rewrites it too"
-    return True, "matmul with a parameter"
+    for source in site.sources:
+        if any(strip(user.args[0]) is source for user in _embeddings(source)):
+            return False, "output head: its weight is an embedding table too; include=['*'] rewrites it too"
+    return True, _kind(site)
+
+
+def _kind(site: MatmulSite) -> str:
+    what = "convolution" if site.node.target is CONVOLUTION else "matmul"
+    how_many = f"{site.matrices} matrices of a" if site.matrices != 1 else "a"
+    if strip(site.weight) not in site.sources:
+        return (
+            f"{what} with {how_many} weight computed from {len(site.sources)} parameter{'s' * (len(site.sources) > 1)}"
+        )
+    return f"{what} with {how_many} parameter"
 
 
 def _embeddings(weight: fx.Node) -> list[fx.Node]:
@@ -176,6 +160,14 @@ def _embeddings(weight: fx.Node) -> list[fx.Node]:
 
 def _too_small(site: MatmulSite) -> str | None:
     _, n, k = site.shape
+    if site.node.target in BATCHED and site.matrices != 1:
+        rows = site.x.shape[0]
+        if not isinstance(rows, int) or not isinstance(site.matrices, int):
+            return (
+                f"a batch of {site.matrices} x {rows} rows is dynamic; mark both static with torch._dynamo.mark_static"
+            )
+        if rows < SMALLEST // 2:
+            return f"each of its {site.matrices} matrices multiplies {rows} rows, and groups have {SMALLEST}"
     for letter, size in (("K", k), ("N", n)):
         if not isinstance(size, int):
             return f"{letter} is dynamic ({size}); mark it static with torch._dynamo.mark_static"

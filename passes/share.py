@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ..formats import Quantizer
-from .graph import Builder, Matrix
+from .graph import Builder, Matrix, region
 
 quartet = torch.ops.quartet
 
@@ -43,7 +43,7 @@ class Operands:
 
     def forward(self, operand: Matrix, quantizer: Quantizer, stream: int, like: fx.Node) -> Quantized:
         """The quantized operand of a forward GEMM; a new one is placed where the graph inserts now."""
-        key = (operand.key, quantizer, like.meta.get("ac_graph_id"), like.meta.get("recompute"))
+        key = (operand.key, quantizer, *region(like))
         found = self._made.get(key)
         if found is None:
             masked = operand.key in self.masked

@@ -57,6 +57,7 @@ CustomGraphPass: type = _private("torch._inductor.custom_graph_pass:CustomGraphP
 GradOutput: type = _private("torch._functorch._aot_autograd.descriptors:GradAOTOutput")
 PlainInput: type = _private("torch._functorch._aot_autograd.descriptors:PlainAOTInput")
 ParamInput: type = _private("torch._functorch._aot_autograd.descriptors:ParamAOTInput")
+BufferInput: type = _private("torch._functorch._aot_autograd.descriptors:BufferAOTInput")
 
 
 def compile_fx(gm: torch.fx.GraphModule, inputs: list, config_patches: dict[str, Any]) -> Any:

@@ -53,8 +53,8 @@ def compile_graph(
 
 
 def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
-    """Names of a Dynamo graph's inputs, and which of them are parameters, by position."""
-    parameters, all_names = {}, {}
+    """Names of a Dynamo graph's inputs, and which of them are parameters and buffers, by position."""
+    parameters, state, all_names = {}, set(), {}
     for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
         argument = node.meta.get("grapharg")
         if argument is None:
@@ -65,7 +65,9 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
         all_names[index] = names.get(id(example)) or clean(source) or root_name(source)
         if isinstance(example, torch.nn.Parameter):
             parameters[index] = all_names[index]
-    return GraphInputs(parameters=parameters, names=all_names)
+        elif "._buffers[" in source:
+            state.add(index)
+    return GraphInputs(parameters=parameters, names=all_names, state=frozenset(state))
 
 
 def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:

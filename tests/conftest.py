@@ -1,9 +1,11 @@
-"""Make the shared helpers of tests/ and the baselines of examples/ importable."""
+"""Make the shared helpers of tests/ and the baselines of examples/ importable, and the repository's root not: its folder
+`kernels` would hide a package of that name that transformers looks for."""
 
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path = [path for path in sys.path if path not in ("", str(ROOT))]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 
 import torch  # noqa: E402

@@ -106,7 +106,7 @@ def test_a_site_says_which_quantizers_each_gemm_has():
 
 
 class Products(nn.Module):
-    """Every kind of product that is never rewritten."""
+    """Every kind of reason to keep a product, and two that are rewritten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,20 +125,20 @@ class Products(nn.Module):
 
 def test_each_reason_is_specific():
     report = qc.explain(Products(), X)
-    assert not any(site.rewritten for site in report.sites)
+    assert [site.name for site in report.sites if site.rewritten] == ["a + b", "experts"]
     assert [(site.name, site.reason) for site in report.sites] == [
         ("mm", "product of two activations"),
         ("mm_1", "product of two activations"),
         ("mm_2", "product of two parameters"),
-        ("mm_3", "its weight is computed from 'a', 'b'; only a parameter itself is rewritten"),
+        ("a + b", "matmul with a weight computed from 2 parameters"),
         ("router", "router by its name 'router'; include=['*'] rewrites it too"),
         ("score", "output head by its name 'score'; include=['*'] rewrites it too"),
         ("few", "K is 16, below the group of 32"),
         ("narrow", "N is 8, below the group of 32"),
-        ("experts", "batched product with the parameter 'experts'; only mm and addmm are rewritten"),
-        ("conv", "convolution with the parameter 'conv.weight'; only mm and addmm are rewritten"),
-        ("batched product", "product of two activations"),
-        ("batched product", "product of two activations"),
+        ("experts", "matmul with 2 matrices of a parameter"),
+        ("conv", "K is 16, below the group of 32"),
+        ("bmm", "product of two activations"),
+        ("bmm", "product of two activations"),
     ]
 
 

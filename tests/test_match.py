@@ -198,10 +198,10 @@ def test_sum_of_two_is_right_whatever_is_decided():
     _check_exact(model, x)
 
 
-def test_a_product_of_parameters_is_kept_and_the_computed_weight_is_used_in_high_precision():
+def test_a_product_of_parameters_is_kept_and_what_it_computes_is_a_weight():
     model, x = BothParameters(), torch.randn(2, 50, 64)
     report = qc.explain(model, x)
-    assert not any(site.rewritten for site in report.sites)
+    assert [site.rewritten for site in report.sites] == [False, True]
     _check_exact(model, x)
 
 

@@ -1,0 +1,280 @@
+"""How each kind of matmul reads as products of 2-D matrices, which are all that the quantized ops know.
+
+A form gives the operands X [M, K], W [N, K] and dY [M, N] of a site as 2-D nodes, says which op multiplies them, and
+brings the products Y, dX and dW back to the shape of the nodes that they replace:
+
+    Plain     mm, addmm, and a batch of one
+    Stacked   a batch: its matrices one below the other, each padded to whole groups of 32 rows
+    Grouped   rows in groups whose sizes only the data knows: moved apart, so that no block of 32 spans two groups
+    Filters   a convolution whose windows don't overlap
+
+Padding is with zeros, which add nothing to any of the three products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..formats import padded
+from ..recipe import Gemm
+from .graph import Builder, Matrix, aten
+from .match import MatmulSite
+from .products import CONVOLUTION, ends, output
+from .share import Quantized, quartet
+from .windows import channels_first, channels_last, fold, unfold, windows
+
+BLOCK = 32
+
+
+@dataclasses.dataclass
+class Form:
+    """The plain form. x, w: inserted where the forward matmul is; dy: where the first backward matmul is."""
+
+    site: MatmulSite
+    build: Builder
+
+    def x(self) -> Matrix:
+        return self._matrix(self.site.x, self.site.node)
+
+    def w(self) -> Matrix:
+        return self._matrix(self.site.w, self.site.node)
+
+    def dy(self, like: fx.Node) -> Matrix:
+        return self._matrix(self.site.dy, like)
+
+    def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
+        a, b = (w, x) if self.site.swapped else (x, w)
+        return self._like(self.site.node, scaled_mm(self.build, self.site.node, a, b, gemm))
+
+    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm) -> fx.Node:
+        """dX, still rotated along K."""
+        return scaled_mm(self.build, self.site.dgrad, dy, wt, gemm)
+
+    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm) -> fx.Node:
+        """dW, still rotated along K."""
+        return scaled_mm(self.build, self.site.wgrad, dy, xt, gemm)
+
+    def dx(self, result: fx.Node) -> fx.Node:
+        return self._oriented(self.site.dgrad, result, self.site.dgrad_transposed)
+
+    def dw(self, result: fx.Node) -> fx.Node:
+        return self._oriented(self.site.wgrad, result, self.site.wgrad_transposed)
+
+    def finish(self, dy: Matrix) -> None:
+        """Replace what else the backward nodes computed."""
+
+    def _matrix(self, operand: Matrix, like: fx.Node) -> Matrix:
+        if operand.node.meta["val"].dim() == 2:
+            return operand
+        return operand._replace(node=self.build.call(like, aten.squeeze.dim, operand.node, 0))
+
+    def _oriented(self, like: fx.Node, result: fx.Node, transposed: bool) -> fx.Node:
+        if transposed:
+            result = self.build.call(like, aten.permute.default, result, [1, 0])
+        return self._like(like, result)
+
+    def _like(self, like: fx.Node, result: fx.Node) -> fx.Node:
+        return self.build.call(like, aten.unsqueeze.default, result, 0) if like.meta["val"].dim() == 3 else result
+
+
+@dataclasses.dataclass
+class _Groups(Form):
+    """What a batch and groups of rows share: one GEMM for all of them, and W stacked as [E * N, K]."""
+
+    def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
+        return self._unstacked_y(self._product(self.site.node, x, w, gemm, "fprop"))
+
+    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm) -> fx.Node:
+        return self._product(self.site.dgrad, dy, wt, gemm, "dgrad")
+
+    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm) -> fx.Node:
+        return self._product(self.site.wgrad, dy, xt, gemm, "wgrad")
+
+    def w(self) -> Matrix:
+        node = self._stacked(self.site.node, self.site.w, pad=True)
+        return Matrix(node, False, self.site.w.key)
+
+    def dw(self, result: fx.Node) -> fx.Node:
+        return self._unstacked(self.site.wgrad, result, self.site.w.shape[0], self.site.wgrad_transposed)
+
+    def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
+        dtype = like.meta["val"].dtype
+        matrices = self.site.matrices
+        operands = (*a[:3], *b[:3])
+        return self.build.call(
+            like, quartet.scaled_grouped_mm.default, *operands, self._ends(), matrices, role, gemm.gain, dtype
+        )
+
+    def _stacked(self, like: fx.Node, operand: Matrix, pad: bool) -> fx.Node:
+        """A batch [E, rows, columns] as [E * rows, columns], the rows of each matrix padded to whole groups."""
+        node = operand.node
+        if operand.transposed:
+            node = self.build.call(like, aten.permute.default, node, [0, 2, 1])
+        rows, columns = operand.shape
+        if pad and rows % BLOCK:
+            node = self.build.call(like, aten.constant_pad_nd.default, node, [0, 0, 0, padded(rows, BLOCK) - rows])
+        return self.build.call(like, aten.reshape.default, node, [-1, columns])
+
+    def _unstacked(self, like: fx.Node, result: fx.Node, rows: int, transposed: bool) -> fx.Node:
+        """The reverse, as [E, rows, columns], or as the transposes of those matrices."""
+        columns = result.meta["val"].shape[1]
+        result = self.build.call(like, aten.reshape.default, result, [self.site.matrices, -1, columns])
+        if rows % BLOCK:
+            result = self.build.call(like, aten.slice.Tensor, result, 1, 0, rows)
+        return self.build.call(like, aten.permute.default, result, [0, 2, 1]) if transposed else result
+
+    def _wide(self, like: fx.Node, dy: fx.Node) -> fx.Node:
+        """dY with its columns padded like the rows of W."""
+        columns = dy.meta["val"].shape[1]
+        if columns % BLOCK == 0:
+            return dy
+        return self.build.call(like, aten.constant_pad_nd.default, dy, [0, padded(columns, BLOCK) - columns])
+
+    def _narrow(self, like: fx.Node, y: fx.Node) -> fx.Node:
+        """Y without the columns that the padded rows of W made."""
+        n = self.site.shape[1]
+        return self.build.call(like, aten.slice.Tensor, y, 1, 0, n) if n % BLOCK else y
+
+
+@dataclasses.dataclass
+class Stacked(_Groups):
+    """A batched matmul of static sizes."""
+
+    def x(self) -> Matrix:
+        return Matrix(self._stacked(self.site.node, self.site.x, pad=True), False, self.site.x.key)
+
+    def dy(self, like: fx.Node) -> Matrix:
+        node = self._wide(like, self._stacked(like, self.site.dy, pad=True))
+        return Matrix(node, False, self.site.dy.key)
+
+    def dx(self, result: fx.Node) -> fx.Node:
+        return self._unstacked(self.site.dgrad, result, self.site.x.shape[0], self.site.dgrad_transposed)
+
+    def _unstacked_y(self, y: fx.Node) -> fx.Node:
+        y = self._narrow(self.site.node, y)
+        return self._unstacked(self.site.node, y, self.site.x.shape[0], self.site.swapped)
+
+    def _ends(self) -> fx.Node:
+        step = padded(self.site.x.shape[0], BLOCK)
+        return self.build.once(
+            self.site.node,
+            ("ends", step, self.site.matrices),
+            lambda: _arange(self.build, self.site.node, step, step * self.site.matrices + 1, step),
+        )
+
+
+@dataclasses.dataclass
+class Grouped(_Groups):
+    """Groups of rows, whose ends are data. `index` is the row of X that each row of the moved matrix holds, `back` the
+    moved row of each row of X."""
+
+    def x(self) -> Matrix:
+        operand = self.site.x
+        key = ("rows", operand.key, self._offsets())
+        node = self.build.once(self.site.node, key, lambda: self._apart(self.site.node, operand))
+        root, *layout = operand.key
+        return Matrix(node, False, ((root, self._offsets()), *layout))
+
+    def dy(self, like: fx.Node) -> Matrix:
+        return Matrix(self._wide(like, self._apart(like, self.site.dy)), False, self.site.dy.key)
+
+    def dx(self, result: fx.Node) -> fx.Node:
+        return self._together(self.site.dgrad, result, self.site.dgrad_transposed)
+
+    def _unstacked_y(self, y: fx.Node) -> fx.Node:
+        return self._together(self.site.node, self._narrow(self.site.node, y), False)
+
+    def _offsets(self) -> fx.Node:
+        return ends(self.site.node)
+
+    def _ends(self) -> fx.Node:
+        return self._moves()[2]
+
+    def _moves(self) -> tuple[fx.Node, ...]:
+        """index, back and the new ends; one op for all products with these groups."""
+        site, build = self.site, self.build
+        rows = site.x.node.meta["val"].shape[1 if site.x.transposed else 0]
+        return build.once(
+            site.node,
+            ("moves", self._offsets(), str(rows)),
+            lambda: build.outputs(
+                build.call(
+                    site.node, quartet.separate_groups.default, self._offsets(), self._upright(site.node, site.x)
+                )
+            ),
+        )
+
+    def _apart(self, like: fx.Node, operand: Matrix) -> fx.Node:
+        """The rows of [T, columns] with each group starting a new block of 32, zeros between them."""
+        index = self._moves()[0]
+        zero = self.build.call(like, aten.constant_pad_nd.default, self._upright(like, operand), [0, 0, 0, 1])
+        return self.build.call(like, aten.index.Tensor, zero, [index])
+
+    def _together(self, like: fx.Node, result: fx.Node, transposed: bool) -> fx.Node:
+        result = self.build.call(like, aten.index.Tensor, result, [self._moves()[1]])
+        return self.build.call(like, aten.permute.default, result, [1, 0]) if transposed else result
+
+    def _upright(self, like: fx.Node, operand: Matrix) -> fx.Node:
+        return self.build.call(like, aten.permute.default, operand.node, [1, 0]) if operand.transposed else operand.node
+
+
+@dataclasses.dataclass
+class Filters(Form):
+    """A convolution: X and dX unfolded, Y and dY with their channels last."""
+
+    def __post_init__(self) -> None:
+        self.windows = windows(self.site.node)
+
+    def x(self) -> Matrix:
+        node = unfold(self.build, self.site.node, self.site.x.node, self.windows)
+        return Matrix(node, False, self.site.x.key)
+
+    def w(self) -> Matrix:
+        node = self.build.call(self.site.node, aten.reshape.default, self.site.w.node, [self.windows.filters, -1])
+        return Matrix(node, False, self.site.w.key)
+
+    def dy(self, like: fx.Node) -> Matrix:
+        return Matrix(channels_last(self.build, like, self.site.dy.node), False, self.site.dy.key)
+
+    def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
+        y = scaled_mm(self.build, self.site.node, x, w, gemm)
+        bias = self.site.node.args[2]
+        if bias is not None:
+            y = self.build.call(self.site.node, aten.add.Tensor, y, bias)
+        return channels_first(self.build, self.site.node, y, self.windows)
+
+    def dx(self, result: fx.Node) -> fx.Node:
+        return fold(self.build, self.site.dgrad, result, self.windows)
+
+    def dw(self, result: fx.Node) -> fx.Node:
+        shape = list(self.site.wgrad.meta["val"].shape)
+        return self.build.call(self.site.wgrad, aten.reshape.default, result, shape)
+
+    def finish(self, dy: Matrix) -> None:
+        bias = output(self.site.backward[0].args[0], 2)
+        if bias is not None:
+            with self.build.graph.inserting_before(bias):
+                self.build.replace(bias, self.build.call(bias, aten.sum.dim_IntList, dy.node, [0]))
+
+
+def form_of(site: MatmulSite, build: Builder) -> Form:
+    """The form of a site."""
+    if site.node.target is CONVOLUTION:
+        return Filters(site, build)
+    if ends(site.node) is not None:
+        return Grouped(site, build)
+    return Stacked(site, build) if site.matrices != 1 else Form(site, build)
+
+
+def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
+    """A node `a b^T` in the dtype of `like`."""
+    return build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, like.meta["val"].dtype)
+
+
+def _arange(build: Builder, like: fx.Node, start: int, end: int, step: int) -> fx.Node:
+    options: dict[str, Any] = {"dtype": torch.int32, "device": like.meta["val"].device}
+    return build.call(like, aten.arange.start_step, start, end, step, kwargs=options)

@@ -1,0 +1,62 @@
+"""The matrix products that a joint graph may hold, and the operands of each.
+
+mm, addmm             [M, K] [K, N]
+bmm, baddbmm          [E, M, K] [E, K, N]
+_grouped_mm           [T, K] [E, K, N]: consecutive rows, up to `ends[e]`, go with matrix e
+                      [M, T] [T, N]: the same rows contracted, as [E, M, N]
+grouped_mm_fallback   transformers' op for the first form, whose backward is one op for both gradients
+convolution           a product where its windows don't overlap
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from .._compat import OpOverload
+from .graph import aten
+
+MATMULS = (aten.mm.default, aten.addmm.default)
+BATCHED = (aten.bmm.default, aten.baddbmm.default)
+GROUPED = (aten._grouped_mm.default,)
+PRODUCTS = (*MATMULS, *BATCHED, *GROUPED)
+CONVOLUTION = aten.convolution.default
+FALLBACK = "transformers::grouped_mm_fallback"
+
+
+def op_name(node: fx.Node) -> str:
+    """The qualified name of an op, `aten::mm`; empty for what is no op."""
+    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
+
+
+def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The two operands that a product multiplies."""
+    adds = node.target in (aten.addmm.default, aten.baddbmm.default)
+    return node.args[1:3] if adds else node.args[:2]
+
+
+def ends(node: fx.Node) -> fx.Node | None:
+    """Where each group of rows of a grouped product ends; None for other products."""
+    grouped = node.target in GROUPED or op_name(node) == FALLBACK
+    return node.args[2] if grouped and len(node.args) > 2 else None
+
+
+def is_plain(node: fx.Node) -> bool:
+    """Whether a product has no options beyond its operands (a bias inside, another output dtype)."""
+    return node.target not in GROUPED or len(node.args) == 3 and not any(node.kwargs.values())
+
+
+def backward_of(node: fx.Node, suffix: str) -> fx.Node | None:
+    """The one op that computes all gradients of `node`, where it reads both of its operands; None if not exactly one."""
+    name = op_name(node) + suffix
+    operands = set(node.args[:2])
+    found = {user for operand in operands for user in operand.users if op_name(user) == name}
+    found = [user for user in found if operands <= set(user.args)]
+    return found[0] if len(found) == 1 else None
+
+
+def output(node: fx.Node, index: int) -> fx.Node | None:
+    """The node that takes one output of an op with several; None if nobody does."""
+    items = [user for user in node.users if user.target is operator.getitem and user.args[1] == index]
+    return items[0] if items else None

@@ -1,0 +1,89 @@
+"""Which values of a forward graph are weights: parameters, and what is computed from parameters alone."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+
+from torch import fx
+
+from .graph import aten, strip
+
+_SELECTIONS = (aten.select.int, aten.slice.Tensor, aten.index.Tensor, aten.index_select.default, aten.embedding.default)
+
+
+ACTIVATIONS = "product of two activations"
+
+
+class _Origin(enum.IntEnum):
+    CONSTANT = 0
+    PARAMETER = 1
+    DATA = 2
+
+
+class Weights:
+    """Where the values of a graph come from.
+
+    parameters: the names of the placeholders that hold parameters. state: placeholders that hold buffers.
+    """
+
+    def __init__(self, graph: fx.Graph, parameters: Mapping[fx.Node, str], state: Iterable[fx.Node]) -> None:
+        self.parameters = parameters
+        fixed = {**dict.fromkeys(state, _Origin.CONSTANT), **dict.fromkeys(self.parameters, _Origin.PARAMETER)}
+        self._origin: dict[fx.Node, _Origin] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                origin = fixed.get(node, _Origin.DATA)
+            else:
+                origin = max((self._origin[source] for source in node.all_input_nodes), default=_Origin.CONSTANT)
+            self._origin[node] = origin
+
+    def pick(self, a: fx.Node, b: fx.Node) -> fx.Node | None:
+        """Which of two operands is the weight: the only one that is a parameter itself, through views and casts, or else
+        one that is computed from parameters and meets data. None if there is no such operand, or there are two."""
+        direct = [operand for operand in (a, b) if strip(operand) in self.parameters]
+        if direct:
+            return direct[0] if len(direct) == 1 else None
+        for operand, other in ((a, b), (b, a)):
+            if self.is_computed(operand) and self._origin[other] is _Origin.DATA:
+                return operand
+        return None
+
+    def is_computed(self, node: fx.Node) -> bool:
+        """Whether a value depends on parameters and on nothing that changes with the data."""
+        return self._origin[node] is _Origin.PARAMETER
+
+    def is_fixed(self, node: fx.Node) -> bool:
+        """Whether a value doesn't change with the data."""
+        return self._origin[node] is not _Origin.DATA
+
+    def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The parameters that a value is computed from, in the order in which they are read."""
+        seen, stack, found = {node}, [node], []
+        while stack:
+            current = stack.pop()
+            if current in self.parameters:
+                found.append(current)
+            for source in reversed(current.all_input_nodes):
+                if source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+        return tuple(found)
+
+    def selected(self, node: fx.Node) -> fx.Node | None:
+        """The parameter that a value is a part of, the part being picked by data (an expert's matrix); else None."""
+        node = strip(node)
+        while node.target in _SELECTIONS:
+            node = strip(node.args[0])
+        return node if node in self.parameters else None
+
+
+def without_weight(a: fx.Node, b: fx.Node, weights: Weights) -> str:
+    """Why no operand of a product, or each of them, is a weight."""
+    if weights.is_fixed(a) and weights.is_fixed(b):
+        return "product of two parameters"
+    for operand in (a, b):
+        parameter = weights.selected(operand)
+        if parameter is not None:
+            return f"its weight is a part of {weights.parameters[parameter]!r} that the data selects"
+    return ACTIVATIONS
