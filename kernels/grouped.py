@@ -76,6 +76,13 @@ def separate_groups(ends: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, 
     return index, back, new_ends.to(torch.int32)
 
 
+def separate_matrices(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`separate_groups` of the rows of `x: [E, rows, columns]`, each matrix a group."""
+    matrices, rows, _ = x.shape
+    ends = torch.arange(1, matrices + 1, device=x.device) * rows
+    return separate_groups(ends, x.reshape(matrices * rows, -1))
+
+
 def separate_rows(rows, groups: int):
     """How many rows any `groups` groups of `rows` rows need, and one row of zeros; also for symbolic sizes."""
     return padded(rows + groups * (BLOCK - 1) + 1, BLOCK)

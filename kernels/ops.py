@@ -33,6 +33,7 @@ _SCHEMAS = {
     "scaled_grouped_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales,"
     " Tensor b_tensor_scale, Tensor ends, int matrices, str gemm, float alpha, ScalarType dtype) -> Tensor",
     "separate_groups": "(Tensor ends, Tensor x) -> (Tensor index, Tensor back, Tensor separate_ends)",
+    "separate_matrices": "(Tensor x) -> (Tensor index, Tensor back, Tensor separate_ends)",
     "unrotate": "(Tensor x, Tensor? mask, int rotation, SymInt columns) -> Tensor",
 }
 
@@ -86,7 +87,7 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         return backend.unrotate(x, mask, rotation, columns)
 
     functions = (quantize, quantize_pair, requantize, scaled_mm, scaled_grouped_mm, unrotate)
-    return {**{f.__name__: f for f in functions}, "separate_groups": grouped.separate_groups}
+    return {f.__name__: f for f in (*functions, grouped.separate_groups, grouped.separate_matrices)}
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -136,6 +137,11 @@ def _fake_separate_groups(ends, x):
     return index, back, torch.empty_like(ends, dtype=torch.int32)
 
 
+def _fake_separate_matrices(x):
+    matrices, rows, _ = x.shape
+    return _fake_separate_groups(x.new_empty((matrices,), dtype=torch.int32), x.new_empty((matrices * rows,)))
+
+
 def _fake_unrotate(x, mask, rotation, columns):
     return x.new_empty((x.shape[0], columns))
 
@@ -152,6 +158,7 @@ _FAKE = {
     "scaled_mm": _fake_scaled_mm,
     "scaled_grouped_mm": _fake_scaled_grouped_mm,
     "separate_groups": _fake_separate_groups,
+    "separate_matrices": _fake_separate_matrices,
     "unrotate": _fake_unrotate,
 }
 _library.impl("seed", seed, "BackendSelect")

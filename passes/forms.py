@@ -6,6 +6,7 @@ brings the products Y, dX and dW back to the shape of the nodes that they replac
     Plain     mm, addmm, and a batch of one
     Stacked   a batch: its matrices one below the other, each padded to whole groups of 32 rows
     Grouped   rows in groups whose sizes only the data knows: moved apart, so that no block of 32 spans two groups
+    Dynamic   a batch of matrices whose number of rows is dynamic: each is a group
     Filters   a convolution whose windows don't overlap
 
 Padding is with zeros, which add nothing to any of the three products.
@@ -197,16 +198,12 @@ class Grouped(_Groups):
     def _moves(self) -> tuple[fx.Node, ...]:
         """index, back and the new ends; one op for all products with these groups."""
         site, build = self.site, self.build
-        rows = site.x.node.meta["val"].shape[1 if site.x.transposed else 0]
-        return build.once(
-            site.node,
-            ("moves", self._offsets(), str(rows)),
-            lambda: build.outputs(
-                build.call(
-                    site.node, quartet.separate_groups.default, self._offsets(), self._upright(site.node, site.x)
-                )
-            ),
-        )
+        key = ("moves", self._offsets(), str(site.x.shape[0]), site.matrices)
+        return build.once(site.node, key, lambda: build.outputs(self._separate()))
+
+    def _separate(self) -> fx.Node:
+        x = self._upright(self.site.node, self.site.x)
+        return self.build.call(self.site.node, quartet.separate_groups.default, self._offsets(), x)
 
     def _apart(self, like: fx.Node, operand: Matrix) -> fx.Node:
         """The rows of [T, columns] with each group starting a new block of 32, zeros between them."""
@@ -220,6 +217,38 @@ class Grouped(_Groups):
 
     def _upright(self, like: fx.Node, operand: Matrix) -> fx.Node:
         return self.build.call(like, aten.permute.default, operand.node, [1, 0]) if operand.transposed else operand.node
+
+
+@dataclasses.dataclass
+class Dynamic(Grouped):
+    """A batched matmul with a symbolic number of rows."""
+
+    def _offsets(self) -> None:
+        return None
+
+    def _separate(self) -> fx.Node:
+        x = self._upright(self.site.node, self.site.x)
+        return self.build.call(self.site.node, quartet.separate_matrices.default, x)
+
+    def _apart(self, like: fx.Node, operand: Matrix) -> fx.Node:
+        index = self._moves()[0]
+        rows = self.build.call(like, aten.reshape.default, self._upright(like, operand), [-1, operand.shape[1]])
+        zero = self.build.call(like, aten.constant_pad_nd.default, rows, [0, 0, 0, 1])
+        return self.build.call(like, aten.index.Tensor, zero, [index])
+
+    def _together(self, like: fx.Node, result: fx.Node, transposed: bool) -> fx.Node:
+        rows = self.build.call(like, aten.index.Tensor, result, [self._moves()[1]])
+        columns = rows.meta["val"].shape[1]
+        rows = self.build.call(like, aten.reshape.default, rows, [self.site.matrices, -1, columns])
+        return self.build.call(like, aten.permute.default, rows, [0, 2, 1]) if transposed else rows
+
+    def _unstacked_y(self, y: fx.Node) -> fx.Node:
+        return self._together(self.site.node, self._narrow(self.site.node, y), self.site.swapped)
+
+    def _upright(self, like: fx.Node, operand: Matrix) -> fx.Node:
+        if not operand.transposed:
+            return operand.node
+        return self.build.call(like, aten.permute.default, operand.node, [0, 2, 1])
 
 
 @dataclasses.dataclass
@@ -267,7 +296,9 @@ def form_of(site: MatmulSite, build: Builder) -> Form:
         return Filters(site, build)
     if ends(site.node) is not None:
         return Grouped(site, build)
-    return Stacked(site, build) if site.matrices != 1 else Form(site, build)
+    if site.matrices == 1:
+        return Form(site, build)
+    return (Stacked if isinstance(site.x.shape[0], int) else Dynamic)(site, build)
 
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:

@@ -162,11 +162,9 @@ def _too_small(site: MatmulSite) -> str | None:
     _, n, k = site.shape
     if site.node.target in BATCHED and site.matrices != 1:
         rows = site.x.shape[0]
-        if not isinstance(rows, int) or not isinstance(site.matrices, int):
-            return (
-                f"a batch of {site.matrices} x {rows} rows is dynamic; mark both static with torch._dynamo.mark_static"
-            )
-        if rows < SMALLEST // 2:
+        if not isinstance(site.matrices, int):
+            return f"its number of matrices is dynamic ({site.matrices}); mark it static with torch._dynamo.mark_static"
+        if isinstance(rows, int) and rows < SMALLEST // 2:
             return f"each of its {site.matrices} matrices multiplies {rows} rows, and groups have {SMALLEST}"
     for letter, size in (("K", k), ("N", n)):
         if not isinstance(size, int):

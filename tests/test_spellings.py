@@ -11,6 +11,9 @@ from models import gradients, relative
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from quartet_compile.capture import Capture
+from quartet_compile.config import configure
+
 
 class Spelled(nn.Module):
     """`spell(self, x)` with parameters of the given shapes."""
@@ -219,3 +222,52 @@ def test_grouped_mm(needs_dx):
         assert relative(g1[name], g0[name]) < 8e-3, name
     if needs_dx:
         assert relative(x.grad, dx0) < 8e-3
+
+
+DYNAMIC = {
+    "linear": ["matmul with a parameter"],
+    "einsum": ["matmul with a parameter"],
+    "einsum, heads out": ["matmul with a parameter"],
+    "einsum, a matrix a head": ["matmul with 2 matrices of a parameter"],
+    "bmm, dynamic rows": ["matmul with 2 matrices of a parameter"],
+    "bmm on the left, dynamic rows": ["matmul with 2 matrices of a parameter"],
+    "1-D convolution": ["a convolution of dynamic spatial size; only a convolution whose windows don't overlap is one"],
+    "1x1 convolution, dynamic batch": ["convolution with a parameter"],
+}
+OF_ANY_LENGTH = {
+    **{name: ALL[name] for name in DYNAMIC if name in ALL},
+    "einsum, heads out": ALL["einsum, heads out"],
+    "einsum, a matrix a head": (
+        lambda s, x: torch.einsum("bshd,hde->bshe", x.unflatten(2, (2, 32)), s.w),
+        {"w": (2, 32, 64)},
+    ),
+    "bmm, dynamic rows": (lambda s, x: torch.bmm(x, s.w), {"w": (2, 64, 35)}),
+    "bmm on the left, dynamic rows": (lambda s, x: torch.bmm(s.w, x.transpose(1, 2)), {"w": (2, 35, 64)}),
+    "1x1 convolution, dynamic batch": (
+        lambda s, x: F.conv2d(x.transpose(0, 1).reshape(-1, 32, 2, 2), s.w, s.b),
+        {"w": (40, 32, 1, 1), "b": (40,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamic_length(name):
+    """One graph for all lengths, right for each."""
+    spell, shapes = OF_ANY_LENGTH[name]
+    torch.manual_seed(1)
+    model = Spelled(spell, **shapes)
+    backend = Capture(configure({"recipe": "exact"}), text=False)
+    torch._dynamo.reset()
+    function = torch.compile(model, backend=backend, dynamic=True)
+    for length in (48, 33, 100, 17):
+        x = torch.randn(2, length, 64)
+        torch._dynamo.mark_static(x, 0)
+        torch._dynamo.mark_static(x, 2)
+        y0, g0 = gradients(model, x)
+        y1, g1 = gradients(model, x, function=function)
+        assert relative(y1, y0) < 1e-5
+        for parameter in g0:
+            assert relative(g1[parameter], g0[parameter]) < 1e-5, parameter
+    assert len(backend.graphs) == 1
+    for site, reason in zip(sites(backend), DYNAMIC[name], strict=True):
+        assert site.reason.startswith(reason), site.reason
