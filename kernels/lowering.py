@@ -23,6 +23,7 @@ import torch
 from ..formats import Quantizer
 from ..formats import quantizer as quantizer_named
 from .emulation import product_format
+from .grouped import product_shape
 
 try:
     from torch._inductor import config, ir
@@ -68,14 +69,16 @@ def _tiles_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _template(name: str, grid: Callable) -> TritonTemplate:
+def _template(name: str, grid: Callable, variant: str = "") -> TritonTemplate:
     number_format = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import blocks, product, rotation, rounding, scales\n"
+        "from quartet_compile.kernels.gpu import blocks, groups, product, rotation, rounding, scales\n"
         f"# quartet: {name} {number_format}, tile functions {_tiles_hash()}\n"
     )
     source = (_GPU / "templates" / f"{name}.py.jinja").read_text()
-    return TritonTemplate(name=f"quartet_{name}", grid=SymbolicGridFn(grid), source=head + source)
+    return TritonTemplate(
+        name=f"quartet_{name}{variant and '_' + variant}", grid=SymbolicGridFn(grid), source=head + source
+    )
 
 
 def _grid_of_groups(rows, columns, meta, *, cdiv):
@@ -94,6 +97,14 @@ def _grid_of_products(m, n, meta, *, cdiv):
     return (cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), 1, 1)
 
 
+def _grid_of_row_groups(rows, columns, matrices, meta, *, cdiv):
+    return ((cdiv(rows, meta["BLOCK_M"]) + matrices + 1) * cdiv(columns, meta["BLOCK_N"]), 1, 1)
+
+
+def _grid_of_stacked_products(rows, columns, matrices, meta, *, cdiv):
+    return (matrices * cdiv(rows, meta["BLOCK_M"]) * cdiv(columns, meta["BLOCK_N"]), 1, 1)
+
+
 def _grid_of_programs(m, n, meta, *, cdiv, min):
     return (min(meta["PROGRAMS"], cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"])), 1, 1)
 
@@ -106,6 +117,8 @@ _scaled_mm = _template("scaled_mm", _grid_of_products)
 _scaled_mm_tma = _template("scaled_mm_tma", _grid_of_programs)
 _decode_fp8 = _template("decode_fp8", _grid_of_rows)
 _scaled_mm_fp8 = _template("scaled_mm_fp8", _grid_of_products)
+_grouped_rows = _template("scaled_grouped_mm", _grid_of_row_groups, "rows")
+_grouped_stacked = _template("scaled_grouped_mm", _grid_of_stacked_products, "stacked")
 _unrotate = _template("unrotate", _grid_of_groups)
 
 
@@ -422,6 +435,46 @@ def _following_unrotate() -> tuple[Any, Any] | None:
     return None if columns is None else (V.graph.env.get(mask), sympy.sympify(columns))
 
 
+_GROUPED_TILES = {  # by major compute capability; 8 warps spill on 10
+    10: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    12: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+}
+_GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
+
+
+def _lower_scaled_grouped_mm(
+    a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype
+):
+    """The products of all groups in one kernel: on FP4 tensor cores, or of operands that it decodes to bf16."""
+    device = a.get_device()
+    a, a_scales, b, b_scales, ends = realize_inputs(a, a_scales, b, b_scales, ends)
+    rows, columns = product_shape(a.get_size()[0], b.get_size()[0], matrices, gemm)
+    following = _following_unrotate()
+    mask, width = following or (None, columns)
+    stacked = gemm == "wgrad"
+    result = _select(
+        _grouped_stacked if stacked else _grouped_rows,
+        [a, a_scales, b, b_scales, ends, *([] if mask is None else [realize_inputs(mask)])],
+        ir.FixedLayout(device, dtype, [rows, width]),
+        [a.get_size()[0], columns, matrices],
+        [
+            dict(t, STAGES=t["num_stages"])
+            for t in _GROUPED_TILES.get(torch.cuda.get_device_capability(device)[0], _GROUPED_TILES_BF16)
+        ],
+        ALPHA=alpha,
+        STACKED=stacked,
+        SIDE_BY_SIDE=gemm == "dgrad",
+        MATRICES=matrices,
+        WIDTH=2 ** matrices.bit_length(),
+        NATIVE=has_fp4(device),
+        UNROTATED=following is not None,
+        MASKED=mask is not None,
+    )
+    if following is not None:
+        _unrotated().add(result.get_name())
+    return result
+
+
 _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
     8: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
     9: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=4)],
@@ -567,7 +620,7 @@ def _rounds(op: str, args: tuple) -> bool:
         return not _exact(args[1], args[2])
     if op == "requantize":
         return not _exact(args[3], args[4])
-    if op == "scaled_mm":
+    if op in ("scaled_mm", "scaled_grouped_mm"):
         return args[0].get_dtype() == torch.uint8 and args[3].get_dtype() == torch.uint8
     return args[2] in (0, 32)
 
@@ -592,6 +645,7 @@ for _name, _lower in {
     "quantize_pair": _lower_quantize_pair,
     "requantize": _lower_requantize,
     "scaled_mm": _lower_scaled_mm,
+    "scaled_grouped_mm": _lower_scaled_grouped_mm,
     "unrotate": _lower_unrotate,
 }.items():
     _register(_name, _lower)

@@ -29,7 +29,7 @@ def marker(source: str) -> tuple[str, str] | None:
 
 def is_product(op: str) -> bool:
     """Whether an op of ours is a product of quantized operands, in any of its kernels."""
-    return op.startswith("scaled_mm")
+    return op.startswith(("scaled_mm", "scaled_grouped_mm"))
 
 
 def is_reference(name: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from interpreted_module import compile_interpreted
 
 from quartet_compile.formats import quantizer
-from quartet_compile.kernels import philox, reference
+from quartet_compile.kernels import grouped, philox, reference
 from quartet_compile.kernels.reference import Blocks
 
 ops = torch.ops.quartet
@@ -126,6 +126,34 @@ def run_product(
         "magnitude": alpha * (left.abs() @ right.abs().t()),
         "templates": templates(compiled),
     }
+
+
+def run_grouped(
+    gemm: str, ends: tuple[int, ...], sizes: tuple[int, int], target: str, unrotated: bool
+) -> dict[str, Any]:
+    """A grouped product beside the reference's loop, of 200 rows, rounded up; with the `unrotate` of the backward pass."""
+    (n, k), tokens, matrices = sizes, 224, len(ends)
+    shapes = {
+        "fprop": ((tokens, k), (matrices * n, k)),
+        "dgrad": ((tokens, n), (k, matrices * n)),
+        "wgrad": ((n, tokens), (k, tokens)),
+    }
+    a, b = (mxfp4(*shape, seed) for seed, shape in enumerate(shapes[gemm]))
+    rows, columns = grouped.product_shape(a.codes.shape[0], b.codes.shape[0], matrices, gemm)
+    mask = torch.randint(0, 256, (rows, columns // 8), dtype=torch.uint8)
+
+    def call(a0, a1, a2, b0, b1, b2, ends, mask):
+        product = ops.scaled_grouped_mm(a0, a1, a2, b0, b1, b2, ends, matrices, gemm, 16 / 9, torch.float32)
+        return ops.unrotate(product, mask, 32, columns - 5) if unrotated else product
+
+    compiled = compile_interpreted(call, target)
+    groups = torch.tensor(ends, dtype=torch.int32)
+    with torch.no_grad():
+        made = compiled(*a[:3], *b[:3], groups, mask)
+    expected = grouped.scaled_grouped_mm(a, b, groups, matrices, gemm, 16 / 9, torch.float32, reference.scaled_mm)
+    if unrotated:
+        expected = reference.unrotate(expected, mask, 32, columns - 5)
+    return {"made": made, "expected": expected, "templates": templates(compiled), "kernels": kernels(compiled)}
 
 
 def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[str, Any]:

@@ -61,6 +61,16 @@ UNROTATE = {
     "cropped, bf16": ((33, 96), 67, bf16, True, "sm_90"),
     "no mask": ((5, 32), 32, f32, False, "sm_100"),
 }
+GROUPED = {
+    "fprop": ("fprop", (32, 32, 160, 192), (64, 96), "sm_100", False),
+    "fprop, odd": ("fprop", (0, 0, 224), (96, 32), "sm_120", False),
+    "dgrad": ("dgrad", (64, 64, 96, 192), (64, 160), "sm_100", False),
+    "dgrad, unrotated": ("dgrad", (32, 192), (32, 96), "sm_100", True),
+    "wgrad": ("wgrad", (32, 32, 160, 192), (64, 96), "sm_100", False),
+    "wgrad, unrotated": ("wgrad", (0, 96, 224), (70, 96), "sm_100", True),
+    "fprop, decoded": ("fprop", (32, 32, 160, 192), (64, 96), "sm_90", False),
+    "wgrad, decoded": ("wgrad", (32, 32, 160, 192), (64, 96), "sm_80", True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +78,7 @@ def made_all():
     calls = {("codes", key): ("run_codes", *case) for key, case in CODES.items()}
     calls |= {("product", key): ("run_product", *case) for key, case in PRODUCTS.items()}
     calls |= {("unrotated", key): ("run_unrotated_product", *case) for key, case in UNROTATED.items()}
+    calls |= {("grouped", key): ("run_grouped", *case) for key, case in GROUPED.items()}
     calls |= {("unrotate", key): ("run_unrotate", *case) for key, case in UNROTATE.items()}
     calls |= {("fused", kind): ("run_fused_quantize", kind, "sm_100") for kind in ("swiglu", "rms norm")}
     calls |= {
@@ -160,3 +171,12 @@ def test_what_follows_a_product_is_computed_in_its_kernel(made, target):
     result = made("epilogue", target)
     assert result["kernels"] == (3 if target == "sm_100" else 1)
     assert relative(result["made"], result["expected"]) < 2**-7
+
+
+@pytest.mark.parametrize("case", GROUPED)
+def test_grouped_products(made, case):
+    result = made("grouped", case)
+    assert result["templates"] == ["scaled_grouped_mm"]
+    assert result["kernels"] == 1
+    difference = (result["made"] - result["expected"]).abs().max()
+    assert difference < 1e-4 * result["expected"].abs().max()
