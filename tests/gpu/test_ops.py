@@ -9,7 +9,7 @@ from test_cpu_gemm import decode, random_blocks
 from test_cpu_kernels import assert_same, awkward
 
 from quartet_compile.formats import Quantizer, padded, quantizer
-from quartet_compile.kernels import philox, reference
+from quartet_compile.kernels import grouped, philox, reference
 from quartet_compile.kernels.reference import Blocks
 
 pytestmark = gpu
@@ -260,6 +260,27 @@ def test_scaled_mm_then_unrotate():
         bound = spread.expand(-1, -1, 32).flatten(1)
         bound = bound + torch.finfo(dtype).eps * (exact.abs() + bound)
         assert_within(result, exact[:, :-3], bound[:, :-3])
+
+
+@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
+def test_scaled_grouped_mm(gemm):
+    """Groups of no row, of one block and of several tiles, and rows of no group after them."""
+    n, k, tokens, groups = 96, 160, 416, torch.tensor([32, 32, 352, 384], dtype=torch.int32)
+    rows, columns = {
+        "fprop": ((tokens, k), (4 * n, k)),
+        "dgrad": ((tokens, n), (k, 4 * n)),
+        "wgrad": ((n, tokens), (k, tokens)),
+    }[gemm]
+    torch.manual_seed(4)
+    a, b = random_blocks(*rows), random_blocks(*columns)
+
+    def product(*operands):
+        return quartet.scaled_grouped_mm(*operands, 4, gemm, 16 / 9, FP32)
+
+    (result,), _ = run_compiled(product, [(*a[:3], *b[:3], groups)], ["scaled_grouped_mm"], dynamic=False)
+    wanted = grouped.scaled_grouped_mm(a, b, groups, 4, gemm, 16 / 9, FP32, reference.scaled_mm)
+    assert torch.equal(result.isnan(), wanted.isnan())
+    assert (result - wanted).nan_to_num(0.0).abs().max() <= 1e-4 * wanted.nan_to_num(0.0).abs().max()
 
 
 def ordered(x: torch.Tensor) -> torch.Tensor:
