@@ -1,8 +1,9 @@
 """What the pass costs in the compilation of large models: `python examples/bench_scale.py --models llama-3-8b olmoe-7b`.
 
-Models are built without memory (their parameters are never written, so no page of them exists) and take the whole path to generated source for a B200: Dynamo, AOTAutograd,
-the pass, the partitioner, Inductor's lowering and code generation. Nothing is run, and Triton compiles nothing. Each row is
-a process of its own; `pass s` is the time inside of the pass, `memory` what the pass added to the process.
+Models are built without memory (their parameters are never written, so no page of them exists) and take the whole path to
+generated source for a B200: Dynamo, AOTAutograd, the pass, the partitioner, Inductor's lowering and code generation.
+Nothing is run, and Triton compiles nothing. Each row is a process of its own; `pass s` is the time inside of the pass,
+`memory` what the pass added to the process.
 """
 
 from __future__ import annotations
