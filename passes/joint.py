@@ -67,13 +67,15 @@ class QuartetPass(CustomGraphPass):
         weights = Weights(graph, parameters, state)
         decisions = self._decide(graph, weights, recipe)
         self._check_strict(decisions)
-        described = {decision.site.node: _describe(decision, recipe) for decision in decisions}
-        described |= {
-            o.node: _describe_other(o, parameters) for o in find_others(graph, weights) if o.node not in described
-        }
-        sites = tuple(described[node] for node in graph.nodes if node in described)
+        described = {decision.site.node: [_describe(decision, recipe)] for decision in decisions}
+        for other in find_others(graph, weights):
+            if other.node not in described or other.inside:
+                described.setdefault(other.inside or other.node, []).append(_describe_other(other, parameters))
+        sites = tuple(site for node in graph.nodes for site in described.get(node, ()))
         rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe)
         after = show(graph, names) if self.text else ""
+        if is_nested(graph):  # the graph around it reports what is inside
+            return
         self.record(GraphReport(sites=sites, training=training, before=before, after=after))
 
     def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], set[fx.Node], dict[fx.Node, str]]:
@@ -109,7 +111,7 @@ class QuartetPass(CustomGraphPass):
             {node: mark_of(node.meta) for node in nodes},
             self.policy,
             recipe,
-            nested=not any(node.meta.get("desc") for node in graph.nodes),
+            nested=is_nested(graph),
         )
 
     def _check_strict(self, decisions: list[Decision]) -> None:
@@ -121,6 +123,11 @@ class QuartetPass(CustomGraphPass):
                     f"strict=True, and the matmul {decision.name!r} stays in high precision: {decision.reason}. "
                     f"Exclude it (exclude=[{decision.name!r}]) or set strict=False."
                 )
+
+
+def is_nested(graph: fx.Graph) -> bool:
+    """Whether a graph is the body of a higher-order op: AOTAutograd describes the inputs of all others."""
+    return not any(node.meta.get("desc") for node in graph.nodes)
 
 
 def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe) -> None:
