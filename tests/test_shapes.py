@@ -1,0 +1,90 @@
+"""Sizes that no block divides, and sizes that change: exact, and compiled once."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from captured import compiled, sites
+from models import Attention, Block, gradients, relative
+from torch import nn
+from torch._dynamo.utils import counters
+
+from quartet_compile.capture import Capture
+from quartet_compile.config import configure
+
+SIZES = (31, 33, 100, 1000)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 100, 1000])
+def test_any_sizes_are_exact(rows):
+    """Every N and K of these with every M, in one model."""
+    torch.manual_seed(1)
+    layers = nn.ModuleDict({f"{n} by {k}": nn.Linear(k, n) for n, k in itertools.product((33, 100, 1000), repeat=2)})
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return sum(layer(x[:, : layer.in_features]).sum(-1) for layer in self.layers.values())
+
+    model, x = Model(), torch.randn(rows, 1000, requires_grad=True)
+    y0, g0 = gradients(model, x)
+    dx0, x.grad = x.grad, None
+    function, backend = compiled(model, recipe="exact")
+    y, g = gradients(model, x, function=function)
+    assert all(site.rewritten for site in sites(backend)) and len(sites(backend)) == 9
+    assert relative(y, y0) < 1e-5 and relative(x.grad, dx0) < 1e-5
+    for name in g0:
+        assert relative(g[name], g0[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("recipe", ["exact", "quartet"])
+def test_a_dynamic_number_of_tokens_is_one_graph(recipe):
+    """Batch and length both symbolic: the padded sizes are expressions of them. The same bits as compiled for the size."""
+    torch.manual_seed(1)
+    model = nn.Sequential(Attention(), Block())
+    backend = Capture(configure({"recipe": recipe}), text=False)
+    torch._dynamo.reset()
+    function = torch.compile(model, backend=backend, dynamic=True)
+    found = []
+    for batch, length in ((2, 24), (3, 17), (5, 40), (2, 31)):
+        x = torch.randn(batch, length, 64)
+        found.append((x, gradients(model, x, function=function)))
+    assert len(backend.graphs) == 1
+    assert sum(site.rewritten for site in sites(backend)) == 6
+    assert all(isinstance(site.shape[0], str) for site in sites(backend) if site.rewritten)
+    for x, (y, g) in found:
+        static, _ = compiled(model, recipe=recipe)
+        y0, g0 = gradients(model, x, function=static)
+        assert relative(y, y0) < 1e-6
+        for name in g0:
+            assert relative(g[name], g0[name]) < 1e-6, name
+
+
+def test_no_recompilation_for_each_length_under_inductor():
+    torch.manual_seed(1)
+    model = nn.Sequential(Block(), Block())
+    torch._dynamo.reset()
+    counters.clear()
+    function = torch.compile(model, backend="quartet", dynamic=True, options={"recipe": "exact"})
+    for length in (48, 33, 100, 64, 31):
+        x = torch.randn(2, length, 64)
+        y, g = gradients(model, x, function=function)
+        y0, g0 = gradients(model, x)
+        assert relative(y, y0) < 1e-5
+        for name in g0:
+            assert relative(g[name], g0[name]) < 1e-5, name
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_no_tokens_in_a_dynamic_graph():
+    """An empty batch, as an expert without tokens has: gradients of weights are zeros."""
+    model = nn.Sequential(Block(), Block())
+    function, _ = compiled(model)
+    empty = torch.randn(0, 64)
+    _, g = gradients(model, empty, function=function)
+    assert all(not gradient.any() for gradient in g.values()) and len(g) == 6
