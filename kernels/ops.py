@@ -9,18 +9,19 @@ themselves there, and with formats that round nothing, they run the PyTorch refe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 
+from .._compat import group_ranks
 from ..formats import Quantizer, padded
 from ..formats import quantizer as quantizer_named
 from . import cpu, grouped, reference
 from .reference import Blocks
 
 _SCHEMAS = {
-    "seed": "(SymInt count, Device device) -> Tensor",
+    "seed": "(SymInt count, Device device, str[] shared_by) -> Tensor",
     "quantize": "(Tensor x, str quantizer, bool transpose, bool mask, int stream, Tensor? seed, Tensor? sign_seed)"
     " -> (Tensor codes, Tensor scales, Tensor tensor_scale, Tensor mask)",
     "quantize_pair": "(Tensor dy, str row_quantizer, str column_quantizer, Tensor seed, Tensor sign_seed)"
@@ -43,14 +44,18 @@ for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
 
 
-def seed(count: int, device: torch.device) -> torch.Tensor:
+def seed(count: int, device: torch.device, shared_by: Sequence[str] = ()) -> torch.Tensor:
     """int64[count]: one 64-bit seed a matmul, drawn from the device's default generator.
 
-    Ranks of a process group draw different seeds from equal generators, so that data-parallel noise is independent.
+    Ranks draw different seeds from equal generators, so that data-parallel noise is independent. shared_by: names of the
+    process groups whose ranks draw the same: those of tensor parallelism, who compute replicated gradients each for
+    itself.
     """
     drawn = torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        drawn = drawn ^ (torch.distributed.get_rank() * 0x2545F4914F6CDD1D & (2**63 - 1))
+        rank = torch.distributed.get_rank()
+        first = rank + sum(min(group_ranks(name)) - rank for name in shared_by)  # ranks are row-major in a mesh
+        drawn = drawn ^ (first * 0x2545F4914F6CDD1D & (2**63 - 1))
     return drawn
 
 
@@ -146,7 +151,7 @@ def _fake_unrotate(x, mask, rotation, columns):
     return x.new_empty((x.shape[0], columns))
 
 
-def _fake_seed(count, device):
+def _fake_seed(count, device, shared_by):
     return torch.empty((count,), dtype=torch.int64, device=device)
 
 

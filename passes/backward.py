@@ -27,9 +27,15 @@ from .share import Quantized, quartet
 
 
 def rewrite_backward(
-    sites: list[MatmulSite], saved: dict[int, Saved], seeds: int, recipe: Recipe, build: Builder
+    sites: list[MatmulSite],
+    saved: dict[int, Saved],
+    recipe: Recipe,
+    build: Builder,
+    seeds: int,
+    shared_by: tuple[str, ...],
 ) -> None:
-    """Rewrite the backward matmuls of every site in place. seeds: length of the seed vector, one for each site."""
+    """Rewrite the backward matmuls of every site in place. seeds: length of the seed vector, one for each site;
+    shared_by: the process groups whose ranks draw the same seeds."""
     order = {node: position for position, node in enumerate(build.graph.nodes)}
     sites = sorted((s for s in sites if s.backward), key=lambda s: min(order[n] for n in s.backward))
     if not sites:
@@ -38,7 +44,7 @@ def rewrite_backward(
     for index in sorted(saved):
         first_of_x.setdefault(saved[index].x.codes, index)
     rewriter = _Rewriter(build, recipe, order, saved, first_of_x)
-    rewriter.draw_seeds(sites[0], seeds)
+    rewriter.draw_seeds(sites[0], seeds, shared_by)
     for site in sites:
         rewriter.rewrite(site)
 
@@ -58,12 +64,13 @@ class _Rewriter:
         self._seeds: dict[int, fx.Node] = {}
         self._transposed_x: dict[fx.Node, Quantized] = {}
 
-    def draw_seeds(self, first: MatmulSite, count: int) -> None:
+    def draw_seeds(self, first: MatmulSite, count: int, shared_by: tuple[str, ...]) -> None:
         """One vector of seeds a backward pass; it stays in the backward graph, so no two passes share noise."""
         node = min(first.backward, key=self.order.__getitem__)
         with self.build.graph.inserting_before(node):
+            device = node.meta["val"].device
             self._vector = self.build.call(
-                node, quartet.seed.default, count, node.meta["val"].device, backward_only=True
+                node, quartet.seed.default, count, device, list(shared_by), backward_only=True
             )
 
     def rewrite(self, site: MatmulSite) -> None:

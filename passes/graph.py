@@ -143,6 +143,13 @@ def strip(node: fx.Node, through: Iterable = (*VIEWS, *CASTS)) -> fx.Node:
     return node
 
 
+def description_of(description: Any) -> Any:
+    """What AOTAutograd says of an input or output; of a part of a tensor subclass (a DTensor's shard), of the whole."""
+    while hasattr(description, "base"):
+        description = description.base
+    return description
+
+
 def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that depends on one of the starts, the starts included."""
     seen = set(starts)

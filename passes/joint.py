@@ -22,7 +22,7 @@ from ..regions import mark_of
 from ..report import GraphReport, Site
 from .backward import rewrite_backward
 from .forward import rewrite_forward
-from .graph import Builder, tangents
+from .graph import Builder, description_of, tangents
 from .match import find_sites
 from .others import OtherProduct, find_others
 from .plan import Decision, decide
@@ -35,11 +35,15 @@ HIGH_PRECISION = "high precision"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphInputs:
-    """What Dynamo knows of a graph's inputs, by position: the parameters' names, every input's name, which are buffers."""
+    """What Dynamo knows of a graph's inputs, by position: the parameters' names, every input's name, which are buffers.
+
+    shared_by: the process groups over which inputs are distributed, as in tensor parallelism.
+    """
 
     parameters: dict[int, str]
     names: dict[int, str]
     state: frozenset[int] = frozenset()
+    shared_by: tuple[str, ...] = ()
 
 
 class QuartetPass(CustomGraphPass):
@@ -72,7 +76,7 @@ class QuartetPass(CustomGraphPass):
             if other.node not in described or other.inside:
                 described.setdefault(other.inside or other.node, []).append(_describe_other(other, parameters))
         sites = tuple(site for node in graph.nodes for site in described.get(node, ()))
-        rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe)
+        rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe, self.inputs.shared_by)
         after = show(graph, names) if self.text else ""
         if is_nested(graph):  # the graph around it reports what is inside
             return
@@ -84,9 +88,7 @@ class QuartetPass(CustomGraphPass):
         for node in graph.nodes:
             if node.op != "placeholder":
                 continue
-            description = node.meta.get("desc")
-            while hasattr(description, "base"):
-                description = description.base
+            description = description_of(node.meta.get("desc"))
             if isinstance(description, ParamInput):
                 parameters[node] = names[node] = description.target
             elif isinstance(description, BufferInput):
@@ -130,15 +132,15 @@ def is_nested(graph: fx.Graph) -> bool:
     return not any(node.meta.get("desc") for node in graph.nodes)
 
 
-def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe) -> None:
+def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe, shared_by: tuple[str, ...]) -> None:
     """Rewrite the given sites of a graph in place. seeds: how many sites the graph has, kept ones too, so that keeping
-    one more doesn't change the noise of the others."""
+    one more doesn't change the noise of the others. shared_by: the process groups whose ranks share the noise."""
     if not sites:
         return
     build = Builder(graph)
     replaced = [node for s in sites for node in (s.node, *s.backward)]
     saved = rewrite_forward(sites, recipe, build)
-    rewrite_backward(sites, saved, seeds, recipe, build)
+    rewrite_backward(sites, saved, recipe, build, seeds, shared_by)
     graph.eliminate_dead_code()
     verify(graph, replaced)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from torch import fx
 
 from .._compat import GradOutput
-from .graph import Matrix, Values, descendants, tangents
+from .graph import Matrix, Values, descendants, description_of, tangents
 from .products import (
     BATCHED,
     CONVOLUTION,
@@ -199,8 +199,8 @@ class _Gradients:
         self.known = descriptions is not None
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
-        sources = {node.meta.get("desc"): node for node in inputs}
-        for description, result in zip(descriptions or (), output.args[0], strict=False):
+        sources = {description_of(node.meta.get("desc")): node for node in inputs}
+        for description, result in zip(map(description_of, descriptions or ()), output.args[0], strict=False):
             source = sources.get(getattr(description, "grad_of", None))
             if isinstance(description, GradOutput) and isinstance(result, fx.Node) and source is not None:
                 self._follow(result, source)

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from .._compat import OpOverload
-from .graph import TRANSPOSES, VIEWS, descendants, tangents
+from .graph import TRANSPOSES, VIEWS, descendants, description_of, tangents
 
 _DTYPES = {
     torch.float32: "f32",
@@ -65,7 +65,7 @@ def _results(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:
     """The nodes that a graph returns, each with AOTAutograd's description of it."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     descriptions = output.meta.get("desc") or range(len(output.args[0]))
-    results = zip(output.args[0], descriptions, strict=True)
+    results = zip(output.args[0], map(description_of, descriptions), strict=True)
     return [(node, description) for node, description in results if isinstance(node, fx.Node)]
 
 
@@ -79,7 +79,7 @@ def _output_names(graph: fx.Graph) -> dict[Any, str]:
 
 def _gradient_names(graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, str]:
     """A name for each gradient that comes in: `output.grad`."""
-    described = {node: getattr(node.meta.get("desc"), "output", None) for node in tangents(graph)}
+    described = {node: getattr(description_of(node.meta.get("desc")), "output", None) for node in tangents(graph)}
     return {node: f"{outputs[description]}.grad" for node, description in described.items() if description in outputs}
 
 
@@ -108,7 +108,8 @@ class _Printer:
 
     def returned(self, graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, list[str]]:
         """What the graph returns of each node that has a line: `output`, `weight.grad`, an updated buffer."""
-        inputs = {node.meta.get("desc"): self.names[node] for node in graph.nodes if node.op == "placeholder"}
+        placeholders = (node for node in graph.nodes if node.op == "placeholder")
+        inputs = {description_of(node.meta.get("desc")): self.names[node] for node in placeholders}
         returned = defaultdict(list)
         for node, description in _results(graph):
             name = outputs.get(description) or inputs.get(getattr(description, "mutated_input", None))

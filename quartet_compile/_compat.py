@@ -161,6 +161,21 @@ def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     return fake_tensor.FakeTensor(mode, meta, tensor.device)
 
 
+def group_ranks(name: str) -> list[int]:
+    """The global ranks of a process group, by its name."""
+    group = _private("torch.distributed.distributed_c10d:_resolve_process_group")(name)
+    return torch.distributed.get_process_group_ranks(group)
+
+
+def mesh_groups(value: Any) -> tuple[str, ...]:
+    """The names of the process groups over which a DTensor is distributed, one for each dimension of its mesh; none of
+    another value."""
+    if not torch.distributed.is_available() or not isinstance(value, _private("torch.distributed.tensor:DTensor")):
+        return ()
+    mesh = value.device_mesh
+    return tuple(mesh.get_group(dim).group_name for dim in range(mesh.ndim))
+
+
 def claim_joint_pass() -> str:
     """The Inductor option that our pass runs as. Raises `RuntimeError` if a pass of the user's own is there."""
     option = "joint_custom_pre_pass"

@@ -6,6 +6,7 @@ compiled, and knows every module's full name also where graph breaks, DDP or per
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import inspect
 import weakref
@@ -22,22 +23,29 @@ from .names import clean, lineage, matches
 from .sandbox import argument_names, modules_of
 
 
-def quartet(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None, **options: Any) -> Any:
+def quartet(
+    model: Any = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    regions: Iterable[str] = (),
+    **options: Any,
+) -> Any:
     """Compile a model to train with FP4 matrix products: `torch.compile(model, backend="quartet", options=options)`.
 
     model: a Module, a function or a method; or a Module class, whose instances are then compiled at their first call.
     Without it, a decorator: `@quartet(recipe="quartet-rtn")`. A model's state_dict stays as it is: of a Module, train
     and save the original (both share their parameters). fullgraph and dynamic: as in `torch.compile`; with
-    `strict=True`, fullgraph is always on.
+    `strict=True`, fullgraph is always on. regions: globs over module names, as `["layers.*"]`; instead of the whole model,
+    each module that one matches is compiled, in place, and equal ones share their code; the model itself is returned.
 
     Raises, before anything is compiled, `OptionError`, `RecipeError`, and `PatternError` for a pattern that matches no
     module and no parameter of the model; for a function, of the modules that it is given or refers to.
     """
     config = configure(options)
     fullgraph = fullgraph or config.policy.strict
-    if model is None:
-        return functools.partial(_compile, config=config, fullgraph=fullgraph, dynamic=dynamic)
-    return _compile(model, config=config, fullgraph=fullgraph, dynamic=dynamic)
+    how = dict(config=config, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions))
+    return functools.partial(_compile, **how) if model is None else _compile(model, **how)
 
 
 class Backend:
@@ -89,8 +97,10 @@ def check_patterns(policy: Policy, models: list[nn.Module], arguments: Iterable[
             )
 
 
-def _compile(model: Any, *, config: Config, fullgraph: bool, dynamic: bool | None) -> Any:
+def _compile(model: Any, *, config: Config, fullgraph: bool, dynamic: bool | None, regions: list[str]) -> Any:
     backend = Backend(config)
+    if regions:
+        return _compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
     compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
     if isinstance(model, nn.Module):
         backend.learn([model])
@@ -107,6 +117,27 @@ def _compile(model: Any, *, config: Config, fullgraph: bool, dynamic: bool | Non
         f"quartet_compile.quartet got {model!r} of type {type(model).__name__}; expected a Module, a Module class, "
         "a function or a method. Options are given by name: quartet(model, recipe='quartet-rtn')."
     )
+
+
+def _compile_regions(model: Any, regions: list[str], backend: Backend, **how: Any) -> Any:
+    """Compile in place the outermost modules that a glob matches by its own name."""
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"regions={regions!r} needs a Module, whose parts they name; got {model!r}.")
+    backend.learn([model])
+    modules = {clean(name): module for name, module in model.named_modules() if clean(name)}
+    chosen: list[str] = []
+    for pattern in regions:
+        found = [name for name in modules if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise PatternError(
+                f"The region {pattern!r} matches no module of {type(model).__name__}{suggest(pattern, modules)}. Regions "
+                f"are globs over names as in named_modules(), for instance: {', '.join(list(modules)[:6])}."
+            )
+        chosen += found
+    for name in dict.fromkeys(chosen):
+        if not any(ancestor in chosen for ancestor in lineage(name)[1:]):
+            modules[name].compile(backend=backend, **how)
+    return model
 
 
 def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:

@@ -54,7 +54,7 @@ def compile_graph(
 
 def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     """Names of a Dynamo graph's inputs, and which of them are parameters and buffers, by position."""
-    parameters, state, all_names = {}, set(), {}
+    parameters, state, all_names, groups = {}, set(), {}, {}
     for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
         argument = node.meta.get("grapharg")
         if argument is None:
@@ -63,11 +63,12 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
         source = argument.source.name
         source = source() if callable(source) else source
         all_names[index] = names.get(id(example)) or clean(source) or root_name(source)
+        groups |= dict.fromkeys(_compat.mesh_groups(example))
         if isinstance(example, torch.nn.Parameter):
             parameters[index] = all_names[index]
         elif "._buffers[" in source:
             state.add(index)
-    return GraphInputs(parameters=parameters, names=all_names, state=frozenset(state))
+    return GraphInputs(parameters=parameters, names=all_names, state=frozenset(state), shared_by=tuple(groups))
 
 
 def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
