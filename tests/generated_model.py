@@ -29,9 +29,9 @@ def step(forward: Any, module: torch.nn.Module, tokens: torch.Tensor) -> dict[st
     return {"loss": loss.item(), "gradients": {name: p.grad.float() for name, p in module.named_parameters()}}
 
 
-def run(target: str, dtype: torch.dtype) -> dict[str, Any]:
+def run(target: str, dtype: torch.dtype, dynamic: bool = False) -> dict[str, Any]:
     module, tokens = model(dtype)
-    generated = compile_interpreted(module, target)
+    generated = compile_interpreted(module, target, dynamic)
     made = step(generated, module, tokens)
     again = step(generated, module, tokens)
     expected = step(compiled(module)[0], module, tokens)

@@ -59,12 +59,14 @@ def load(source: str, constants: Mapping[str, torch.Tensor], target: str | Targe
     return run
 
 
-def compile_interpreted(model: Callable, target: str | Target = "sm_100", **options: Any) -> Callable:
+def compile_interpreted(
+    model: Callable, target: str | Target = "sm_100", dynamic: bool = False, **options: Any
+) -> Callable:
     """`torch.compile(model, backend="quartet", options=options)` for CPU tensors whose compiled graphs, forward and
     backward, are those generated for the target, run in the interpreter. `modules` of the result: what was generated."""
     chosen = find_target(target)
     backend = CrossBackend(configure(options), chosen, run_with=lambda *made: load(*made, chosen))
-    compiled = torch.compile(model, backend=backend, dynamic=False)
+    compiled = torch.compile(model, backend=backend, dynamic=dynamic)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with scratch_folder() as folder, code_only(folder, backend.on_joint_graph):

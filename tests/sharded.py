@@ -122,7 +122,11 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
     model = nn.Sequential(nn.Linear(64, 64), Block(), Block())
     reference = copy.deepcopy(model)
     _, plain = gradients(reference, x)
-    plan = {f"{index}.{name}": kind for index in "12" for name, kind in (("up", ColwiseParallel()), ("down", RowwiseParallel()))}
+    plan = {
+        f"{index}.{name}": kind
+        for index in "12"
+        for name, kind in (("up", ColwiseParallel()), ("down", RowwiseParallel()))
+    }
     parallelize_module(model, mesh["model"], plan)
     if data > 1:
         for layer in model:

@@ -16,7 +16,9 @@ aten = torch.ops.aten
 
 def _policy(context, op, *args, **kwargs):
     """Keeps the products of half of the layers, recomputes everything else."""
-    return CheckpointPolicy.MUST_SAVE if op in (aten.mm.default, aten.addmm.default) else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE if op in (aten.mm.default, aten.addmm.default) else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 SELECTIVE = functools.partial(create_selective_checkpoint_contexts, _policy)

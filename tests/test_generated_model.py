@@ -19,9 +19,10 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(scope="module", params=["sm_100", "sm_90"])
+@pytest.fixture(scope="module", params=["sm_100", "sm_90", "sm_100 dynamic", "sm_90 dynamic"])
 def result(request):
-    return request.param, in_interpreter("generated_model:run", request.param, torch.float32)
+    target, _, dynamic = request.param.partition(" ")
+    return request.param, in_interpreter("generated_model:run", target, torch.float32, bool(dynamic))
 
 
 def cosine(one, other):
@@ -49,6 +50,6 @@ def test_the_same_seed_gives_the_same_bits(result):
 def test_every_op_is_a_kernel_of_ours(result):
     target, made = result
     distinct = Counter(made["templates"])
-    for name, most in {**QUANTIZING, **TEMPLATES[target]}.items():
+    for name, most in {**QUANTIZING, **TEMPLATES[target.split()[0]]}.items():
         assert 0 < distinct.pop(name) <= most  # launches of one kernel share its code
     assert not distinct

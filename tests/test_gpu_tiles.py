@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 import pytest
 import torch
 
+import quartet_compile.kernels
 from quartet_compile.kernels import philox, reference
 
 pytest.importorskip("triton")
@@ -171,3 +175,16 @@ def test_nvfp4_values(made):
     values = reference.decode_e2m1(reference.unpack_nibbles(CODES)).reshape(8, 4, 16)
     expected = values * NV_SCALES.view(torch.float8_e4m3fn).float()[..., None]
     assert torch.equal(made["nvfp4"][0], expected.reshape(8, 64))
+
+
+def test_sizes_in_templates_are_in_parentheses():
+    """A symbolic size or stride is written as an expression: `row * {{stride}}` would be `row * (m + 31) // 32`."""
+    templates = list(pathlib.Path(quartet_compile.kernels.__file__).parent.glob("gpu/templates/*.jinja"))
+    assert len(templates) > 8
+    for path in templates:
+        for line in path.read_text().splitlines():
+            for use in re.finditer(r"\{\{(size|stride)\(.*?\)\}\}", line):
+                before, after = line[: use.start()].rstrip(), line[use.end() :].lstrip()
+                apart = before.endswith("(") and after.startswith(")")
+                alone = before.endswith(("=", "<")) and not after.startswith(("*", "/", "%", "+", "-"))
+                assert apart or alone, f"{path.name}: {line.strip()}"

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from captured import compiled, decisions, sites
+from captured import compiled, sites
 from models import Attention, Block, Net, gradients, relative
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
@@ -218,7 +218,9 @@ def test_a_graph_break_loses_nothing():
     assert len(backend.graphs) > 1 and all(site.rewritten for site in sites(backend))
     report = qc.explain(model, x)
     assert [line.partition(": ")[2] for line in report.eager] == ["Call to `torch._dynamo.graph_break()`"]
-    assert [(site.name.partition(":")[0], site.rewritten) for site in report.eager_sites] == [("tests/models.py", False)]
+    assert [(site.name.partition(":")[0], site.rewritten) for site in report.eager_sites] == [
+        ("tests/models.py", False)
+    ]
 
 
 class Layer(nn.Module):
