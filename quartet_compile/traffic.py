@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from . import _compat
 
 _MARKER = re.compile(r"# quartet: (\w+) (\w+)")
-_SIZE = re.compile(r"^ +(M|N|K|ROWS|COLUMNS) = (\d+)(?: \* (\d+))?\s*$", re.MULTILINE)
+_SIZE = re.compile(r"^ +(M|N|K|ROWS|COLUMNS) = \(?(\d+)\)?(?: \* (\d+))?\s*$", re.MULTILINE)
 _PARTS = re.compile(r"^arg_(A|B|CODES|MASK|(\w+_)?SCALES)$")
 """Arguments that are parts of a quantized operand's buffer."""
 
