@@ -61,7 +61,7 @@ def path_of(backend: str, device: str) -> str:
     how = {
         "eager": "eager PyTorch",
         "inductor": "Inductor",
-        "quartet": f"Inductor + Quartet {'reference ops' if device == 'cuda' else 'CPU kernels'}",
+        "quartet": f"Inductor + Quartet {'Triton kernels' if device == 'cuda' else 'CPU kernels'}",
     }
     return f"{where}, {how[backend]}"
 

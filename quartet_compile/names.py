@@ -9,6 +9,9 @@ from collections.abc import Iterable
 _ROOT = re.compile(r"^(?:G\[['\"]__import_\w+['\"]\]\.(\w+)|[LG]\[(?:'([^']*)'|\"([^\"]*)\")\])")
 """The variable at the root of a Dynamo source: `L['self']`, or a global of another module, `G['__import_m'].model`."""
 
+_WRAPPED = re.compile(r"^L\[['\"]args['\"]\]\[0\]")
+"""The module itself where a decorator wraps its `forward(self, ...)` as `wrapper(*args)`, as transformers' do."""
+
 _ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers|\.__dict__)?\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "__self__")
 
@@ -16,7 +19,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 def clean(path: str) -> str:
     """A Dynamo source or module path without its root, its item syntax and the names of wrappers (a first `module` is
     that of data parallel wrappers)."""
-    path = re.sub(r"\.__closure__\[\d+\]\.cell_contents", "", _ROOT.sub("", path))
+    path = re.sub(r"\.__closure__\[\d+\]\.cell_contents", "", _ROOT.sub("", _WRAPPED.sub("", path)))
     path = _ITEM.sub(lambda m: "." + next(group for group in m.groups() if group is not None), path)
     path = re.sub(r"\.(_modules|_parameters|_buffers)(?=\.|$)", "", path)
     parts = [part for part in path.split(".") if part and part not in _WRAPPERS]

@@ -26,6 +26,8 @@ SOURCES = {
     "L['model'].__self__._modules['up']": "up",
     "L['self'].experts[3].up": "experts.3.up",
     "L['self'].towers[\"left\"].up": "towers.left.up",
+    "L['args'][0]._modules['layers']._modules['0'].up": "layers.0.up",
+    "L['args'][1].up": "1.up",
     "L['w']": "",
 }
 
