@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint_module
 from captured import compiled as captured
 from captured import sites
-from models import Attention, Block, gradients, relative
+from models import Attention, Block, Net, gradients, relative
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from quartet_compile.capture import Capture
@@ -76,6 +79,93 @@ def cosine(ours: dict, plain: dict) -> float:
     return nn.functional.cosine_similarity(a, b, dim=0).item()
 
 
+def averaged(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The mean over all ranks, by hand."""
+    for gradient in ours.values():
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return ours
+
+
+def backward(function: Any, model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Whole gradients of one step, with the noise of a fixed seed."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    (whole(function(x)).float() ** 2).sum().backward()
+    return whole_gradients(model)
+
+
+def ddp(break_graph: bool) -> dict[str, Any]:
+    """Under `exact` against the whole batch on one process; and each rank's first seed."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    torch.manual_seed(0)
+    model, x = Net(blocks=2, break_graph=break_graph, hidden=4096), torch.randn(2 * world, 25, 64)
+    _, plain = gradients(model, x)
+    torch._dynamo.reset()
+    replica = DistributedDataParallel(model, bucket_cap_mb=1)
+    function = torch.compile(replica, backend="quartet", options={"recipe": "exact"})
+    _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
+    torch.manual_seed(0)
+    seed = torch.ops.quartet.seed(1, torch.device("cpu"), []).item()
+    return {"worst": worst(ours, plain, world), "seed": seed}
+
+
+def ddp_noise() -> dict[str, Any]:
+    """Under `quartet` against the same replicas without DDP, op by op, and their gradients averaged by hand."""
+    rank, x = dist.get_rank(), batch()
+    mine = x[2 * rank : 2 * rank + 2]
+    model = model_of()
+    local = backward(captured(model)[0], model, mine)
+    expected = averaged({name: gradient.clone() for name, gradient in local.items()})
+    replica = DistributedDataParallel(model)
+    function, backend = captured(replica)
+    ours = backward(function, model, mine)
+    again = backward(function, model, mine)
+    return {
+        "worst": worst(ours, expected),
+        "repeats": all(torch.equal(ours[name], again[name]) for name in ours),
+        "names": sorted({site.name for site in sites(backend) if site.rewritten}),
+    }
+
+
+def fsdp_noise() -> dict[str, Any]:
+    """Under `quartet` by `regions`, against the same without sharding; and a checkpoint that loads anywhere."""
+    rank, x = dist.get_rank(), batch()
+    mine = x[2 * rank : 2 * rank + 2]
+    reference, model = model_of(), model_of(checkpointed=True)
+    torch._dynamo.reset()
+    expected = averaged(backward(_by_layers(reference), reference, mine))
+    torch._dynamo.reset()
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    function = _by_layers(model)
+    ours = backward(function, model, mine)
+    again = backward(function, model, mine)
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [folder]
+        dist.broadcast_object_list(folders)
+        checkpoint_module.save(model.state_dict(), checkpoint_id=folders[0])
+        untouched = model_of()
+        nn.init.zeros_(untouched.first.weight)
+        state = untouched.state_dict()
+        checkpoint_module.load(state, checkpoint_id=folders[0])
+        untouched.load_state_dict(state)
+        dist.barrier()
+    return {
+        "worst": worst(ours, expected),
+        "repeats": all(torch.equal(ours[name], again[name]) for name in ours),
+        "loads": all(torch.equal(a, b) for a, b in zip(untouched.parameters(), model_of().parameters(), strict=True)),
+    }
+
+
+def _by_layers(model: nn.Module) -> nn.Module:
+    """As `qc.quartet(model, regions=["layers.*"])`, without Inductor."""
+    for layer in model.layers:
+        layer.compile(backend=Capture(configure({}), text=False))
+    return model
+
+
 def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16: bool = False) -> dict[str, Any]:
     """FSDP2 against the whole batch on one process: the worst gradient, and what is left of names and states."""
     x, world, rank = batch(), dist.get_world_size(), dist.get_rank()
@@ -97,11 +187,7 @@ def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16:
         function = model
     else:
         function = torch.compile(model, **chosen)
-    model.zero_grad()
-    torch.manual_seed(0)
-    y = function(x[2 * rank : 2 * rank + 2])
-    (y.float() ** 2).sum().backward()
-    ours = whole_gradients(model)
+    ours = backward(function, model, x[2 * rank : 2 * rank + 2])
     after = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
     return {
         "worst": worst(ours, plain, world),
@@ -136,11 +222,8 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
         function, backend = torch.compile(model, backend="quartet", options={"recipe": recipe}), None
     else:
         function, backend = captured(model, recipe=recipe)
-    model.zero_grad()
-    torch.manual_seed(0)
-    y = function(mine)
-    (whole(y).float() ** 2).sum().backward()
-    ours = whole_gradients(model)
+    ours = backward(function, model, mine)
+    again = backward(function, model, mine)
     local = model[0].weight.grad
     local = local.to_local() if isinstance(local, DTensor) else local
     return {
@@ -148,6 +231,40 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
         "cosine": cosine(ours, plain),
         "kept": [] if backend is None else sorted({f"{s.name}: {s.reason}" for s in sites(backend) if not s.rewritten}),
         "rewritten": [] if backend is None else sorted({site.name for site in sites(backend) if site.rewritten}),
+        "repeats": all(torch.equal(ours[name], again[name]) for name in ours),
         "replicated gradient": local.flatten()[:64].tolist(),
         "coordinates": list(mesh.get_coordinate()),
+    }
+
+
+def noise() -> dict[str, Any]:
+    """The seed of each rank of a mesh of two by two, shared along its dimension `model`."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    torch.manual_seed(0)
+    seed = torch.ops.quartet.seed(1, torch.device("cpu"), [mesh.get_group("model").group_name])
+    return {"seed": seed.item(), "coordinates": list(mesh.get_coordinate())}
+
+
+def two() -> dict[str, Any]:
+    """Everything on two processes, but what is slow."""
+    return {
+        "ddp": ddp(False),
+        "ddp, graph break": ddp(True),
+        "ddp, quartet": ddp_noise(),
+        "fsdp": fsdp("exact", per_block=False, checkpointed=False, inductor=False),
+        "fsdp, blocks": fsdp("exact", per_block=True, checkpointed=True, inductor=True),
+        "fsdp, bf16": fsdp("quartet", per_block=True, checkpointed=False, inductor=False, bf16=True),
+        "fsdp, quartet": fsdp_noise(),
+        "tensor parallel": tensor_parallel("exact", inductor=False),
+        "tensor parallel, quartet": tensor_parallel("quartet", inductor=False),
+    }
+
+
+def four() -> dict[str, Any]:
+    """On four processes: the mesh of two by two, and FSDP2 of four."""
+    return {
+        "fsdp": fsdp("exact", per_block=True, checkpointed=True, inductor=False),
+        "noise": noise(),
+        "mesh": tensor_parallel("exact", inductor=False, data=2),
+        "mesh, quartet": tensor_parallel("quartet", inductor=False, data=2),
     }

@@ -1,38 +1,82 @@
-"""DistributedDataParallel: buckets split the graph, graph breaks split it again, and nothing is lost."""
+"""DDP, FSDP2, tensor parallelism and a mesh of both, on two and four processes: what sharded.py runs, judged here."""
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from ranks import run_ranks
 
-SCRIPT = pathlib.Path(__file__).with_name("ddp_script.py")
+LINEARS = ["attention.k_proj", "attention.o_proj", "attention.q_proj", "attention.v_proj", "mlp.down", "mlp.up"]
+PARALLEL = ["0", "1.down", "1.up", "2.down", "2.up"]
 
 
-@pytest.mark.parametrize("mode", ["whole", "break"])
-def test_two_ranks_equal_one_process(tmp_path, mode):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    command = [sys.executable, str(SCRIPT)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), "2", str(tmp_path / "store"), mode],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    results = []
-    for process in ranks:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        results.append(json.loads(out.splitlines()[-1]))
-    for result in results:
-        assert result["missing"] == []
-        assert result["error"] < 2e-5
-    assert results[0]["seed"] != results[1]["seed"]
+@pytest.fixture(scope="module")
+def two():
+    return run_ranks("sharded:two", 2)
+
+
+@pytest.fixture(scope="module")
+def four():
+    return run_ranks("sharded:four", 4)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "ddp, graph break"])
+def test_ddp_equals_one_process(two, mode):
+    assert all(rank[mode]["worst"] < 2e-5 for rank in two)
+
+
+def test_data_parallel_ranks_draw_their_own_noise(two):
+    assert len({rank["ddp"]["seed"] for rank in two}) == 2
+
+
+def test_ddp_under_quartet_is_the_mean_of_its_replicas(two):
+    for rank in two:
+        assert rank["ddp, quartet"]["worst"] < 1e-5 and rank["ddp, quartet"]["repeats"]
+
+
+@pytest.mark.parametrize("mode", ["fsdp", "fsdp, blocks"])
+def test_fsdp_equals_one_process(two, mode):
+    for rank in two:
+        assert rank[mode]["worst"] < 2e-5 and rank[mode]["state unchanged"]
+
+
+def test_fsdp_in_bf16(two):
+    for rank in two:
+        assert rank["fsdp, bf16"]["cosine"] > 0.9 and rank["fsdp, bf16"]["names"] == LINEARS
+        assert rank["fsdp, bf16"]["reasons"] == ["attention: attention: product of two activations"]
+
+
+def test_fsdp_under_quartet_is_the_mean_of_its_replicas(two):
+    for rank in two:
+        assert rank["fsdp, quartet"]["worst"] < 1e-5 and rank["fsdp, quartet"]["repeats"]
+
+
+def test_a_distributed_checkpoint_loads_in_an_untouched_model(two):
+    assert all(rank["fsdp, quartet"]["loads"] for rank in two)
+
+
+def test_tensor_parallel_equals_one_process(two):
+    for rank in two:
+        assert rank["tensor parallel"]["worst"] < 2e-5
+        assert rank["tensor parallel"]["rewritten"] == PARALLEL and rank["tensor parallel"]["kept"] == []
+
+
+def test_tensor_parallel_ranks_agree_on_shared_operands(two):
+    one, other = (rank["tensor parallel, quartet"] for rank in two)
+    assert one["replicated gradient"] == other["replicated gradient"]
+    assert min(one["cosine"], other["cosine"]) > 0.85 and one["repeats"] and other["repeats"]
+
+
+def test_four_ranks_equal_one_process(four):
+    for rank in four:
+        assert rank["fsdp"]["worst"] < 2e-5 and rank["fsdp"]["state unchanged"]
+        assert rank["mesh"]["worst"] < 2e-5 and rank["mesh"]["kept"] == []
+
+
+def test_a_mesh_repeats_its_noise(four):
+    for rank in four:
+        assert rank["mesh, quartet"]["cosine"] > 0.9 and rank["mesh, quartet"]["repeats"]
+
+
+def test_a_mesh_shares_noise_along_its_model_dimension_only(four):
+    seeds = {tuple(rank["noise"]["coordinates"]): rank["noise"]["seed"] for rank in four}
+    assert seeds[0, 0] == seeds[0, 1] != seeds[1, 0] == seeds[1, 1]
