@@ -2,6 +2,7 @@
 
 from .api import quartet
 from .artifact import Artifact
+from .blocks import first_and_last_blocks
 from .cross_compile import CrossCompileError, cross_compile
 from .errors import (
     CaptureError,
@@ -40,6 +41,7 @@ __all__ = [
     "Target",
     "cross_compile",
     "explain",
+    "first_and_last_blocks",
     "fp4",
     "graph_diff",
     "no_fp4",

@@ -43,6 +43,8 @@ def quartet(
     module and no parameter of the model; for a function, of the modules that it is given or refers to.
     """
     config = configure(options)
+    if isinstance(regions, str):
+        raise OptionError(f"regions={regions!r}: expected a list of globs over module names, as [{regions!r}].")
     fullgraph = fullgraph or config.policy.strict
     how = dict(config=config, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions))
     return functools.partial(_compile, **how) if model is None else _compile(model, **how)

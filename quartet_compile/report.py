@@ -57,6 +57,14 @@ class Report:
         """Every matmul; those that run eagerly come last."""
         return [*(site for graph in self.graphs for site in graph.sites), *self.eager_sites]
 
+    @property
+    def rules(self) -> dict[str, int]:
+        """How many matmuls each rule decided, in the order of the report; patterns that decided none have 0."""
+        counts: dict[str, int] = {}
+        for site in self.sites:
+            counts[site.reason] = counts.get(site.reason, 0) + 1
+        return counts | {pattern: 0 for pattern in self.unmatched}
+
     def graph_diff(self, context: int = 1) -> str:
         """Unified diff of the joint graphs before and after, one line an op; empty if nothing was rewritten."""
         return "".join(_diff(graph.before, graph.after, context) for graph in self.graphs)
@@ -70,6 +78,8 @@ class Report:
         graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
         lines = ["", f"{done} of {len(sites)} matmuls in FP4, in {graphs} (recipe {self.recipe!r})."]
         lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
+        lines += ["Rules, and how many matmuls each decided:"] * bool(sites)
+        lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
         lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
         lines += [f"Graph break at {line}" for line in self.eager]
         return lines

@@ -8,6 +8,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path = [path for path in sys.path if path not in ("", str(ROOT))]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: two threads make the reference 10 times slower on two busy cores
+
+
+@pytest.fixture(autouse=True)
+def _same_path():
+    """What a test puts on the path, as the command line does the current folder, goes with it."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before

@@ -102,6 +102,10 @@ head    8  40  96  float32  output head by its name 'head'; include=['*'] rewrit
 
 2 of 3 matmuls in FP4, in 1 graph (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
+Rules, and how many matmuls each decided:
+    1  in a region marked fp4
+    1  matmul with a parameter
+    1  output head by its name 'head'; include=['*'] rewrites it too
 """,
     )
 

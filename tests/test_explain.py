@@ -56,7 +56,11 @@ layers.0.mlp.down          32  64  96  fp4      matmul with a parameter
 lm_head                    32  80  64  float32  output head by its name 'lm_head'; include=['*'] rewrites it too
 
 6 of 8 matmuls in FP4, in 1 graph (recipe 'quartet').
-Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.""",
+Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
+Rules, and how many matmuls each decided:
+    6  matmul with a parameter
+    1  attention: product of two activations
+    1  output head by its name 'lm_head'; include=['*'] rewrites it too""",
     )
 
 
@@ -77,6 +81,9 @@ tests/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
 
 4 of 5 matmuls in FP4, in 2 graphs (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
+Rules, and how many matmuls each decided:
+    4  matmul with a parameter
+    1  runs eagerly, outside of every graph
 Graph break at tests/models.py:NN: Call to `torch._dynamo.graph_break()`""",
     )
 
