@@ -44,7 +44,7 @@ def compile_graph(
 
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
-    run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid))
+    run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid), text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
     _matched.setdefault(config.policy, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
@@ -80,7 +80,8 @@ def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
 def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """Hash of everything that the pass depends on besides the graph that Inductor hashes itself."""
     digest = hashlib.sha256(sources_hash().encode())
-    digest.update(repr((config, inputs, torch.is_grad_enabled(), product_format())).encode())
+    settings = (config, inputs, torch.is_grad_enabled(), product_format(), records.wants_text())
+    digest.update(repr(settings).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             digest.update(repr(getattr(node.meta.get("example_value"), "shape", None)).encode())
@@ -123,11 +124,12 @@ def warn_unmatched(config: Config) -> None:
 
 
 def _log(uuid: str) -> None:
+    """Tell `TORCH_LOGS=quartet_compile` of a compiled graph, also one from a cache; `+quartet_compile` of its diff too."""
     for graph in records.read(uuid):
-        kept = [site.name for site in graph.sites if not site.rewritten]
-        done = len(graph.sites) - len(kept)
+        done = sum(site.rewritten for site in graph.sites)
         kind = "training" if graph.training else "inference"
-        records.log.info("%s graph: %d of %d matmuls in FP4; kept: %s", kind, done, len(graph.sites), ", ".join(kept))
+        records.log.info("%s graph: %d of %d matmuls in FP4\n%s", kind, done, len(graph.sites), graph.table())
+        records.log.debug("%s graph, before and after\n%s", kind, graph.diff())
 
 
 def _qualified(cls: Any) -> str:

@@ -22,6 +22,11 @@ log = logging.getLogger("quartet_compile")
 _known: dict[str, list[GraphReport]] = {}
 
 
+def wants_text() -> bool:
+    """Whether a record holds the graph's text too: only where it will be logged, since rendering takes time."""
+    return log.isEnabledFor(logging.DEBUG)
+
+
 def writer(uuid: str) -> Callable[[GraphReport], None]:
     """A function that keeps a graph's report under this uuid, in the process and on disk. A graph with higher-order ops
     gives several reports, its own the last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from html import escape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,17 @@ class GraphReport:
     training: bool
     before: str = ""
     after: str = ""
+
+    def table(self) -> str:
+        """The matmuls, a line each."""
+        return "\n".join(_table(self.sites))
+
+    def diff(self, context: int = 1) -> str:
+        """Unified diff of the two texts; empty if nothing was rewritten."""
+        lines = difflib.unified_diff(
+            self.before.splitlines(), self.after.splitlines(), "before", "after", lineterm="", n=context
+        )
+        return "".join(line + "\n" for line in lines)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +77,12 @@ class Report:
             counts[site.reason] = counts.get(site.reason, 0) + 1
         return counts | {pattern: 0 for pattern in self.unmatched}
 
+    def _repr_html_(self) -> str:
+        return html(self)
+
     def graph_diff(self, context: int = 1) -> str:
         """Unified diff of the joint graphs before and after, one line an op; empty if nothing was rewritten."""
-        return "".join(_diff(graph.before, graph.after, context) for graph in self.graphs)
+        return "".join(graph.diff(context) for graph in self.graphs)
 
     def __str__(self) -> str:
         return "\n".join([*_table(self.sites), *self._summary()])
@@ -102,6 +117,19 @@ def _table(sites: Sequence[Site]) -> list[str]:
     return lines
 
 
-def _diff(before: str, after: str, context: int) -> str:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context)
-    return "".join(line + "\n" for line in lines)
+def html(report: Report) -> str:
+    """The report for a notebook: one self-contained element, readable on light and dark backgrounds."""
+    headers = ("matmul", "M", "N", "K", "runs in", "because")
+    rows = ["<tr>" + "".join(f'<th style="text-align:left">{name}</th>' for name in headers) + "</tr>"]
+    for site in report.sites:
+        runs = "<b>fp4</b>" if site.rewritten else escape(site.dtype)
+        name = f"<b>{escape(site.name)}</b>" if site.rewritten else escape(site.name)
+        sizes = "".join(f'<td style="text-align:right">{escape(str(size))}</td>' for size in site.shape)
+        rows.append(
+            f'<tr><td style="text-align:left">{name}</td>{sizes}<td>{runs}</td>'
+            f'<td style="text-align:left">{escape(site.reason)}</td></tr>'
+        )
+    summary = "".join(f"<div>{escape(line)}</div>" for line in report._summary() if line)
+    diff = report.graph_diff()
+    folded = f"<details><summary>Graphs, before and after</summary><pre>{escape(diff)}</pre></details>" if diff else ""
+    return f"<div><table>{''.join(rows)}</table>{summary}{folded}</div>"
