@@ -133,6 +133,14 @@ def compile_apart(function: Callable, backend: Callable) -> Callable:
     return torch.compile(function, backend=backend, dynamic=False, **apart)
 
 
+def compile_in_place(module: torch.nn.Module, **how: Any) -> None:
+    """`module.compile(**how)`, also for torch's own modules as `nn.Linear`, whose code Dynamo skips at a frame's start."""
+    module.compile(**how)
+    if type(module).forward.__module__.startswith("torch.nn."):
+        inline = _private("torch._dynamo.external_utils:wrap_inline")
+        module._compiled_call_impl = torch.compile(inline(module._call_impl), **how)
+
+
 def is_tracing() -> bool:
     """Whether Dynamo or AOTAutograd is tracing now."""
     return _private("torch._guards:TracingContext").try_get() is not None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fnmatch
 import functools
 import inspect
+import re
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,10 +18,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from . import _compat
 from .backend import compile_graph, warn_unmatched
 from .config import Config, Policy, configure
 from .errors import OptionError, PatternError, suggest
 from .names import clean, lineage, matches
+from .passes.plan import HEADS, ROUTERS
 from .sandbox import argument_names, modules_of
 
 
@@ -37,7 +41,8 @@ def quartet(
     Without it, a decorator: `@quartet(recipe="quartet-rtn")`. A model's state_dict stays as it is: of a Module, train
     and save the original (both share their parameters). fullgraph and dynamic: as in `torch.compile`; with
     `strict=True`, fullgraph is always on. regions: globs over module names, as `["layers.*"]`; instead of the whole model,
-    each module that one matches is compiled, in place, and equal ones share their code; the model itself is returned.
+    each module that one matches is compiled, in place; equal ones, for which the patterns decide the same, share their code;
+    the model itself is returned.
 
     Raises, before anything is compiled, `OptionError`, `RecipeError`, and `PatternError` for a pattern that matches no
     module and no parameter of the model; for a function, of the modules that it is given or refers to.
@@ -55,6 +60,7 @@ class Backend:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.regions: list[str] = []  # names of the parts of a model that it compiles; empty: the whole
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def learn(self, models: Iterable[nn.Module], arguments: Iterable[str] = ()) -> None:
@@ -66,14 +72,50 @@ class Backend:
         check_patterns(self.config.policy, models, arguments)
         self._models.update(models)
 
+    def copy(self) -> Backend:
+        """Another one with the same configuration and models: Dynamo shares no code between the two."""
+        made = Backend(self.config)
+        made._models.update(self._models)
+        return made
+
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
         names = {}
         for model in self._models:
             names.update(parameter_names(model))
         compiled = compile_graph(gm, example_inputs, self.config, names)
+        part = _part_of(gm, names)
+        for model in self._models if part else ():
+            self._warn_shared(part, {clean(name): module for name, module in model.named_modules()})
         if not self._models:
             warn_unmatched(self.config)
         return compiled
+
+    def _warn_shared(self, part: str, modules: dict[str, nn.Module]) -> None:
+        """Warn where Dynamo gives the code of this part of a model also to parts for which the rules decide otherwise."""
+        policy, own = self.config.policy, modules.get(part)
+        alike = (name for name, module in modules.items() if name != part and type(module) is type(own))
+        if self.regions:
+            alike = (name for name in alike if set(lineage(name)) & set(self.regions))
+        others = [name for name in alike if _rules_for(name, modules[name], policy) != _rules_for(part, own, policy)]
+        if others:
+            region = re.sub(r"\b\d+\b", "*", part)
+            warnings.warn(
+                f"quartet: a graph break made {part!r} a graph of its own, whose code {type(own).__name__} modules share; "
+                f"so what include and exclude say of {', '.join(map(repr, others[:3]))} and {part!r} can't differ. Remove "
+                f"the graph break (torch.compile's fullgraph=True names it), or compile with regions=[{region!r}].",
+                stacklevel=2,
+            )
+
+
+def _part_of(gm: fx.GraphModule, names: Mapping[int, str]) -> str:
+    """The name of the module whose call a Dynamo graph is; empty for the whole model."""
+    for node in gm.graph.nodes:
+        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
+        name = names.get(id(argument.example)) if argument is not None else None
+        if name:
+            source = argument.source.name
+            return name.removesuffix(clean(source() if callable(source) else source)).rstrip(".")
+    return ""
 
 
 def parameter_names(model: nn.Module) -> Mapping[int, str]:
@@ -136,10 +178,24 @@ def _compile_regions(model: Any, regions: list[str], backend: Backend, **how: An
                 f"are globs over names as in named_modules(), for instance: {', '.join(list(modules)[:6])}."
             )
         chosen += found
+    backends: dict[tuple, Backend] = {}
     for name in dict.fromkeys(chosen):
         if not any(ancestor in chosen for ancestor in lineage(name)[1:]):
-            modules[name].compile(backend=backend, **how)
+            rules = _rules_for(name, modules[name], backend.config.policy)
+            chooses = backends.setdefault(rules, backend.copy())
+            chooses.regions.append(name)
+            _compat.compile_in_place(modules[name], backend=chooses, **how)
     return model
+
+
+def _rules_for(name: str, module: nn.Module, policy: Policy) -> tuple:
+    """What the name of a region decides: the patterns that match its parts, and whether it is called as an output head or a
+    router. Dynamo gives the code of one region to all that are alike, so those who differ here need backends of their own.
+    """
+    inside = [clean(f"{name}.{part}") for part, _ in (*module.named_modules(), *module.named_parameters())]
+    found = {(part.removeprefix(name), rule) for part in inside for rule in policy.patterns if matches(rule[1], [part])}
+    leaf = name.rpartition(".")[2]
+    return frozenset(found), leaf if leaf in (*HEADS, *ROUTERS) else ""
 
 
 def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:

@@ -12,7 +12,9 @@ import torch.distributed.checkpoint as checkpoint_module
 from captured import compiled as captured
 from captured import sites
 from models import Attention, Block, Net, gradients, relative
+from module_swap import BackwardSeeds, QuartetLinear
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -20,7 +22,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from quartet_compile.capture import Capture
+import quartet_compile as qc
+from quartet_compile import _compat
+from quartet_compile.capture import Capture, compile_plainly
 from quartet_compile.config import configure
 
 
@@ -237,6 +241,101 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
     }
 
 
+class _Summed(torch.autograd.Function):
+    """The sum over ranks of what each made of its columns; the gradient is whole already."""
+
+    @staticmethod
+    def forward(ctx, partial):
+        dist.all_reduce(partial := partial.clone())
+        return partial
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+class _Spread(torch.autograd.Function):
+    """A whole tensor for each rank's columns; the gradient is the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx):
+        dist.all_reduce(dx := dx.clone())
+        return dx
+
+
+def tensor_parallel_by_hand() -> dict[str, Any]:
+    """Under `quartet` against an eager model sharded by hand, whose products are an `autograd.Function` of the reference."""
+    world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(64, 64), Block())
+    linears = {name: copy.deepcopy(model.get_submodule(name)) for name in ("0", "1.up", "1.down")}
+    for name, part in linears.items():
+        dimension = {"1.up": 0, "1.down": 1}.get(name)
+        if dimension is not None:
+            part.weight = nn.Parameter(part.weight.detach().chunk(world, dimension)[rank].clone())
+        if name == "1.up":
+            part.bias = nn.Parameter(part.bias.detach().chunk(world)[rank].clone())
+    seeds = BackwardSeeds(len(linears))
+    first, up, down = (
+        QuartetLinear(part, qc.recipe("quartet"), seeds, site, site) for site, part in enumerate(linears.values())
+    )
+    torch.manual_seed(0)
+    h = first(x)
+    (h + _Summed.apply(down(torch.relu(up(_Spread.apply(h)))))).square().sum().backward()
+    expected = {f"{name}.{kind}": p.grad for name, part in linears.items() for kind, p in part.named_parameters()}
+
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("model",))
+    parallelize_module(model, mesh, {"1.up": ColwiseParallel(), "1.down": RowwiseParallel()})
+    function, _ = captured(model)
+    model.zero_grad()
+    torch.manual_seed(0)
+    function(x).square().sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    local = {name: g.to_local() if isinstance(g, DTensor) else g for name, g in grads.items()}
+    return {"worst": worst(local, expected)}
+
+
+def policy_by_full_names() -> dict[str, Any]:
+    """What `exclude` keeps by full names where DDP splits the graph into buckets, and where FSDP2 and checkpoints wrap each
+    layer and each is compiled by itself."""
+    reports: list = []
+
+    def compile_fx(gm, inputs, config_patches):
+        run = config_patches["joint_custom_pre_pass"]
+        run.record = reports.append
+        return compile_plainly(gm, inputs, run)
+
+    def decided() -> dict[str, Any]:
+        found = {site.name: site.rewritten for graph in reports for site in graph.sites}
+        graphs = len(reports)
+        reports.clear()
+        torch._dynamo.reset()
+        return {"sites": found, "graphs": graphs}
+
+    torch._dynamo.reset()
+    plainly, _compat.compile_fx = _compat.compile_fx, compile_fx
+    try:
+        found = {}
+        replica = DistributedDataParallel(Net(blocks=3, hidden=4096), bucket_cap_mb=1)
+        qc.quartet(replica, exclude=["layers.1", "out"])(batch())
+        found["ddp"] = decided()
+        model = model_of()
+        for index, layer in enumerate(model.layers):
+            model.layers[index] = checkpoint_wrapper(layer)
+            fully_shard(model.layers[index])
+        fully_shard(model)
+        qc.quartet(model, regions=["layers.*"], exclude=["layers.1.attention.*", "layers.*.mlp.up"])
+        model(batch()).square().sum().backward()
+        found["fsdp"] = decided()
+    finally:
+        _compat.compile_fx = plainly
+    return found
+
+
 def noise() -> dict[str, Any]:
     """The seed of each rank of a mesh of two by two, shared along its dimension `model`."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
@@ -257,6 +356,8 @@ def two() -> dict[str, Any]:
         "fsdp, quartet": fsdp_noise(),
         "tensor parallel": tensor_parallel("exact", inductor=False),
         "tensor parallel, quartet": tensor_parallel("quartet", inductor=False),
+        "tensor parallel, by hand": tensor_parallel_by_hand(),
+        "policy": policy_by_full_names(),
     }
 
 

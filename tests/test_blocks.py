@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from captured import decisions
@@ -101,5 +103,40 @@ def test_wrong_regions():
 def test_the_regions_share_one_backend(monkeypatch):
     backends = set()
     monkeypatch.setattr(nn.Module, "compile", lambda self, backend, **_: backends.add(backend))
-    qc.quartet(Net(blocks=3), regions=["layers.*"])
+    qc.quartet(Net(blocks=3), regions=["layers.*"], exclude=["*.down"])
     assert len(backends) == 1 and isinstance(backends.pop(), Backend)
+
+
+def decided(graphs):
+    return {site.name: site.rewritten for graph in graphs for site in graph.sites}
+
+
+def test_regions_share_their_code_only_where_the_rules_decide_the_same(graphs, recwarn):
+    model = Net(blocks=4)
+    untouched = copy.deepcopy(model)
+    qc.quartet(model, regions=["layers.*"], exclude=qc.first_and_last_blocks(model, first=1, last=1))
+    model(X.clone().requires_grad_()).sum().backward()
+    parts = [f"layers.{block}.{part}" for block in (0, 1, 3) for part in ("up", "down")]
+    assert decided(graphs) == {name: "layers.1" in name for name in parts}  # 2 has the code of 1
+    for block, (ours, plain) in enumerate(zip(model.layers, untouched.layers, strict=True)):
+        assert torch.allclose(ours(X), plain(X), atol=1e-5) == (block in (0, 3))
+    assert not [warning for warning in recwarn if "quartet" in str(warning.message)]
+
+
+def test_a_region_of_torchs_own_class_and_one_called_as_an_output_head(graphs):
+    model = nn.ModuleDict({"body": nn.Linear(64, 64), "lm_head": nn.Linear(64, 64)})
+    qc.quartet(model, regions=["body", "lm_head"])
+    model["lm_head"](model["body"](X)).sum().backward()
+    assert decided(graphs) == {"body": True, "lm_head": False}
+
+
+def test_a_graph_break_that_makes_rules_shared_is_warned_of(graphs):
+    model = Net(blocks=3, break_graph=True)
+    with pytest.warns(UserWarning, match=r"exclude say of 'layers.1' and 'layers.0' can't differ.*regions=\['layers.\*'\]"):
+        qc.quartet(model, exclude=["layers.1"])(X)
+
+
+@pytest.mark.parametrize("how", [{"exclude": ["*.up"]}, {"regions": ["layers.*"], "exclude": ["layers.1"]}], ids=str)
+def test_without_such_rules_nothing_is_warned_of(graphs, recwarn, how):
+    qc.quartet(Net(blocks=3, break_graph=True), **how)(X)
+    assert not [warning for warning in recwarn if "quartet" in str(warning.message)]

@@ -29,8 +29,10 @@ def test_data_parallel_ranks_draw_their_own_noise(two):
 
 
 def test_ddp_under_quartet_is_the_mean_of_its_replicas(two):
+    names = ["first", "last", *(f"layers.{layer}.{part}" for layer in (0, 1) for part in LINEARS)]
     for rank in two:
         assert rank["ddp, quartet"]["worst"] < 1e-5 and rank["ddp, quartet"]["repeats"]
+        assert rank["ddp, quartet"]["names"] == names
 
 
 @pytest.mark.parametrize("mode", ["fsdp", "fsdp, blocks"])
@@ -58,6 +60,29 @@ def test_tensor_parallel_equals_one_process(two):
     for rank in two:
         assert rank["tensor parallel"]["worst"] < 2e-5
         assert rank["tensor parallel"]["rewritten"] == PARALLEL and rank["tensor parallel"]["kept"] == []
+
+
+def test_tensor_parallel_under_quartet_is_an_eager_reference_sharded_by_hand(two):
+    assert all(rank["tensor parallel, by hand"]["worst"] < 1e-5 for rank in two)
+
+
+def test_exclude_under_ddp_buckets(two):
+    """Three buckets, so three graphs; every name is the model's own."""
+    for rank in two:
+        assert rank["policy"]["ddp"]["graphs"] > 1
+        kept = {"layers.1.up", "layers.1.down", "out"}
+        expected = {*kept, "layers.0.up", "layers.0.down", "layers.2.up", "layers.2.down"}
+        assert rank["policy"]["ddp"]["sites"] == {name: name not in kept for name in expected}
+
+
+def test_exclude_under_fsdp_and_checkpoint_wrappers(two):
+    """By regions: a layer for which the patterns decide otherwise has code of its own."""
+    for rank in two:
+        sites = {name: done for name, done in rank["policy"]["fsdp"]["sites"].items() if name.startswith("layers")}
+        assert sorted(sites) == sorted(f"layers.{layer}.{part}" for layer in (0, 1) for part in LINEARS)
+        kept = {name for name, done in sites.items() if not done}
+        projections = {f"layers.1.{part}" for part in LINEARS if part.startswith("attention")}
+        assert kept == {"layers.0.mlp.up", "layers.1.mlp.up", *projections}
 
 
 def test_tensor_parallel_ranks_agree_on_shared_operands(two):
