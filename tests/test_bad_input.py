@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from captured import compiled, reasons, sites
+from captured import compiled, decisions, reasons, sites
 from models import Block, gradients, relative
 from torch import nn
 
@@ -75,6 +75,16 @@ def test_small_matmuls_are_kept_with_the_reason(inputs, outputs, reason):
 @pytest.mark.parametrize("inputs, outputs", [(32, 32), (33, 32), (32, 33)])
 def test_the_smallest_that_is_rewritten(inputs, outputs):
     check_exact(nn.Linear(inputs, outputs), torch.randn(5, inputs, requires_grad=True))
+
+
+@pytest.mark.parametrize("columns, error", [(33, "1.0"), (34, "0.13"), (67, "0.046")])
+def test_a_last_group_of_few_columns_is_kept_where_quest_would_lose_it(columns, error):
+    model, x = nn.Linear(columns, 64), torch.randn(40, columns)
+    (reason,) = reasons(qc.explain(model, x)).values()
+    tail = columns % 32
+    assert reason.startswith(f"K is {columns}: {tail} column{'s' * (tail > 1)} would be left for the last group of 32")
+    assert f"QuEST's error is {error}; make K a multiple of 32" in reason
+    assert all(decisions(qc.explain(nn.Linear(36, 64), torch.randn(40, 36))).values())
 
 
 # Shapes and layouts.

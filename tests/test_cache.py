@@ -6,10 +6,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
+
+from quartet_compile import backend
 
 SCRIPT = pathlib.Path(__file__).with_name("cache_script.py")
 
@@ -59,3 +63,16 @@ def test_a_change_misses(run, first, settings, rewritten):
     assert (changed["hits"], changed["misses"]) == (0, 1)
     assert sum(done for _, done, _ in changed["sites"]) == rewritten
     assert (changed["digest"] == first["digest"]) == ("sources" in settings)
+
+
+@pytest.mark.parametrize(
+    "package, file", [("passes", "plan.py"), ("kernels", "cpu/gemm.cpp"), ("kernels", "gpu/templates/*.jinja")], ids=str
+)
+def test_a_changed_file_is_another_source(monkeypatch, tmp_path, package, file):
+    """What `sources: changed` stands for above: every kind of source is in the hash that each entry's key has."""
+    copied = shutil.copytree(getattr(backend, package).__path__[0], tmp_path / package)
+    monkeypatch.setattr(backend, package, types.SimpleNamespace(__path__=[str(copied)]))
+    assert backend.sources_hash.__wrapped__() == backend.sources_hash()
+    changed = next(copied.glob(file))
+    changed.write_text(changed.read_text() + "\n")
+    assert backend.sources_hash.__wrapped__() != backend.sources_hash()
