@@ -19,7 +19,6 @@ from llama import Llama, Size
 
 import quartet_compile as qc
 
-
 SIZE = Size(layers=2, width=128, heads=2, lr=3e-3, batch=8, seq=64)
 
 
