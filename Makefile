@@ -9,7 +9,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 GPU_OUT ?= runs/gpu-check
 sees_gpu := import sys, torch; sys.exit(not torch.cuda.is_available())
-PYTEST := $(PY) -m pytest
+# A process a core, each with one thread. worksteal: neighbours stay together, and share their module's fixtures.
+JOBS ?= $(shell nproc)
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal
 READY := .venv/.ready
 
 # What was set up may be half made, broken since, or of a checkout that has moved: ask it, in a few hundredths of a second.

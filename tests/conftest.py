@@ -1,12 +1,16 @@
 """Make the shared helpers of tests/ and the baselines of examples/ importable, and the repository's root not: its folder
 `kernels` would hide a package of that name that transformers looks for."""
 
+import os
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path = [path for path in sys.path if path not in ("", str(ROOT))]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
+
+# The tests keep every core busy by themselves; a pool of compiling processes costs each test in a process of its own 2 s.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -28,8 +28,8 @@ def build():
         x = torch.empty(4, size.seq, size.width, dtype=torch.bfloat16, requires_grad=True)
         return Block(size).bfloat16(), (x, cos, sin)
 """
-QUICK = ("sm_80", "sm_90", "sm_100", "sm_120")
-OTHERS = ("sm_89", "sm_103")
+QUICK = ("sm_90", "sm_100", "sm_120")
+OTHERS = ("sm_80", "sm_89", "sm_103")
 
 TENSOR_MEMORY = ("scaled_mm_tma", {"tcgen05.mma.kind::mxf4.block_scale.block32"})
 PRODUCTS = {
