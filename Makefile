@@ -17,7 +17,7 @@ READY := .venv/.ready
 # What was set up may be half made, broken since, or of a checkout that has moved: ask it, in a few hundredths of a second.
 probe := from importlib.util import find_spec; from pathlib import Path; \
   here = find_spec("quartet_compile"); \
-  parts = [find_spec(m) for m in ("pip", "torch", "pytest", "ruff", "matplotlib")]; \
+  parts = [find_spec(m) for m in ("pip", "torch", "pytest", "ruff", "matplotlib", "scipy")]; \
   print(None not in (here, *parts) and Path("quartet_compile").samefile(Path(here.origin).parent))
 is_whole := test -x $(PY) && $(PY) -I -c '$(probe)' 2>&1
 ifneq ($(shell $(is_whole)),True)

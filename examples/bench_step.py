@@ -83,9 +83,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def packed_bytes(loss: Tensor) -> int:
-    """Bytes of codes, scales and mask bits saved for backward: the uint8 tensors."""
+    """Bytes of codes, scales and mask bits saved for backward: the tensors of bytes."""
     saved = [tensor for node in graph_nodes(loss.grad_fn) for tensor in saved_tensors(node)]
-    return sum({t.data_ptr(): t.nbytes for t in saved if t.dtype == torch.uint8}.values())
+    return sum({t.data_ptr(): t.nbytes for t in saved if t.dtype in (torch.uint8, torch.float8_e4m3fn)}.values())
 
 
 def operand_elements(model: Llama, tokens: int) -> int:

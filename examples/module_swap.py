@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from quartet_compile import Recipe
-from quartet_compile.kernels import philox, reference
+from quartet_compile import Gemm, Recipe
+from quartet_compile.kernels import reference
 from quartet_compile.names import matches
 
 
@@ -33,39 +33,54 @@ class BackwardSeeds:
 
 
 class QuartetFunction(torch.autograd.Function):
-    """`y = x w^T` with all three GEMMs quantized (arXiv 2505.14669, algorithm 1)."""
+    """`y = x w^T` with the GEMMs of any recipe quantized, each as `quartet_compile.Recipe` says."""
 
     @staticmethod
     def forward(ctx, x, w, recipe: Recipe, seeds: BackwardSeeds, site: int, first_of_x: int):
         """x: [M, K], w: [N, K]; site: its seed; first_of_x: the first site that shares x, for the signs of wgrad."""
-        xq = reference.quantize(x, recipe.fprop.a, mask=True)
-        wq = reference.quantize(w, recipe.fprop.b, mask=True)
-        ctx.save_for_backward(*xq, *wq)
-        ctx.recipe, ctx.seeds, ctx.site, ctx.first_of_x, ctx.columns = recipe, seeds, site, first_of_x, x.shape[1]
-        return reference.scaled_mm(xq, wq, recipe.fprop.gain, x.dtype)
+        ctx.recipe, ctx.seeds, ctx.site, ctx.first_of_x = recipe, seeds, site, first_of_x
+        ctx.save_for_backward(x, w)
+        if recipe.fprop is None:
+            return x @ w.t()
+        ctx.xq = reference.quantize(x, recipe.fprop.a, mask=recipe.trust_mask)
+        ctx.wq = reference.quantize(w, recipe.fprop.b, mask=recipe.trust_mask)
+        return _multiply(recipe.fprop, ctx.xq, ctx.wq, x.dtype)
 
     @staticmethod
     def backward(ctx, dy):
-        recipe, columns = ctx.recipe, ctx.columns
-        xq, wq = reference.Blocks(*ctx.saved_tensors[:4]), reference.Blocks(*ctx.saved_tensors[4:])
-        rotation, dx, dw = recipe.fprop.a.rotation, None, None
+        recipe, (x, w) = ctx.recipe, ctx.saved_tensors
+        dx = dw = None
         if ctx.needs_input_grad[0]:
-            product = _product(recipe.dgrad, dy, False, wq, recipe.fprop.b, ctx.seeds[ctx.site], ctx.seeds[ctx.site], 1)
-            dx = reference.unrotate(product, xq.mask, rotation, columns)
+            dx = dy @ w if recipe.dgrad is None else _gradient(ctx, "dgrad", dy, w, x)
         if ctx.needs_input_grad[1]:
-            signs = ctx.seeds[ctx.first_of_x]
-            product = _product(recipe.wgrad, dy, True, xq, recipe.fprop.a, ctx.seeds[ctx.site], signs, 2)
-            dw = reference.unrotate(product, wq.mask, rotation, columns)
+            dw = dy.t() @ x if recipe.wgrad is None else _gradient(ctx, "wgrad", dy, x, w)
         return dx, dw, None, None, None, None
 
 
-def _product(gemm, dy, transpose, source, source_quantizer, seed, sign_seed, number):
-    """GEMM `number` (1 dgrad, 2 wgrad): dY, or its transpose, times the transpose of a saved operand."""
-    signs = philox.signs(sign_seed, 2 * number, 32)
-    source_seed = seed if number == 1 else sign_seed
-    a = reference.quantize(dy, gemm.a, transpose=transpose, stream=2 * number, seed=seed, signs=signs)
-    b = reference.requantize(source, source_quantizer, gemm.b, stream=2 * number + 1, seed=source_seed, signs=signs)
-    return reference.scaled_mm(a, b, gemm.gain, dy.dtype)
+def _gradient(ctx, role: str, dy: torch.Tensor, second: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """dX, or dW: dY or its transpose times the transpose of `second`; the gradient of `of`."""
+    recipe, number, wgrad = ctx.recipe, ("fprop", "dgrad", "wgrad").index(role), role == "wgrad"
+    gemm, source = getattr(recipe, role), recipe.source(role)
+    seed = ctx.seeds[ctx.site] if gemm.a.seeded or gemm.b.seeded else None
+    shared = ctx.seeds[ctx.first_of_x] if wgrad and seed is not None else seed
+    options = {"seed": shared, "sign_seed": shared, "stream": 2 * number + 1}
+    a = reference.quantize(dy, gemm.a, transpose=wgrad, stream=2 * number, seed=seed, sign_seed=shared)
+    if source == "original":
+        b = reference.quantize(second, gemm.b, transpose=True, **options)
+        return _multiply(gemm, a, b, dy.dtype)
+    codes, before = (ctx.xq, recipe.fprop.a) if wgrad else (ctx.wq, recipe.fprop.b)
+    b = (
+        reference.transposed(codes, before)
+        if source == "codes"
+        else reference.requantize(codes, before, gemm.b, **options)
+    )
+    mask = (ctx.wq if wgrad else ctx.xq).mask if recipe.trust_mask else None
+    return reference.unrotate(_multiply(gemm, a, b, dy.dtype), mask, recipe.fprop.a.rotation, of.shape[1])
+
+
+def _multiply(gemm: Gemm, a: reference.Blocks, b: reference.Blocks, dtype: torch.dtype) -> torch.Tensor:
+    output = dtype if gemm.output == "same" else getattr(torch, gemm.output)
+    return reference.scaled_mm(a, b, gemm.gain, output).to(dtype)
 
 
 class QuartetLinear(nn.Module):

@@ -20,6 +20,7 @@ import text
 import torch
 from checkpoint import CheckpointError
 from llama import SIZES
+from monitor import MISSING, Monitor, has_tensorboard
 from progress import StopRequest
 from training import DTYPES, Diverged, Settings, Stopped, Trainer
 
@@ -31,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", choices=SIZES, default="demo")
     p.add_argument("--backend", choices=BACKENDS, default="quartet", help="what compiles the model (default: quartet)")
     p.add_argument("--recipe", help="a Quartet recipe by name (default: the backend's own)")
+    p.add_argument(
+        "--schedule", nargs="+", type=switch, default=[], metavar="STEP:RECIPE", help="recipes from these steps on"
+    )
     p.add_argument("--compare", action="store_true", help="train twice from one seed: --baseline, then --backend")
     p.add_argument("--baseline", choices=BACKENDS, default="inductor", help="the first run of --compare")
     p.add_argument("--data", nargs="+", default=[], metavar="PATH", help="text files or folders")
@@ -43,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="peak learning rate (default by size)")
     p.add_argument("--warmup", type=float, default=0.1, help="share of the steps with rising rate (default: 0.1)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the losses, and statistics, to TensorBoard")
+    p.add_argument("--stats-every", type=positive, metavar="N", help="measure how well each Nth step quantizes")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16 trains under autocast")
     p.add_argument("--eval-every", type=positive, help="steps between validations and checkpoints (default by size)")
@@ -57,12 +63,20 @@ def positive(value: str) -> int:
     return number
 
 
+def switch(value: str) -> tuple[int, str]:
+    step, _, recipe = value.partition(":")
+    if not (step.isdigit() and recipe):
+        raise argparse.ArgumentTypeError(f"{value!r} is no step and recipe, as 100:bf16")
+    return int(step), recipe
+
+
 def settings_of(args: argparse.Namespace, backend: str) -> Settings:
     size = SIZES[args.size]
     return Settings(
         size=args.size,
         backend=backend,
         recipe=args.recipe if backend == "quartet" else None,
+        schedule=tuple(args.schedule) if backend == "quartet" else (),
         steps=args.steps or size.steps,
         batch=args.batch or size.batch,
         accumulate=args.accumulate,
@@ -74,6 +88,7 @@ def settings_of(args: argparse.Namespace, backend: str) -> Settings:
         dtype=args.dtype,
         eval_every=args.eval_every or size.eval_every,
         eval_batches=args.eval_batches,
+        stats_every=(args.stats_every or 0) if backend == "quartet" else 0,
     )
 
 
@@ -99,15 +114,21 @@ def check(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
         p.error(f"--lr {settings.lr} is not a positive number")
     if not 0 <= settings.warmup < 1:
         p.error(f"--warmup {settings.warmup} is a share of the steps: give a number from 0 up to 1")
-    if args.recipe and args.backend != "quartet":
-        p.error(f"--recipe {args.recipe} needs --backend quartet, not {args.backend}")
-    if args.recipe:
-        import quartet_compile as qc
+    given = {"--recipe": [args.recipe] if args.recipe else [], "--schedule": [recipe for _, recipe in args.schedule]}
+    for option, recipes in given.items():
+        if recipes and args.backend != "quartet":
+            p.error(f"{option} {' '.join(recipes)} needs --backend quartet, not {args.backend}")
+        for recipe in recipes:
+            import quartet_compile as qc
 
-        try:
-            qc.recipe(args.recipe)
-        except qc.RecipeError as error:
-            p.error(f"--recipe: {error}")
+            try:
+                qc.recipe(recipe)
+            except qc.RecipeError as error:
+                p.error(f"{option}: {error}")
+    if args.stats_every and args.backend != "quartet":
+        p.error(f"--stats-every {args.stats_every} needs --backend quartet, not {args.backend}")
+    if args.tensorboard and not has_tensorboard():
+        p.error(MISSING)
     if args.device == "cuda" and not torch.cuda.is_available():
         why = "sees no GPU" if torch.version.cuda else "is built for CPUs only"
         p.error(f"--device cuda: this PyTorch ({torch.__version__}) {why}; leave it out to train on the CPU")
@@ -116,8 +137,17 @@ def check(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
         p.error(f"--resume: there is no checkpoint.pt in {folders}; leave it out to start, or name the run with --out")
 
 
-def train(name: str, settings: Settings, folder: Path, corpus: text.Corpus, *, resume: bool, stop: StopRequest) -> dict:
-    """One run from start, or checkpoint, to end; returns its figures."""
+def train(
+    name: str,
+    settings: Settings,
+    folder: Path,
+    corpus: text.Corpus,
+    *,
+    resume: bool,
+    stop: StopRequest,
+    tensorboard: Path | None = None,
+) -> dict:
+    """One run from start, or checkpoint, to end; returns its figures. tensorboard: the folder of its events."""
     torch._dynamo.reset()  # the runs share the model's code, and must not share its compilations
     trainer = Trainer(settings, corpus, folder, name)
     if resume and trainer.checkpoint.exists():
@@ -131,6 +161,7 @@ def train(name: str, settings: Settings, folder: Path, corpus: text.Corpus, *, r
         f"{settings.steps} steps of {settings.batch} x {settings.seq} tokens, {settings.dtype}",
         flush=True,
     )
+    trainer.monitor = Monitor(tensorboard)
     in_fp4 = explain(trainer, name) if settings.backend == "quartet" else None
     trainer.run(stop)
     return {**figures.run_figures(trainer), "matmuls_in_fp4": in_fp4}
@@ -162,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(corpus)
         with StopRequest() as stop:
             for name, (settings, folder) in runs_of(args).items():
-                results[name] = train(name, settings, folder, corpus, resume=args.resume, stop=stop)
+                events = args.tensorboard and args.tensorboard / settings.backend
+                how = dict(resume=args.resume, stop=stop, tensorboard=events)
+                results[name] = train(name, settings, folder, corpus, **how)
     except (text.DataError, CheckpointError) as error:
         p.error(str(error))
     except Diverged as error:

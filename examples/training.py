@@ -37,6 +37,8 @@ class Settings:
     dtype: str
     eval_every: int
     eval_batches: int
+    schedule: tuple[tuple[int, str], ...] = ()
+    stats_every: int = 0
     weight_decay: float = 0.1
     clip: float = 1.0
 
@@ -65,12 +67,12 @@ class Diverged(Exception):
     """A loss or a gradient is no longer a number; the weights before that step are saved."""
 
 
-def compiled(model: torch.nn.Module, backend: str, recipe: str | None) -> Callable[..., Tensor]:
+def compiled(model: torch.nn.Module, backend: str, recipe: str | None, stats: bool = False) -> Callable[..., Tensor]:
     """The one line in which the runs differ. `dynamic=False`: every batch has the same shape."""
     if backend == "eager":
         return model
-    options = {"recipe": recipe} if recipe else None
-    return torch.compile(model, backend=backend, dynamic=False, options=options)
+    options = ({"recipe": recipe} if recipe else {}) | ({"stats": True} if stats else {})
+    return torch.compile(model, backend=backend, dynamic=False, options=options or None)
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -113,6 +115,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model = Llama(SIZES[settings.size], positions=settings.seq).to(settings.device)
         self.forward = compiled(self.model, settings.backend, settings.recipe)
+        self.measured = compiled(self.model, settings.backend, settings.recipe, True) if settings.stats_every else None
+        self.monitor: Callable[[Trainer, float], None] = lambda trainer, loss: None
+        self.recipe = settings.recipe
         self.optimizer = adamw(self.model, settings)
         batch = settings.batch // settings.accumulate
         self.data = Batches(corpus, batch=batch, seq=settings.seq, seed=settings.seed, device=settings.device)
@@ -136,6 +141,7 @@ class Trainer:
                 if self.step % self.settings.eval_every == 0 or self.step == steps:
                     progress.validation = self.evaluate()
                     self.save(self.checkpoint)
+                self.monitor(self, loss)
                 progress.update(self.step, loss, seconds)
                 if self.step < steps and stop():
                     self.save(self.checkpoint)
@@ -143,11 +149,13 @@ class Trainer:
 
     def train_step(self) -> tuple[float, float]:
         """One update; returns its loss and its seconds. Nothing is updated if the loss or a gradient isn't finite."""
+        self._follow_schedule()
         before = checkpoint.random_state(self.settings.device, self.data.generator)
         start = time.perf_counter()
         loss = 0.0
         for _ in range(self.settings.accumulate):
-            part = self._loss(*self.data.draw()) / self.settings.accumulate
+            forward = self.measured if self.measures(self.step) else self.forward
+            part = self._loss(*self.data.draw(), forward) / self.settings.accumulate
             if not self.history.saved_bytes:
                 self.history.saved_bytes = saved_bytes(part, self.model)
             part.backward()
@@ -171,12 +179,28 @@ class Trainer:
         self.step += 1
         return loss, seconds
 
+    def _follow_schedule(self) -> None:
+        """Switches to the recipe of this step, also after a restart."""
+        due = [recipe for step, recipe in sorted(self.settings.schedule) if step <= self.step]
+        recipe = due[-1] if due else self.settings.recipe
+        if recipe != self.recipe:
+            import quartet_compile as qc
+
+            for forward in (self.forward, self.measured):
+                if forward is not None:
+                    qc.set_recipe(forward, recipe or "quartet")
+            self.recipe = recipe
+
+    def measures(self, step: int) -> bool:
+        """Whether the step after so many runs with statistics, which change no bit of it."""
+        return bool(self.settings.stats_every) and (step + 1) % self.settings.stats_every == 0
+
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the validation windows, with the compiled model in eval mode, and recorded."""
         start = time.perf_counter()
         self.model.eval()
-        losses = [self._loss(*pair).item() for pair in self.data.validation(self.settings.eval_batches)]
+        losses = [self._loss(*pair, self.forward).item() for pair in self.data.validation(self.settings.eval_batches)]
         self.model.train()
         self.history.first_eval_seconds = self.history.first_eval_seconds or time.perf_counter() - start
         loss = sum(losses) / len(losses)
@@ -185,9 +209,9 @@ class Trainer:
         self.history.validation.append((self.step, loss))
         return loss
 
-    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, tokens: Tensor, targets: Tensor, forward: Callable[..., Tensor]) -> Tensor:
         with self.autocast():
-            return self.forward(tokens, targets)
+            return forward(tokens, targets)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = DTYPES[self.settings.dtype]

@@ -1,7 +1,8 @@
 """Products of groups of rows with a matrix each (mixtures of experts, batches), over any backend's `scaled_mm`.
 
-Row `t` of group `e` (`ends[e - 1] <= t < ends[e]`) meets matrix `e`. Groups start at multiples of 32 rows, so that no
-block along the rows spans two of them; `separate_groups` moves them there, with rows of zeros between.
+Row `t` of group `e` (`ends[e - 1] <= t < ends[e]`) meets matrix `e`. Groups start at multiples of a block of rows (the
+larger of the quantizers' groups and rotations, 32 or more), so that none spans two of them; `separate_groups` moves them
+there, with rows of zeros between.
 
     fprop   a [T, K], b [E * N, K]     a_e b_e^T, as [T, N]
     dgrad   a [T, N], b [K, E * N]     the same with the matrices side by side, as [T, K]
@@ -17,8 +18,6 @@ import torch
 from ..formats import padded
 from .reference import Blocks
 
-BLOCK = 32
-
 
 def scaled_grouped_mm(
     a: Blocks,
@@ -32,7 +31,7 @@ def scaled_grouped_mm(
 ) -> torch.Tensor:
     """The grouped product `gemm` of the table above, in `dtype`; rows of no group are zero.
 
-    ends: int32[matrices], multiples of 32. scaled_mm: the product of two operands.
+    ends: int32[matrices], multiples of the block. scaled_mm: the product of two operands.
     """
     rows, columns = product_shape(a.codes.shape[0], b.codes.shape[0], matrices, gemm)
     out = torch.zeros((rows, columns), dtype=dtype, device=a.codes.device)
@@ -54,18 +53,18 @@ def scaled_grouped_mm(
     return out
 
 
-def separate_groups(ends: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where the rows of `x: [T, ...]` go so that each group starts at a multiple of 32.
+def separate_groups(ends: torch.Tensor, x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the rows of `x: [T, ...]` go so that each group starts at a multiple of `block`.
 
     ends: int[E], not decreasing, at most T. Returns index: int64[rows], the row of `x` that each new row holds, T for a
     row of zeros; back: int64[T], the new row of each row, the last one, a row of zeros, for rows of no group; and the new
     ends, int32[E].
     """
     count = x.shape[0]
-    rows = separate_rows(count, ends.shape[0])
+    rows = separate_rows(count, ends.shape[0], block)
     ends = ends.to(torch.int64)
     sizes = torch.diff(ends, prepend=ends.new_zeros(1))
-    new_ends = ((sizes + BLOCK - 1) // BLOCK * BLOCK).cumsum(0)
+    new_ends = padded(sizes, block).cumsum(0)
     shift = torch.cat([new_ends.new_zeros(1), new_ends]) - torch.cat([ends.new_zeros(1), ends])  # of the group after
     row, old = torch.arange(rows, device=ends.device), torch.arange(count, device=ends.device)
     group = torch.searchsorted(new_ends, row, right=True)
@@ -76,16 +75,16 @@ def separate_groups(ends: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, 
     return index, back, new_ends.to(torch.int32)
 
 
-def separate_matrices(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def separate_matrices(x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`separate_groups` of the rows of `x: [E, rows, columns]`, each matrix a group."""
     matrices, rows, _ = x.shape
     ends = torch.arange(1, matrices + 1, device=x.device) * rows
-    return separate_groups(ends, x.reshape(matrices * rows, -1))
+    return separate_groups(ends, x.reshape(matrices * rows, -1), block)
 
 
-def separate_rows(rows, groups: int):
+def separate_rows(rows, groups: int, block: int):
     """How many rows any `groups` groups of `rows` rows need, and one row of zeros; also for symbolic sizes."""
-    return padded(rows + groups * (BLOCK - 1) + 1, BLOCK)
+    return padded(rows + groups * (block - 1) + 1, block)
 
 
 def product_shape(a_rows, b_rows, matrices: int, gemm: str) -> tuple:
@@ -96,7 +95,7 @@ def product_shape(a_rows, b_rows, matrices: int, gemm: str) -> tuple:
 
 
 def _width(x: Blocks) -> int:
-    return x.codes.shape[1] * (1 if x.codes.dtype == torch.float32 else 2)
+    return x.codes.shape[1] * (2 if x.codes.dtype == torch.uint8 else 1)
 
 
 def _rows(x: Blocks, start: int, end: int) -> Blocks:

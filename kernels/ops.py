@@ -28,13 +28,15 @@ _SCHEMAS = {
     " -> (Tensor row_codes, Tensor row_scales, Tensor row_tensor_scale,"
     " Tensor column_codes, Tensor column_scales, Tensor column_tensor_scale)",
     "requantize": "(Tensor codes, Tensor scales, Tensor tensor_scale, str source, str quantizer, int stream,"
-    " Tensor seed, Tensor sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
+    " Tensor? seed, Tensor? sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
+    "transposed": "(Tensor codes, Tensor scales, Tensor tensor_scale, str quantizer)"
+    " -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
     "scaled_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales, Tensor b_tensor_scale,"
     " float alpha, ScalarType dtype) -> Tensor",
     "scaled_grouped_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales,"
     " Tensor b_tensor_scale, Tensor ends, int matrices, str gemm, float alpha, ScalarType dtype) -> Tensor",
-    "separate_groups": "(Tensor ends, Tensor x) -> (Tensor index, Tensor back, Tensor separate_ends)",
-    "separate_matrices": "(Tensor x) -> (Tensor index, Tensor back, Tensor separate_ends)",
+    "separate_groups": "(Tensor ends, Tensor x, int block) -> (Tensor index, Tensor back, Tensor separate_ends)",
+    "separate_matrices": "(Tensor x, int block) -> (Tensor index, Tensor back, Tensor separate_ends)",
     "unrotate": "(Tensor x, Tensor? mask, int rotation, SymInt columns) -> Tensor",
 }
 
@@ -73,10 +75,14 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         rows, columns = backend.quantize_pair(dy, row, column, seed=seed, sign_seed=sign_seed)
         return (*rows[:3], *columns[:3])
 
-    def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
+    def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
         blocks = Blocks(codes, scales, tensor_scale, mask=None)
         before, after = quantizer_named(source), quantizer_named(quantizer)
         return tuple(backend.requantize(blocks, before, after, stream=stream, seed=seed, sign_seed=sign_seed))[:3]
+
+    def transposed(codes, scales, tensor_scale, quantizer):
+        blocks = Blocks(codes, scales, tensor_scale, mask=None)
+        return tuple(backend.transposed(blocks, quantizer_named(quantizer)))[:3]
 
     def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
         left = Blocks(a, a_scales, a_tensor_scale, mask=None)
@@ -91,23 +97,27 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     def unrotate(x, mask, rotation, columns):
         return backend.unrotate(x, mask, rotation, columns)
 
-    functions = (quantize, quantize_pair, requantize, scaled_mm, scaled_grouped_mm, unrotate)
+    functions = (quantize, quantize_pair, requantize, transposed, scaled_mm, scaled_grouped_mm, unrotate)
     return {f.__name__: f for f in (*functions, grouped.separate_groups, grouped.separate_matrices)}
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full = padded(columns, spec.group)
-    tensor_scale = x.new_empty((0,), dtype=torch.float32)
+    full = padded(columns, spec.block)
+    tensor_scale = x.new_empty((int(spec.two_level),), dtype=torch.float32)
     if spec.exact:
         return x.new_empty((rows, full), dtype=torch.float32), x.new_empty((rows, 0), dtype=torch.uint8), tensor_scale
-    codes = x.new_empty((rows, full // 2), dtype=torch.uint8)
-    return codes, x.new_empty((rows, full // spec.group), dtype=torch.uint8), tensor_scale
+    if spec.elements == "e4m3":
+        codes = x.new_empty((rows, full), dtype=torch.float8_e4m3fn)
+    else:
+        codes = x.new_empty((rows, full // 2), dtype=torch.uint8)
+    scale_type = torch.float8_e4m3fn if spec.two_level else torch.uint8
+    return codes, x.new_empty((rows, full // spec.group), dtype=scale_type), tensor_scale
 
 
 def _fake_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
     spec = quantizer_named(quantizer)
     rows, columns = reversed(x.shape) if transpose else x.shape
-    bits = x.new_empty((rows, padded(columns, spec.group) // 8 if mask else 0), dtype=torch.uint8)
+    bits = x.new_empty((rows, padded(columns, spec.block) // 8 if mask else 0), dtype=torch.uint8)
     return (*_fake_blocks(x, spec, rows, columns), bits)
 
 
@@ -119,9 +129,17 @@ def _fake_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
     )
 
 
-def _fake_requantize(codes, scales, tensor_scale, source, quantizer, stream, seed, sign_seed):
-    columns = codes.shape[1] if quantizer_named(source).exact else codes.shape[1] * 2
-    return _fake_blocks(codes, quantizer_named(quantizer), columns, codes.shape[0])
+def _fake_requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
+    return _fake_blocks(codes, quantizer_named(quantizer), _width(codes), codes.shape[0])
+
+
+def _fake_transposed(codes, scales, tensor_scale, quantizer):
+    return _fake_blocks(codes, quantizer_named(quantizer), _width(codes), codes.shape[0])
+
+
+def _width(codes: torch.Tensor):
+    """Columns of an operand: a byte has two codes, other types one."""
+    return codes.shape[1] * 2 if codes.dtype == torch.uint8 else codes.shape[1]
 
 
 def _fake_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
@@ -136,15 +154,15 @@ def _fake_scaled_grouped_mm(
     return a.new_empty((rows, columns), dtype=dtype)
 
 
-def _fake_separate_groups(ends, x):
-    rows = grouped.separate_rows(x.shape[0], ends.shape[0])
+def _fake_separate_groups(ends, x, block):
+    rows = grouped.separate_rows(x.shape[0], ends.shape[0], block)
     index, back = (ends.new_empty((size,), dtype=torch.int64) for size in (rows, x.shape[0]))
     return index, back, torch.empty_like(ends, dtype=torch.int32)
 
 
-def _fake_separate_matrices(x):
+def _fake_separate_matrices(x, block):
     matrices, rows, _ = x.shape
-    return _fake_separate_groups(x.new_empty((matrices,), dtype=torch.int32), x.new_empty((matrices * rows,)))
+    return _fake_separate_groups(x.new_empty((matrices,), dtype=torch.int32), x.new_empty((matrices * rows,)), block)
 
 
 def _fake_unrotate(x, mask, rotation, columns):
@@ -160,6 +178,7 @@ _FAKE = {
     "quantize": _fake_quantize,
     "quantize_pair": _fake_quantize_pair,
     "requantize": _fake_requantize,
+    "transposed": _fake_transposed,
     "scaled_mm": _fake_scaled_mm,
     "scaled_grouped_mm": _fake_scaled_grouped_mm,
     "separate_groups": _fake_separate_groups,

@@ -2,22 +2,28 @@
 masks and random bits, and within accumulation error on GEMMs.
 
 Operands are matrices `[rows, columns]` with the contraction along the columns. `columns` is padded with zeros to the
-group; the zeros are exact on both sides of a product. Method: arXiv 2505.14669, sections 4.2 and 4.3.
+quantizer's block, the larger of group and rotation; the zeros are exact on both sides of a product. Methods: arXiv
+2505.14669, sections 4.2 and 4.3 (MXFP4), arXiv 2601.22813 (NVFP4), OCP MX v1.0 (MXFP8). The scales of groups are chosen
+in `power_scales.py` (E8M0) and `tensor_scales.py` (E4M3).
 
 Blocks
-    codes:  uint8[rows, padded / 2], E2M1, the even column in the low nibble; for exact formats float32[rows, padded].
+    codes:  uint8[rows, padded / 2], E2M1, the even column in the low nibble; float8_e4m3fn[rows, padded] for E4M3
+            elements; for exact formats float32[rows, padded].
     scales: uint8[rows, padded / 32], E8M0; for NVFP4 float8_e4m3fn[rows, padded / 16]; for exact formats uint8[rows, 0].
+            Every row of a square block has its scale.
     tensor_scale: float32[0]; for NVFP4 float32[1], its second level.
     mask:   uint8[rows, padded / 8], bit `column % 8` set where the gradient passes; uint8[rows, 0] if not asked for.
 
 Rules
-    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 count
-      as 0 too, except under absmax in groups whose largest is below 2^-63: those are lifted by 2^64 first. So no
-      rotated value is subnormal, and flush-to-zero mode changes no bit of codes, scales or mask. Exact formats keep
-      every normal input.
-    * A group with a NaN or an infinity, or whose statistics overflow, has scale byte 255 (NaN), codes 0 and mask 0.
-    * Zeros enter the rotation as +0, after the signs, so none leaves it as -0. A group that rotates to zeros has scale
-      byte 0, codes 0 and mask 1. Elsewhere a code of magnitude 0 keeps the sign of the value that was rounded.
+    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 (below
+      2^-99 with a rotation of 128) count as 0 too, except with E8M0 scales under absmax in blocks whose largest is below
+      2^-63: those are lifted by 2^64 first. So no rotated value is subnormal, and flush-to-zero mode changes no bit of
+      codes, scales or mask. Exact formats keep every normal input.
+    * A block with a NaN or an infinity, or a group whose statistics overflow, has NaN scales (E8M0 255, E4M3 0x7F), codes
+      0 and mask 0. Other groups don't notice: the tensor scale is that of the finite ones.
+    * Zeros enter the rotation as +0, after the signs, so none leaves it as -0. With E8M0 scales, a group that rotates to
+      zeros has scale byte 0, codes 0 and mask 1. Elsewhere a code of magnitude 0 keeps the sign of the value that was
+      rounded.
     * A decoded value below 2^-126 (scale bytes 0 and 1) is exact, or 0 in flush-to-zero mode.
 """
 
@@ -27,11 +33,41 @@ from typing import NamedTuple
 
 import torch
 
-from ..formats import E2M1_MAX, E2M1_VALUES, E8M0_NAN, QUEST_GAUSSIAN_CLIP, Quantizer, padded
-from . import philox
+from ..formats import Quantizer, padded
+from . import philox, power_scales, tensor_scales
+from .codes import (
+    decode_e2m1,
+    decode_e8m0,
+    encode_e2m1,
+    pack_bits,
+    pack_nibbles,
+    power_of_two,
+    unpack_bits,
+    unpack_nibbles,
+)
+from .squares import over_square
+
+__all__ = [
+    "Blocks",
+    "decode",
+    "decode_e2m1",
+    "decode_e8m0",
+    "encode_e2m1",
+    "hadamard",
+    "pack_bits",
+    "pack_nibbles",
+    "power_of_two",
+    "quantize",
+    "quantize_pair",
+    "requantize",
+    "scaled_mm",
+    "transposed",
+    "unpack_bits",
+    "unpack_nibbles",
+    "unrotate",
+]
 
 _LIFT_BELOW = 2.0**-63
-_ZERO_BELOW = 2.0**-100  # a multiple of its ulp, 2^-123, over sqrt(32) is still a normal number
 _SMALLEST_NORMAL = 2.0**-126
 
 
@@ -65,38 +101,36 @@ def quantize(
     x = (x.t() if transpose else x).float()
     x = torch.where(x.abs() < _SMALLEST_NORMAL, 0.0, x)
     rows, columns = x.shape
-    full = padded(columns, quantizer.group)
-    groups = torch.nn.functional.pad(x, (0, full - columns)).reshape(rows, full // quantizer.group, quantizer.group)
-    finite = groups.isfinite().all(-1, keepdim=True)
+    full = padded(columns, quantizer.block)
+    blocks = torch.nn.functional.pad(x, (0, full - columns)).reshape(rows, full // quantizer.block, quantizer.block)
+    finite = blocks.isfinite().all(-1, keepdim=True)
 
     if quantizer.exact:
-        values = torch.where(finite, _rotate(groups, quantizer, signs), torch.nan).reshape(rows, full)
+        values = torch.where(finite, _rotate(blocks, quantizer, signs), torch.nan).reshape(rows, full)
         ones = torch.full((rows, full // 8 if mask else 0), 255, dtype=torch.uint8, device=x.device)
         return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones)
 
-    if quantizer.scale == "quest":
-        lift = torch.zeros_like(finite, dtype=torch.int32)
-    else:
-        lift = (groups.abs().amax(-1, keepdim=True) < _LIFT_BELOW).int() * 64
-    groups = groups * power_of_two(lift)
-    rotated = _rotate(torch.where(groups.abs() < _ZERO_BELOW, 0.0, groups), quantizer, signs)
-    nonzero = (rotated != 0).any(-1, keepdim=True)
-    exponent = _quest_exponent(rotated) if quantizer.scale == "quest" else _absmax_exponent(rotated, lift)
-    exponent = torch.where(nonzero, exponent, 0)
-    valid = finite & (exponent < E8M0_NAN)
-    byte = torch.where(valid, exponent, 0)
+    lift = torch.zeros_like(finite, dtype=torch.int32)
+    if quantizer.scale == "absmax" and not quantizer.two_level:
+        lift = (blocks.abs().amax(-1, keepdim=True) < _LIFT_BELOW).int() * 64
+        lift = _smallest_over_square(lift, quantizer)
+    blocks = blocks * power_of_two(lift)
+    rotated = _rotate(torch.where(blocks.abs() < zero_below(quantizer), 0.0, blocks), quantizer, signs)
 
-    shift = 127 - byte - lift
-    half = shift >> 1
-    scaled = rotated * quantizer.shrink * power_of_two(half) * power_of_two(shift - half)
-    bits = philox.noise(seed, stream, rows, full).reshape(groups.shape) if quantizer.stochastic else None
-    codes = encode_e2m1(scaled, bits)
-    codes = torch.where(valid, codes, 0).reshape(rows, full)
-    keep = torch.where(valid, scaled.abs() < E2M1_MAX, False).reshape(rows, full)
-    scales = torch.where(valid, exponent, E8M0_NAN).reshape(rows, full // quantizer.group).to(torch.uint8)
-    return Blocks(
-        pack_nibbles(codes), scales, _no_tensor_scale(scales), pack_bits(keep) if mask else keep[:, :0].to(torch.uint8)
-    )
+    shape = (rows, full // quantizer.group, quantizer.group)
+    groups = rotated.reshape(shape)
+    of_group = quantizer.block // quantizer.group
+    finite, lift = (t.repeat_interleave(of_group, dim=1) for t in (finite, lift))
+    if quantizer.two_level:
+        codes, scales, tensor_scale, keep = tensor_scales.quantize_groups(groups, finite, quantizer, seed, stream)
+        keep = keep.expand(shape)
+    else:
+        codes, scales, keep = power_scales.quantize_groups(groups, finite, lift, quantizer, seed, stream)
+        tensor_scale = _no_tensor_scale(x)
+    codes = codes.reshape(rows, full)
+    bits = pack_bits(keep.reshape(rows, full)) if mask else _no_scales(x)
+    packed = codes if quantizer.elements == "e4m3" else pack_nibbles(codes)
+    return Blocks(packed, scales.reshape(shape[:2]), tensor_scale, bits)
 
 
 def quantize_pair(
@@ -124,12 +158,27 @@ def requantize(
     return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
 
 
+def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
+    """The transpose of an operand in square blocks, codes as they are: `[rows, padded]` to `[padded, rows]`, rows padded.
+
+    Rows that are padded have codes 0 and the scale of their block.
+    """
+    group = quantizer.group
+    codes = unpack_nibbles(source.codes)
+    rows, columns = codes.shape
+    full = padded(rows, group)
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, full - rows)).t().contiguous()
+    scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
+    return Blocks(pack_nibbles(codes), scales.view(source.scales.dtype), source.tensor_scale.clone(), None)
+
+
 def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
     """`alpha * a @ b^T` for `a: [M, K]` and `b: [N, K]`, accumulated in float32, as `dtype[M, N]`.
 
     A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
     """
-    return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
+    with torch.autocast(a.codes.device.type, enabled=False):
+        return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 
 
 def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
@@ -161,108 +210,37 @@ def hadamard(groups: torch.Tensor) -> torch.Tensor:
     return groups * torch.tensor(size**-0.5, dtype=torch.float32)
 
 
-def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
-    """The 4-bit codes (int64) of float32 values, saturated at 6: nearest with ties to even, or stochastic with `bits`.
-
-    Stochastic: a value `f` of the way from one grid point to the next goes up iff `bits + floor(f * 2^16) >= 2^16`, so
-    the expectation over all 2^16 values of `bits` is exact to 2^-16 of a step.
-    """
-    magnitude = scaled.abs().clamp(max=E2M1_MAX).nan_to_num(0.0)
-    exponent = (magnitude >= 2).long() + (magnitude >= 4).long()
-    steps = magnitude * power_of_two(1 - exponent)
-    if bits is None:
-        count = steps.round().long()
-    else:
-        count = ((steps * 2.0**philox.NOISE_BITS).long() + bits) >> philox.NOISE_BITS
-    code = (count + 2 * exponent).clamp(max=7)
-    return code | (torch.signbit(scaled).long() << 3)
+def zero_below(quantizer: Quantizer) -> float:
+    """Smaller inputs count as 0: a multiple of its ulp, 2^-23 of it, over sqrt(rotation) is still a normal number."""
+    return 2.0**-99 if quantizer.rotation > 64 else 2.0**-100
 
 
-def decode_e2m1(codes: torch.Tensor) -> torch.Tensor:
-    """float32 values of 4-bit codes."""
-    table = torch.tensor((*E2M1_VALUES, *(-v for v in E2M1_VALUES)), dtype=torch.float32, device=codes.device)
-    return table[codes.long()]
-
-
-def decode_e8m0(scales: torch.Tensor) -> torch.Tensor:
-    """float32 powers of two of E8M0 bytes, built from bits (2^-127 is subnormal); byte 255 is NaN."""
-    byte = scales.int()
-    bits = torch.where(byte == 0, 1 << 22, byte << 23)
-    return torch.where(byte == E8M0_NAN, torch.nan, bits.view(torch.float32))
-
-
-def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """float32 2^exponent for exponents in [-126, 127]."""
-    return ((exponent.int() + 127) << 23).view(torch.float32)
-
-
-def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """uint8[..., n / 2] of codes [..., n], the even column in the low nibble."""
-    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).to(torch.uint8)
-
-
-def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack_nibbles`."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-
-
-def pack_bits(keep: torch.Tensor) -> torch.Tensor:
-    """uint8[..., n / 8] of booleans [..., n]; column `c` is bit `c % 8`."""
-    weights = 1 << torch.arange(8, device=keep.device)
-    return (keep.reshape(*keep.shape[:-1], keep.shape[-1] // 8, 8) * weights).sum(-1).to(torch.uint8)
-
-
-def unpack_bits(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack_bits`."""
-    return ((packed[..., None] >> torch.arange(8, device=packed.device)) & 1).bool().flatten(-2)
-
-
-def _rotate(groups: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
+def _rotate(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
     if not quantizer.rotation:
-        return groups
-    return hadamard(groups * signs + 0.0 if quantizer.random_signs else groups)  # -0 + 0 = +0
+        return blocks
+    parts = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // quantizer.rotation, quantizer.rotation)
+    return hadamard(parts * signs + 0.0 if quantizer.random_signs else parts).reshape(blocks.shape)  # -0 + 0 = +0
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Mean over the last dimension by pairwise halves."""
-    size = values.shape[-1]
-    while values.shape[-1] > 1:
-        half = values.shape[-1] // 2
-        values = values[..., :half] + values[..., half:]
-    return values * (1.0 / size)
-
-
-def _quest_exponent(rotated: torch.Tensor) -> torch.Tensor:
-    """Exponent field of `c * std + 1e-8`, `c` = clipping point / 6: QuEST's scale rounded down to a power of two."""
-    mean = _mean(rotated)
-    variance = _mean(rotated * rotated) - mean * mean
-    deviation = torch.where(variance < 0, 0.0, variance).sqrt()
-    return _exponent_field(deviation * (QUEST_GAUSSIAN_CLIP / E2M1_MAX) + 1e-8)
-
-
-def _absmax_exponent(rotated: torch.Tensor, lift: torch.Tensor) -> torch.Tensor:
-    """E8M0 byte of 2^(floor(log2 absmax) - 2) for groups multiplied by 2^lift, at least 0; 255 where not finite."""
-    field = _exponent_field(rotated.abs().amax(-1, keepdim=True))
-    return torch.where(field == E8M0_NAN, field, (field - 2 - lift).clamp(min=0))
-
-
-def _exponent_field(x: torch.Tensor) -> torch.Tensor:
-    """Bits 23 to 30 of positive float32 values."""
-    return (x.view(torch.int32) >> 23) & 0xFF
+def _smallest_over_square(lift: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    return 64 - over_square(64 - lift, quantizer)
 
 
 def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
     if blocks.codes.dtype == torch.float32:
         return blocks.codes
-    values = decode_e2m1(unpack_nibbles(blocks.codes))
+    if blocks.codes.dtype == torch.uint8:
+        values = decode_e2m1(unpack_nibbles(blocks.codes))
+    else:
+        values = blocks.codes.float()
     rows, full = values.shape
     if not blocks.scales.numel():
         return values
     groups = values.reshape(rows, blocks.scales.shape[1], full // blocks.scales.shape[1]) / shrink
     scales = blocks.scales[..., None]
     if scales.dtype == torch.float8_e4m3fn:
-        return (groups * scales.float()).reshape(rows, full) * blocks.tensor_scale
+        return (groups * (scales.float() * blocks.tensor_scale)).reshape(rows, full)
     return (groups * decode_e8m0(scales.clamp(min=1)) * torch.where(scales == 0, 0.5, 1.0)).reshape(rows, full)
 
 

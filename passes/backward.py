@@ -1,4 +1,4 @@
-"""Rewrite the two backward matmuls of each site, which then read the saved codes instead of X and W.
+"""Rewrite the backward matmuls of each site that its recipe quantizes. Under `quartet` they read the saved codes:
 
 Before:  dx = mm(dy, w)                          dw = mm(dy^T, x)
 After:   dyr, dyc = quantize_pair(dy)            both directions from one read, fresh signs and noise
@@ -7,13 +7,17 @@ After:   dyr, dyc = quantize_pair(dy)            both directions from one read, 
          dx = unrotate(scaled_mm(dyr, wt), mask of x)
          dw = unrotate(scaled_mm(dyc, xt), mask of w)
 
+Other recipes quantize W^T or X^T from the tensor itself, or use the codes of square blocks transposed as they are.
+
 Legal because both operands of each GEMM are rotated by the same signs along its contraction dimension, and what is
-left, the rotation of the forward pass along K, is undone by `unrotate` (arXiv 2505.14669, algorithm 1).
+left, the rotation of the forward pass along K of an operand made of codes, is undone by `unrotate` (arXiv 2505.14669,
+algorithm 1).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -21,15 +25,15 @@ from ..formats import Quantizer
 from ..kernels import philox
 from ..recipe import Recipe
 from .forward import Saved
-from .graph import Builder, Matrix, aten
+from .graph import Builder, Matrix, aten, region
 from .match import MatmulSite
 from .share import Quantized, quartet
 
 
 def rewrite_backward(
     sites: list[MatmulSite],
-    saved: dict[int, Saved],
-    recipe: Recipe,
+    saved: Mapping[int, Saved],
+    recipes: Mapping[int, Recipe],
     build: Builder,
     seeds: int,
     shared_by: tuple[str, ...],
@@ -37,61 +41,100 @@ def rewrite_backward(
     """Rewrite the backward matmuls of every site in place. seeds: length of the seed vector, one for each site;
     shared_by: the process groups whose ranks draw the same seeds."""
     order = {node: position for position, node in enumerate(build.graph.nodes)}
-    sites = sorted((s for s in sites if s.backward), key=lambda s: min(order[n] for n in s.backward))
-    if not sites:
+    jobs = [_Job.of(site, saved[site.index], recipes[site.index]) for site in sites]
+    jobs = sorted((job for job in jobs if job.nodes), key=lambda job: min(order[node] for node in job.nodes))
+    if not jobs:
         return
-    first_of_x: dict[fx.Node, int] = {}
-    for index in sorted(saved):
-        first_of_x.setdefault(saved[index].x.codes, index)
-    rewriter = _Rewriter(build, recipe, order, saved, first_of_x)
-    rewriter.draw_seeds(sites[0], seeds, shared_by)
-    for site in sites:
-        rewriter.rewrite(site)
+    first_of_x: dict[tuple, int] = {}
+    for job in sorted(jobs, key=lambda job: job.site.index):
+        if job.wgrad is not None:
+            first_of_x.setdefault(job.x_key, job.site.index)
+    rewriter = _Rewriter(build, order, first_of_x)
+    if any(job.seeded for job in jobs):
+        rewriter.draw_seeds(jobs[0].nodes, seeds, shared_by)
+    for job in jobs:
+        rewriter.rewrite(job)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """The backward of one site: dgrad, wgrad are the matmuls to be rewritten, None for one that isn't."""
+
+    site: MatmulSite
+    saved: Saved
+    recipe: Recipe
+    dgrad: fx.Node | None
+    wgrad: fx.Node | None
+
+    @classmethod
+    def of(cls, site: MatmulSite, saved: Saved, recipe: Recipe) -> _Job:
+        dgrad = site.dgrad if recipe.dgrad else None
+        return cls(site=site, saved=saved, recipe=recipe, dgrad=dgrad, wgrad=site.wgrad if recipe.wgrad else None)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [node for node in (self.dgrad, self.wgrad) if node is not None]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether any of its quantizers needs a seed."""
+        gemms = [self.recipe.dgrad] * (self.dgrad is not None) + [self.recipe.wgrad] * (self.wgrad is not None)
+        return any(quantizer.seeded for gemm in gemms for quantizer in (gemm.a, gemm.b))
+
+    @property
+    def x_key(self) -> tuple:
+        """What X^T is made of and how: sites with the same key share it."""
+        source = self.recipe.x_from
+        operand = (self.saved.x_original.key, region(self.site.node)) if source == "original" else self.saved.x.codes
+        return source, operand, self.recipe.wgrad.b
 
 
 @dataclasses.dataclass
 class _Rewriter:
-    """order: position of each node. first_of_x: by the codes of X, the first site that shares them; its seed gives the
+    """order: position of each node. first_of_x: by the key of X^T, the first site that shares it; its seed gives the
     signs of wgrad, which every dY that meets this X must use."""
 
     build: Builder
-    recipe: Recipe
     order: dict[fx.Node, int]
-    saved: dict[int, Saved]
-    first_of_x: dict[fx.Node, int]
+    first_of_x: dict[tuple, int]
 
     def __post_init__(self) -> None:
+        self._vector: fx.Node | None = None
         self._seeds: dict[int, fx.Node] = {}
-        self._transposed_x: dict[fx.Node, Quantized] = {}
+        self._transposed_x: dict[tuple, Quantized] = {}
 
-    def draw_seeds(self, first: MatmulSite, count: int, shared_by: tuple[str, ...]) -> None:
+    def draw_seeds(self, nodes: list[fx.Node], count: int, shared_by: tuple[str, ...]) -> None:
         """One vector of seeds a backward pass; it stays in the backward graph, so no two passes share noise."""
-        node = min(first.backward, key=self.order.__getitem__)
+        node = min(nodes, key=self.order.__getitem__)
         with self.build.graph.inserting_before(node):
             device = node.meta["val"].device
             self._vector = self.build.call(
                 node, quartet.seed.default, count, device, list(shared_by), backward_only=True
             )
 
-    def rewrite(self, site: MatmulSite) -> None:
-        nodes = sorted(site.backward, key=self.order.__getitem__)
-        saved = self.saved[site.index]
-        form, x, w = saved.form, saved.x, saved.w
-        with self.build.graph.inserting_before(nodes[0]):
-            seed = self._seed(site.index, nodes[0])
-            x_seed = self._seed(self.first_of_x[x.codes], nodes[0])
-            dy = form.dy(nodes[0])
-            rows, columns = self._quantize_dy(site, dy, nodes[0], seed, x_seed)
-        if site.dgrad is not None:
-            with self.build.graph.inserting_before(site.dgrad):
-                wt = self._requantize(site.dgrad, w, self.recipe.fprop.b, self.recipe.dgrad.b, philox.DGRAD_W, seed)
-                product = form.dgrad(rows, wt, self.recipe.dgrad)
-                self.build.replace(site.dgrad, form.dx(self._unrotate(site, site.dgrad, product, x.mask)))
-        if site.wgrad is not None:
-            with self.build.graph.inserting_before(site.wgrad):
-                xt = self._x_transposed(x, site.wgrad, x_seed)
-                product = form.wgrad(columns, xt, self.recipe.wgrad)
-                self.build.replace(site.wgrad, form.dw(self._unrotate(site, site.wgrad, product, w.mask)))
+    def rewrite(self, job: _Job) -> None:
+        first = min(job.nodes, key=self.order.__getitem__)
+        site, form, recipe = job.site, job.saved.form, job.recipe
+        with self.build.graph.inserting_before(first):
+            seed = self._seed(site.index, first) if job.seeded else None
+            x_seed = seed
+            if job.seeded and job.wgrad is not None:
+                x_seed = self._seed(self.first_of_x[job.x_key], first)
+            dy = form.dy(first)
+            rows, columns = self._quantize_dy(job, dy, first, seed, x_seed)
+        if job.dgrad is not None:
+            with self.build.graph.inserting_before(job.dgrad):
+                wt = self._second(job, "dgrad", job.dgrad, seed)
+                product = form.dgrad(rows, wt, recipe.dgrad)
+                mask = job.saved.x.mask if job.saved.x else None
+                self.build.replace(job.dgrad, form.dx(self._unrotated(job, "dgrad", job.dgrad, product, mask)))
+        if job.wgrad is not None:
+            with self.build.graph.inserting_before(job.wgrad):
+                if job.x_key not in self._transposed_x:
+                    self._transposed_x[job.x_key] = self._second(job, "wgrad", job.wgrad, x_seed)
+                product = form.wgrad(columns, self._transposed_x[job.x_key], recipe.wgrad)
+                mask = job.saved.w.mask if job.saved.w else None
+                self.build.replace(job.wgrad, form.dw(self._unrotated(job, "wgrad", job.wgrad, product, mask)))
         form.finish(dy)
 
     def _seed(self, index: int, like: fx.Node) -> fx.Node:
@@ -99,47 +142,62 @@ class _Rewriter:
             self._seeds[index] = self.build.call(like, aten.select.int, self._vector, 0, index, backward_only=True)
         return self._seeds[index]
 
-    def _x_transposed(self, x: Quantized, like: fx.Node, seed: fx.Node) -> Quantized:
-        """The re-quantized X^T, one for all sites that share X."""
-        if x.codes not in self._transposed_x:
-            self._transposed_x[x.codes] = self._requantize(
-                like, x, self.recipe.fprop.a, self.recipe.wgrad.b, philox.WGRAD_X, seed
+    def _second(self, job: _Job, role: str, like: fx.Node, seed: fx.Node | None) -> Quantized:
+        """W^T of dgrad or X^T of wgrad, from what the recipe says."""
+        saved, recipe = job.saved, job.recipe
+        if role == "dgrad":
+            codes, original, stream = saved.w, saved.w_original, philox.DGRAD_W
+        else:
+            codes, original, stream = saved.x, saved.x_original, philox.WGRAD_X
+        after, source = getattr(recipe, role).b, recipe.source(role)
+        if source == "original":
+            return self._quantize(like, original.t, after, stream, seed, seed)
+        if source == "codes":
+            node = self.build.call(like, quartet.transposed.default, *codes[:3], after.name)
+        else:
+            before = recipe.fprop.b if role == "dgrad" else recipe.fprop.a
+            seeds = (seed, seed) if after.seeded else (None, None)
+            node = self.build.call(
+                like, quartet.requantize.default, *codes[:3], before.name, after.name, stream, *seeds
             )
-        return self._transposed_x[x.codes]
-
-    def _requantize(
-        self, like: fx.Node, source: Quantized, before: Quantizer, after: Quantizer, stream: int, seed: fx.Node
-    ) -> Quantized:
-        node = self.build.call(
-            like, quartet.requantize.default, *source[:3], before.name, after.name, stream, seed, seed
-        )
         return Quantized(*self.build.outputs(node))
 
     def _quantize_dy(
-        self, site: MatmulSite, dy: Matrix, like: fx.Node, seed: fx.Node, x_seed: fx.Node
+        self, job: _Job, dy: Matrix, like: fx.Node, seed: fx.Node | None, x_seed: fx.Node | None
     ) -> tuple[Quantized | None, Quantized | None]:
-        dgrad, wgrad = self.recipe.dgrad.a, self.recipe.wgrad.a
-        if site.dgrad is None:
-            return None, self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed)
-        if site.wgrad is None:
-            return self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed), None
-        if dy.transposed:
-            return (
-                self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed),
-                self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed),
-            )
-        node = self.build.call(like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed)
-        outputs = self.build.outputs(node)
-        return Quantized(*outputs[:3]), Quantized(*outputs[3:])
+        dgrad = job.recipe.dgrad.a if job.dgrad is not None else None
+        wgrad = job.recipe.wgrad.a if job.wgrad is not None else None
+        if dgrad and wgrad and not dy.transposed and (dgrad.seeded or wgrad.seeded):
+            node = self.build.call(like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed)
+            outputs = self.build.outputs(node)
+            return Quantized(*outputs[:3]), Quantized(*outputs[3:])
+        return (
+            self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed) if dgrad else None,
+            self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed) if wgrad else None,
+        )
 
     def _quantize(
-        self, like: fx.Node, dy: Matrix, quantizer: Quantizer, stream: int, seed: fx.Node, sign_seed: fx.Node
+        self,
+        like: fx.Node,
+        x: Matrix,
+        quantizer: Quantizer,
+        stream: int,
+        seed: fx.Node | None,
+        sign_seed: fx.Node | None,
     ) -> Quantized:
+        seeds = (seed, sign_seed) if quantizer.seeded else (None, None)
         node = self.build.call(
-            like, quartet.quantize.default, dy.node, quantizer.name, dy.transposed, False, stream, seed, sign_seed
+            like, quartet.quantize.default, x.node, quantizer.name, x.transposed, False, stream, *seeds
         )
         return Quantized(*self.build.outputs(node)[:3])
 
-    def _unrotate(self, site: MatmulSite, like: fx.Node, product: fx.Node, mask: fx.Node | None) -> fx.Node:
-        rotation, columns = self.recipe.fprop.a.rotation, site.shape[2]
-        return self.build.call(like, quartet.unrotate.default, product, mask, rotation, columns)
+    def _unrotated(self, job: _Job, role: str, like: fx.Node, product: fx.Node, mask: fx.Node | None) -> fx.Node:
+        """The product without what the codes of fprop left in it: their rotation, their padding, what they clipped."""
+        if job.recipe.source(role) == "original" and mask is None:
+            return product
+        rotation, columns = job.recipe.fprop.a.rotation, job.site.shape[2]
+        if rotation or mask is not None:
+            return self.build.call(like, quartet.unrotate.default, product, mask, rotation, columns)
+        if product.meta["val"].shape[1] == columns:
+            return product
+        return self.build.call(like, aten.slice.Tensor, product, 1, 0, columns)

@@ -4,12 +4,13 @@ A form gives the operands X [M, K], W [N, K] and dY [M, N] of a site as 2-D node
 brings the products Y, dX and dW back to the shape of the nodes that they replace:
 
     Plain     mm, addmm, and a batch of one
-    Stacked   a batch: its matrices one below the other, each padded to whole groups of 32 rows
-    Grouped   rows in groups whose sizes only the data knows: moved apart, so that no block of 32 spans two groups
+    Stacked   a batch: its matrices one below the other, each padded to whole blocks of rows
+    Grouped   rows in groups whose sizes only the data knows: moved apart, so that no block spans two groups
     Dynamic   a batch of matrices whose number of rows is dynamic: each is a group
     Filters   a convolution whose windows don't overlap
 
-Padding is with zeros, which add nothing to any of the three products.
+A block is what the recipe's quantizers handle together, the larger of group and rotation. Padding is with zeros, which
+add nothing to any of the three products.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from .products import CONVOLUTION, ends, output
 from .share import Quantized, quartet
 from .windows import channels_first, channels_last, fold, unfold, windows
 
-BLOCK = 32
-
 
 @dataclasses.dataclass
 class Form:
-    """The plain form. x, w: inserted where the forward matmul is; dy: where the first backward matmul is."""
+    """The plain form. x, w: inserted where the forward matmul is; dy: where the first backward matmul is. block: of the
+    recipe."""
 
     site: MatmulSite
     build: Builder
+    block: int
 
     def x(self) -> Matrix:
         return self._matrix(self.site.x, self.site.node)
@@ -96,19 +97,24 @@ class _Groups(Form):
         return self._product(self.site.wgrad, dy, xt, gemm, "wgrad")
 
     def w(self) -> Matrix:
-        node = self._stacked(self.site.node, self.site.w, pad=True)
-        return Matrix(node, False, self.site.w.key)
+        return Matrix(self._stacked(self.site.node, self.site.w, pad=True), False, self._key(self.site.w))
 
     def dw(self, result: fx.Node) -> fx.Node:
         return self._unstacked(self.site.wgrad, result, self.site.w.shape[0], self.site.wgrad_transposed)
 
+    def _key(self, operand: Matrix) -> tuple:
+        """Of an operand with padding between its matrices."""
+        root, *layout = operand.key
+        return ((root, self.block), *layout)
+
     def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
-        dtype = like.meta["val"].dtype
         matrices = self.site.matrices
         operands = (*a[:3], *b[:3])
-        return self.build.call(
+        dtype = _output(like, gemm)
+        product = self.build.call(
             like, quartet.scaled_grouped_mm.default, *operands, self._ends(), matrices, role, gemm.gain, dtype
         )
+        return _cast(self.build, like, product)
 
     def _stacked(self, like: fx.Node, operand: Matrix, pad: bool) -> fx.Node:
         """A batch [E, rows, columns] as [E * rows, columns], the rows of each matrix padded to whole groups."""
@@ -116,29 +122,29 @@ class _Groups(Form):
         if operand.transposed:
             node = self.build.call(like, aten.permute.default, node, [0, 2, 1])
         rows, columns = operand.shape
-        if pad and rows % BLOCK:
-            node = self.build.call(like, aten.constant_pad_nd.default, node, [0, 0, 0, padded(rows, BLOCK) - rows])
+        if pad and rows % self.block:
+            node = self.build.call(like, aten.constant_pad_nd.default, node, [0, 0, 0, padded(rows, self.block) - rows])
         return self.build.call(like, aten.reshape.default, node, [-1, columns])
 
     def _unstacked(self, like: fx.Node, result: fx.Node, rows: int, transposed: bool) -> fx.Node:
         """The reverse, as [E, rows, columns], or as the transposes of those matrices."""
         columns = result.meta["val"].shape[1]
         result = self.build.call(like, aten.reshape.default, result, [self.site.matrices, -1, columns])
-        if rows % BLOCK:
+        if rows % self.block:
             result = self.build.call(like, aten.slice.Tensor, result, 1, 0, rows)
         return self.build.call(like, aten.permute.default, result, [0, 2, 1]) if transposed else result
 
     def _wide(self, like: fx.Node, dy: fx.Node) -> fx.Node:
         """dY with its columns padded like the rows of W."""
         columns = dy.meta["val"].shape[1]
-        if columns % BLOCK == 0:
+        if columns % self.block == 0:
             return dy
-        return self.build.call(like, aten.constant_pad_nd.default, dy, [0, padded(columns, BLOCK) - columns])
+        return self.build.call(like, aten.constant_pad_nd.default, dy, [0, padded(columns, self.block) - columns])
 
     def _narrow(self, like: fx.Node, y: fx.Node) -> fx.Node:
         """Y without the columns that the padded rows of W made."""
         n = self.site.shape[1]
-        return self.build.call(like, aten.slice.Tensor, y, 1, 0, n) if n % BLOCK else y
+        return self.build.call(like, aten.slice.Tensor, y, 1, 0, n) if n % self.block else y
 
 
 @dataclasses.dataclass
@@ -146,7 +152,7 @@ class Stacked(_Groups):
     """A batched matmul of static sizes."""
 
     def x(self) -> Matrix:
-        return Matrix(self._stacked(self.site.node, self.site.x, pad=True), False, self.site.x.key)
+        return Matrix(self._stacked(self.site.node, self.site.x, pad=True), False, self._key(self.site.x))
 
     def dy(self, like: fx.Node) -> Matrix:
         node = self._wide(like, self._stacked(like, self.site.dy, pad=True))
@@ -160,7 +166,7 @@ class Stacked(_Groups):
         return self._unstacked(self.site.node, y, self.site.x.shape[0], self.site.swapped)
 
     def _ends(self) -> fx.Node:
-        step = padded(self.site.x.shape[0], BLOCK)
+        step = padded(self.site.x.shape[0], self.block)
         return self.build.once(
             self.site.node,
             ("ends", step, self.site.matrices),
@@ -175,10 +181,10 @@ class Grouped(_Groups):
 
     def x(self) -> Matrix:
         operand = self.site.x
-        key = ("rows", operand.key, self._offsets())
+        key = ("rows", operand.key, self._offsets(), self.block)
         node = self.build.once(self.site.node, key, lambda: self._apart(self.site.node, operand))
         root, *layout = operand.key
-        return Matrix(node, False, ((root, self._offsets()), *layout))
+        return Matrix(node, False, ((root, self._offsets(), self.block), *layout))
 
     def dy(self, like: fx.Node) -> Matrix:
         return Matrix(self._wide(like, self._apart(like, self.site.dy)), False, self.site.dy.key)
@@ -198,15 +204,15 @@ class Grouped(_Groups):
     def _moves(self) -> tuple[fx.Node, ...]:
         """index, back and the new ends; one op for all products with these groups."""
         site, build = self.site, self.build
-        key = ("moves", self._offsets(), str(site.x.shape[0]), site.matrices)
+        key = ("moves", self._offsets(), str(site.x.shape[0]), site.matrices, self.block)
         return build.once(site.node, key, lambda: build.outputs(self._separate()))
 
     def _separate(self) -> fx.Node:
         x = self._upright(self.site.node, self.site.x)
-        return self.build.call(self.site.node, quartet.separate_groups.default, self._offsets(), x)
+        return self.build.call(self.site.node, quartet.separate_groups.default, self._offsets(), x, self.block)
 
     def _apart(self, like: fx.Node, operand: Matrix) -> fx.Node:
-        """The rows of [T, columns] with each group starting a new block of 32, zeros between them."""
+        """The rows of [T, columns] with each group starting a new block, zeros between them."""
         index = self._moves()[0]
         zero = self.build.call(like, aten.constant_pad_nd.default, self._upright(like, operand), [0, 0, 0, 1])
         return self.build.call(like, aten.index.Tensor, zero, [index])
@@ -228,7 +234,7 @@ class Dynamic(Grouped):
 
     def _separate(self) -> fx.Node:
         x = self._upright(self.site.node, self.site.x)
-        return self.build.call(self.site.node, quartet.separate_matrices.default, x)
+        return self.build.call(self.site.node, quartet.separate_matrices.default, x, self.block)
 
     def _apart(self, like: fx.Node, operand: Matrix) -> fx.Node:
         index = self._moves()[0]
@@ -290,20 +296,34 @@ class Filters(Form):
                 self.build.replace(bias, self.build.call(bias, aten.sum.dim_IntList, dy.node, [0]))
 
 
-def form_of(site: MatmulSite, build: Builder) -> Form:
-    """The form of a site."""
+def form_of(site: MatmulSite, build: Builder, block: int) -> Form:
+    """The form of a site, for quantizers that handle `block` elements together."""
     if site.node.target is CONVOLUTION:
-        return Filters(site, build)
+        return Filters(site, build, block)
     if ends(site.node) is not None:
-        return Grouped(site, build)
+        return Grouped(site, build, block)
     if site.matrices == 1:
-        return Form(site, build)
-    return (Stacked if isinstance(site.x.shape[0], int) else Dynamic)(site, build)
+        return Form(site, build, block)
+    return (Stacked if isinstance(site.x.shape[0], int) else Dynamic)(site, build, block)
 
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
     """A node `a b^T` in the dtype of `like`."""
-    return build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, like.meta["val"].dtype)
+    product = build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, _output(like, gemm))
+    return _cast(build, like, product)
+
+
+def _output(like: fx.Node, gemm: Gemm) -> torch.dtype:
+    """What a product is rounded to."""
+    return like.meta["val"].dtype if gemm.output == "same" else getattr(torch, gemm.output)
+
+
+def _cast(build: Builder, like: fx.Node, product: fx.Node) -> fx.Node:
+    """The product in the dtype of the graph."""
+    dtype = like.meta["val"].dtype
+    if product.meta["val"].dtype == dtype:
+        return product
+    return build.call(like, torch.ops.prims.convert_element_type.default, product, dtype)
 
 
 def _arange(build: Builder, like: fx.Node, start: int, end: int, step: int) -> fx.Node:

@@ -4,12 +4,14 @@ Before:  y = mm(x, w^T)                                     x: [M, K], w: [N, K]
 After:   xq = quantize(x, fprop.a); wq = quantize(w, fprop.b)       rotated along K, shared between sites
          y  = scaled_mm(xq, wq)                                     the two rotations cancel
 
-Legal because both operands are rotated by the same orthogonal matrix along the contraction dimension.
+Legal because both operands are rotated by the same orthogonal matrix along the contraction dimension. A recipe may keep
+this GEMM in high precision and quantize only those of the backward.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -23,29 +25,33 @@ from .share import Operands, Quantized
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What the forward GEMM of a site leaves for its backward."""
+    """What the forward of a site leaves for its backward: both operands, and their codes if the recipe makes any."""
 
     form: Form
-    x: Quantized
-    w: Quantized
+    x_original: Matrix
+    w_original: Matrix
+    x: Quantized | None = None
+    w: Quantized | None = None
 
 
-def rewrite_forward(sites: list[MatmulSite], recipe: Recipe, build: Builder) -> dict[int, Saved]:
-    """Rewrite every site's forward matmul in place; returns the quantized operands by site index."""
-    forms = []
+def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], build: Builder) -> dict[int, Saved]:
+    """Rewrite every site's forward matmul in place; returns the operands by site index, as the recipes are given."""
+    saved = {}
     for site in sites:
         with build.graph.inserting_before(site.node):
-            form = form_of(site, build)
-            forms.append((site, form, form.x(), form.w()))
-    operands = Operands(build, _masked(forms, recipe))
-    saved = {}
-    for site, form, x_matrix, w_matrix in forms:
+            form = form_of(site, build, recipes[site.index].block)
+            saved[site.index] = Saved(form, form.x(), form.w())
+    operands = Operands(build, _masked(sites, saved, recipes))
+    for site in sites:
+        gemm, before = recipes[site.index].fprop, saved[site.index]
+        if gemm is None:
+            continue
         with build.graph.inserting_before(site.node):
-            x = operands.forward(x_matrix, recipe.fprop.a, philox.FPROP_X, site.node)
-            w = operands.forward(w_matrix, recipe.fprop.b, philox.FPROP_W, site.node)
-            product = form.fprop(x, w, recipe.fprop)
+            x = operands.forward(before.x_original, gemm.a, philox.FPROP_X, site.node)
+            w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)
+            product = before.form.fprop(x, w, gemm)
             build.replace(site.node, _affine(build, site.node, product))
-        saved[site.index] = Saved(form, x, w)
+        saved[site.index] = dataclasses.replace(before, x=x, w=w)
     return saved
 
 
@@ -64,9 +70,13 @@ def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:
     return build.call(node, aten.add.Tensor, product, bias)
 
 
-def _masked(forms: list[tuple[MatmulSite, Form, Matrix, Matrix]], recipe: Recipe) -> set[tuple]:
-    """Keys of the operands whose gradient is computed, if the recipe masks it."""
-    if not recipe.trust_mask:
-        return set()
-    needed = {x.key for site, _, x, _ in forms if site.dgrad is not None}
-    return needed | {w.key for site, _, _, w in forms if site.wgrad is not None}
+def _masked(sites: list[MatmulSite], saved: Mapping[int, Saved], recipes: Mapping[int, Recipe]) -> set[tuple]:
+    """Keys of the operands whose gradient is computed, where the recipe masks it."""
+    needed = set()
+    for site in sites:
+        recipe, operands = recipes[site.index], saved[site.index]
+        if recipe.trust_mask and recipe.dgrad and site.dgrad is not None:
+            needed.add(operands.x_original.key)
+        if recipe.trust_mask and recipe.wgrad and site.wgrad is not None:
+            needed.add(operands.w_original.key)
+    return needed

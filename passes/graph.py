@@ -170,9 +170,13 @@ def tangents(graph: fx.Graph) -> list[fx.Node]:
 @dataclasses.dataclass
 class Builder:
     """The one door for new nodes: runs the op on fake tensors for `meta["val"]`, and copies where it belongs from the
-    node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation."""
+    node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
+
+    made: the last node of each op that stands in for a node, by both.
+    """
 
     graph: fx.Graph
+    made: dict[tuple[fx.Node, Any], fx.Node] = dataclasses.field(default_factory=dict)
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
     _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
@@ -191,6 +195,7 @@ class Builder:
         if backward_only:
             node.meta["partitioner_tag"] = "must_be_in_backward"
         node.meta["val"] = self._run(like, target, args, kwargs or {})
+        self.made[like, target] = node
         return node
 
     def once(self, like: fx.Node, key: Any, make: Callable[[], Any]) -> Any:

@@ -1,6 +1,6 @@
 """The pass: every weight matmul of a joint graph, with its dgrad and wgrad, to low precision.
 
-    find sites -> decide -> rewrite forward -> rewrite backward -> verify
+    find sites -> decide -> rewrite forward -> rewrite backward -> measure, if asked to -> verify
 
 It runs as Inductor's `joint_custom_pre_pass`, on training and on inference graphs. Everything that it depends on is in
 its `uuid`, since Inductor's caches skip it when they know the graph.
@@ -9,7 +9,7 @@ its `uuid`, since Inductor's caches skip it when they know the graph.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import fx
 
@@ -17,20 +17,20 @@ from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput
 from ..config import Policy
 from ..errors import StrictError
 from ..names import clean
-from ..recipe import Recipe
+from ..recipe import Recipe, operands
 from ..regions import mark_of
-from ..report import GraphReport, Site
+from ..report import GraphReport, Observed, Site
+from ..rules import Rules
 from .backward import rewrite_backward
 from .forward import rewrite_forward
 from .graph import Builder, description_of, tangents
-from .match import find_sites
+from .match import MatmulSite, find_sites
 from .others import OtherProduct, find_others
-from .plan import Decision, decide
+from .plan import Decision, decide, quantized
 from .show import show
+from .stats import Measure, observe
 from .verify import verify
 from .weights import Weights
-
-HIGH_PRECISION = "high precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,25 @@ class QuartetPass(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         training = bool(tangents(graph))
-        recipe = self.policy.recipe if training else self.policy.eval_recipe
+        recipes = self.policy.recipe if training else self.policy.eval_recipe
         parameters, state, names = self._placeholders(graph)
         before = show(graph, names) if self.text else ""
         weights = Weights(graph, parameters, state)
-        decisions = self._decide(graph, weights, recipe)
+        decisions = self._decide(graph, weights, recipes)
         self._check_strict(decisions)
-        described = {decision.site.node: [_describe(decision, recipe)] for decision in decisions}
+        described = {decision.site.node: [_describe(decision)] for decision in decisions}
         for other in find_others(graph, weights):
             if other.node not in described or other.inside:
                 described.setdefault(other.inside or other.node, []).append(_describe_other(other, parameters))
         sites = tuple(site for node in graph.nodes for site in described.get(node, ()))
-        rewrite(graph, [d.site for d in decisions if d.rewrite], len(decisions), recipe, self.inputs.shared_by)
+        chosen = {d.site.index: d.recipe for d in decisions if d.rewrite}
+        measure = Measure(self._uuid, {d.site.index: d.name for d in decisions}) if self.policy.stats else None
+        rewritten = [d.site for d in decisions if d.rewrite]
+        observed = rewrite(graph, rewritten, len(decisions), chosen, self.inputs.shared_by, measure)
         after = show(graph, names) if self.text else ""
         if is_nested(graph):  # the graph around it reports what is inside
             return
-        self.record(GraphReport(sites=sites, training=training, before=before, after=after))
+        self.record(GraphReport(sites=sites, training=training, before=before, after=after, observed=observed))
 
     def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], set[fx.Node], dict[fx.Node, str]]:
         """The parameters by name, the buffers, and every input's name."""
@@ -103,7 +106,7 @@ class QuartetPass(CustomGraphPass):
                     names[node] = self.inputs.names[description.idx]
         return parameters, state, names
 
-    def _decide(self, graph: fx.Graph, weights: Weights, recipe: Recipe) -> list[Decision]:
+    def _decide(self, graph: fx.Graph, weights: Weights, recipes: Rules) -> list[Decision]:
         sites = find_sites(graph, weights)
         nodes = [site.node for site in sites]
         return decide(
@@ -112,7 +115,7 @@ class QuartetPass(CustomGraphPass):
             {node: _module(node) for node in nodes},
             {node: mark_of(node.meta) for node in nodes},
             self.policy,
-            recipe,
+            recipes,
             nested=is_nested(graph),
         )
 
@@ -132,17 +135,27 @@ def is_nested(graph: fx.Graph) -> bool:
     return not any(node.meta.get("desc") for node in graph.nodes)
 
 
-def rewrite(graph: fx.Graph, sites: list, seeds: int, recipe: Recipe, shared_by: tuple[str, ...]) -> None:
+def rewrite(
+    graph: fx.Graph,
+    sites: list[MatmulSite],
+    seeds: int,
+    recipes: Mapping[int, Recipe],
+    shared_by: tuple[str, ...],
+    measure: Measure | None = None,
+) -> tuple[Observed, ...]:
     """Rewrite the given sites of a graph in place. seeds: how many sites the graph has, kept ones too, so that keeping
-    one more doesn't change the noise of the others. shared_by: the process groups whose ranks share the noise."""
+    one more doesn't change the noise of the others. recipes: by the site's index. shared_by: the process groups whose
+    ranks share the noise. Returns what the graph measures of itself, if it is to."""
     if not sites:
-        return
+        return ()
     build = Builder(graph)
-    replaced = [node for s in sites for node in (s.node, *s.backward)]
-    saved = rewrite_forward(sites, recipe, build)
-    rewrite_backward(sites, saved, recipe, build, seeds, shared_by)
+    replaced = [node for site in sites for node in quantized(site, recipes[site.index]).values()]
+    saved = rewrite_forward(sites, recipes, build)
+    rewrite_backward(sites, saved, recipes, build, seeds, shared_by)
+    observed = observe(build, sites, recipes, measure) if measure else ()
     graph.eliminate_dead_code()
     verify(graph, replaced)
+    return observed
 
 
 def _module(node: fx.Node) -> str:
@@ -154,18 +167,13 @@ def _sizes(shape: tuple) -> tuple:
     return tuple(size if isinstance(size, int) else str(size) for size in shape)
 
 
-def _describe(decision: Decision, recipe: Recipe) -> Site:
+def _describe(decision: Decision) -> Site:
     site = decision.site
     present = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
     gemms = {}
     for role, node in present.items():
-        gemm = getattr(recipe, role)
-        if node is None:
-            gemms[role] = None
-        elif decision.rewrite:
-            gemms[role] = gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}, {gemm.b.name}"
-        else:
-            gemms[role] = HIGH_PRECISION
+        gemm = getattr(decision.recipe, role) if decision.rewrite else None
+        gemms[role] = None if node is None else operands(gemm)
     return Site(
         name=decision.name,
         shape=_sizes(site.shape),
@@ -173,6 +181,8 @@ def _describe(decision: Decision, recipe: Recipe) -> Site:
         rewritten=decision.rewrite,
         reason=decision.reason,
         gemms=gemms,
+        recipe=decision.recipe.name if decision.rewrite else "",
+        runs_in=_runs_in(site, decision.recipe) if decision.rewrite else _dtype(site.node),
     )
 
 
@@ -184,8 +194,20 @@ def _describe_other(other: OtherProduct, parameters: dict[fx.Node, str]) -> Site
         dtype=_dtype(other.node),
         rewritten=False,
         reason=other.reason,
-        gemms={"fprop": HIGH_PRECISION},
+        gemms={"fprop": operands(None)},
+        runs_in=_dtype(other.node),
     )
+
+
+def _runs_in(site: MatmulSite, recipe: Recipe) -> str:
+    """`fp4`; if not all GEMMs of a site are, with their roles; if they differ, each format with its roles."""
+    formats: dict[str, list[str]] = {}
+    for role in quantized(site, recipe):
+        gemm = getattr(recipe, role)
+        formats.setdefault({"e2m1": "fp4", "e4m3": "fp8"}.get(gemm.a.elements, "fp4"), []).append(role)
+    if len(formats) == 1 and len(quantized(site, recipe)) == 1 + len(site.backward):
+        return next(iter(formats))
+    return " + ".join(f"{name} ({', '.join(roles)})" for name, roles in formats.items())
 
 
 def _dtype(node: fx.Node) -> str:

@@ -14,6 +14,7 @@ from torch import fx
 from ..config import Policy
 from ..names import matches
 from ..recipe import Recipe
+from ..rules import Rules
 from .graph import aten, strip
 from .match import MatmulSite
 from .products import BATCHED, CONVOLUTION
@@ -37,12 +38,14 @@ class Decision:
     """What happens to one forward matmul.
 
     names: what patterns see: the module that computes it and the parameter it reads.
+    recipe: of the rule that matches it, None if none does.
     eligible: the policy wants it in low precision; `strict` makes a kept eligible matmul an error.
     """
 
     site: MatmulSite
     name: str
     names: tuple[str, ...]
+    recipe: Recipe | None
     rewrite: bool
     reason: str
     eligible: bool
@@ -67,28 +70,31 @@ def decide(
     modules: dict[fx.Node, str],
     marks: dict[fx.Node, str | None],
     policy: Policy,
-    recipe: Recipe,
+    recipes: Rules,
     nested: bool = False,
 ) -> list[Decision]:
     """One decision a site, in order. `modules` and `marks` give the module path and the innermost mark of each node.
 
+    recipes: those of this kind of graph, training or inference.
     nested: the graph is the body of a higher-order op.
     """
     decisions = []
     for site in sites:
         name, names = name_of(site, weights.parameters, modules.get(site.node, ""))
+        recipe = recipes.of(names)
         if nested:
             wanted, reason = False, NESTED
         elif site.weight is None:
             wanted, reason = False, without_weight(site.x.node, site.w.node, weights)
         else:
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
-        obstacle = site.problem if wanted else None
+        obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
         decisions.append(
             Decision(
                 site=site,
                 name=name,
                 names=names,
+                recipe=recipe,
                 rewrite=wanted and obstacle is None,
                 reason=obstacle or reason,
                 eligible=wanted,
@@ -98,10 +104,15 @@ def decide(
 
 
 def _policy(
-    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe
+    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None
 ) -> tuple[bool, str]:
+    if recipe is None:
+        return False, "no rule of the option 'recipe' matches it; end the list with ('*', 'quartet') for the rest"
     if not recipe.rewrites:
         return False, f"recipe {recipe.name!r} keeps high precision"
+    if not quantized(site, recipe):
+        roles = " and ".join(role for role, _ in recipe.gemms())
+        return False, f"recipe {recipe.name!r} quantizes {roles} only, which this matmul hasn't here"
     if mark == "no_fp4":
         return False, "in a region marked no_fp4"
     for pattern in policy.exclude:
@@ -158,6 +169,13 @@ def _embeddings(weight: fx.Node) -> list[fx.Node]:
     return found
 
 
+def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
+    """The matmuls of a site that its recipe quantizes, by role. Of one whose backward isn't paired, that is not known."""
+    nodes = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
+    unpaired = site.problem is not None
+    return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}
+
+
 def _too_small(site: MatmulSite) -> str | None:
     _, n, k = site.shape
     if site.node.target in BATCHED and site.matrices != 1:
@@ -177,10 +195,12 @@ def _too_small(site: MatmulSite) -> str | None:
 def _sparse_tail(site: MatmulSite, recipe: Recipe) -> str | None:
     """QuEST's scale is a standard deviation: a last group with one column rotates to a constant, and is lost."""
     k = site.shape[2]
-    tail = k % recipe.fprop.a.group
-    if recipe.fprop.a.scale != "quest" or tail not in _LOST_TAILS:
+    if recipe.fprop is None or "quest" not in (recipe.fprop.a.scale, recipe.fprop.b.scale):
+        return None
+    tail = k % recipe.fprop.a.block
+    if tail not in _LOST_TAILS:
         return None
     return (
-        f"K is {k}: {tail} column{'s' * (tail > 1)} would be left for the last group of {recipe.fprop.a.group}, where "
-        f"QuEST's error is {_LOST_TAILS[tail]}; make K a multiple of 32"
+        f"K is {k}: {tail} column{'s' * (tail > 1)} would be left for the last group of {recipe.fprop.a.block}, where "
+        f"QuEST's error is {_LOST_TAILS[tail]}; make K a multiple of {recipe.fprop.a.block}"
     )

@@ -9,7 +9,8 @@
 Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
 name, and `->` says what the graph returns, so that a line says what is computed and not how tensors are passed around.
 The ops of the pass, casts, and attention, whose kernel depends on the device, are named as they are printed; every
-other op keeps its name in the graph, and so its line in the diff.
+other op keeps its name in the graph, and so its line in the diff. What measures an operand or a gradient says which row
+of the graph's table it writes, `observe[3](x.q)`, and has no name: its copy is called as the original.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _DTYPES = {
 }
 _CASTS = (torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default)
 _BLOCK_FIELDS = ("codes", "scales", "tensor_scale")
-_RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt"}
+_RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt", "transposed": "qt"}
 """What an operand's name gets when it is quantized, and when its transpose is quantized again."""
 
 
@@ -103,6 +104,8 @@ class _Printer:
         if node.target is torch.ops.aten.select.int and _is_quartet(node.args[0]):
             self.names[node] = f"{self._operand(node.args[0])}[{node.args[2]}]"
             return None
+        if _observes(node):
+            return self._observation(node)
         name = self.names[node] = self._name(node)
         return f"{name}{_kind(node)} = {self._call(node)}"
 
@@ -151,6 +154,13 @@ class _Printer:
             return f"{name}.{('rows', 'columns')[index // 3]}.{_BLOCK_FIELDS[index % 3]}"
         return f"{name}.{(*_BLOCK_FIELDS, 'mask')[index]}"
 
+    def _observation(self, node: fx.Node) -> str:
+        first = {"observe": 2, "observe_requantized": 4, "observe_gradient": None}[_op(node)]
+        copied = node.args[0 if first is None else first + 1]
+        self.names[node] = self._operand(copied)
+        observed = self._operand(copied) if first is None else self._blocks(node.args[first])
+        return f"observe[{node.args[-2]}]({observed})"
+
     def _call(self, node: fx.Node) -> str:
         if _is_attention(node):
             tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
@@ -173,6 +183,8 @@ class _Printer:
             return f"quantize_pair[{kinds}]({', '.join([self._operand(dy), *self._seeds(*seeds)])})"
         if op == "requantize":
             return f"requantize[{args[4]}]({', '.join([self._blocks(args[0]) + '.T', *self._seeds(*args[6:])])})"
+        if op == "transposed":
+            return f"transposed({self._blocks(args[0])})"
         if op == "scaled_mm":
             return f"scaled_mm({self._blocks(args[0])}, {self._blocks(args[3])}){_factor(args[6])}"
         return f"unrotate({', '.join(self._operands(args[:2]))})"
@@ -200,7 +212,7 @@ class _Printer:
 
 def _printed(node: fx.Node) -> fx.Node:
     """The node whose line computes this one."""
-    while node.target in VIEWS or node.target is operator.getitem:
+    while node.target in VIEWS or node.target is operator.getitem or _observes(node):
         node = node.args[0]
     return node
 
@@ -212,6 +224,10 @@ def _op(node: fx.Node) -> str:
 
 def _is_quartet(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target.namespace == "quartet"
+
+
+def _observes(node: fx.Node) -> bool:
+    return _is_quartet(node) and _op(node).startswith("observe")
 
 
 def _is_attention(node: fx.Node) -> bool:

@@ -1,9 +1,10 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
     python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
     python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
+    python -m quartet_compile law regions --recipe quartet
 
 What was asked wrongly is one line on stderr, and exit code 2.
 """
@@ -27,11 +28,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import law_cli
 from .artifact import Artifact
 from .cross_compile import CrossCompileError, cross_compile
 from .errors import QuartetError, suggest
 from .explain import explain
-from .recipe import recipes
+from .presets import recipe as find_recipe
+from .presets import recipes
+from .recipe import operands
+from .recipe_file import load_recipe
 from .targets import TARGETS
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
@@ -58,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m quartet_compile", description="What backend='quartet' does to a model."
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("recipes", help="the recipes: what runs in which format").set_defaults(run=run_recipes)
+    command = commands.add_parser("recipes", help="the recipes: what runs in which format")
+    command.add_argument("names", nargs="*", metavar="RECIPE", help="names, or TOML files, to be shown operand by operand")
+    command.set_defaults(run=run_recipes)
     for name, run, text in (
         ("explain", run_explain, "a table of a model's matmuls: which run in FP4, and why the others don't"),
         ("diff", run_diff, "the model's graph before and after, as a diff with one line an op"),
@@ -74,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
+    law_cli.add_command(commands)
     return root
 
 
@@ -91,7 +99,7 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         help="an input, as 2x128x64 or 2x128:int64; once for each input of the model",
     )
-    command.add_argument("--recipe", help="default: quartet (see the command recipes)")
+    command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
     command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
@@ -100,21 +108,19 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
 
-def run_recipes(_: argparse.Namespace) -> str:
-    """A table of the recipes: the quantizers of both operands of each GEMM."""
+def run_recipes(options: argparse.Namespace) -> str:
+    """A table of the recipes: the quantizers of both operands of each GEMM. Of those that are named, every operand."""
+    if options.names:
+        return "\n\n".join(
+            str(load_recipe(name) if name.endswith(".toml") else find_recipe(name)) for name in options.names
+        )
     rows = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
     for name, recipe in recipes().items():
-        rows.append((name, *(_operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
+        rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    note = "One name: both operands. In dgrad and wgrad, W and X are quantized again, from their codes of fprop."
+    note = "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of."
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
-
-
-def _operands(gemm: Any) -> str:
-    if gemm is None:
-        return "high precision"
-    return gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}, {gemm.b.name}"
 
 
 def run_explain(options: argparse.Namespace) -> str:

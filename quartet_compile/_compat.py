@@ -30,10 +30,14 @@ def _private(path: str) -> Any:
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
     except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"quartet_compile needs {path.replace(':', '.')}, which torch {torch.__version__} lacks. "
-            f"It is tested with torch 2.11 to 2.13: install one of them, or a newer quartet_compile."
-        ) from error
+        raise _missing(path.replace(":", ".")) from error
+
+
+def _missing(what: str) -> ImportError:
+    return ImportError(
+        f"quartet_compile needs {what}, which torch {torch.__version__} lacks. "
+        "It is tested with torch 2.11 to 2.13: install one of them, or a newer quartet_compile."
+    )
 
 
 if _version() < MINIMUM_TORCH:
@@ -139,6 +143,71 @@ def compile_in_place(module: torch.nn.Module, **how: Any) -> None:
     if type(module).forward.__module__.startswith("torch.nn."):
         inline = _private("torch._dynamo.external_utils:wrap_inline")
         module._compiled_call_impl = torch.compile(inline(module._call_impl), **how)
+
+
+_BACKEND = "_torchdynamo_orig_backend"
+_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
+_limit_of_one: dict[str, int] = {}
+
+
+def backend_slot(compiled: Any) -> Any | None:
+    """The object inside of what `torch.compile` returned that holds its backend; None for anything else. Dynamo reads it
+    at each call: it is what it compiles with, and what it tells the entries of its cache apart by."""
+    if isinstance(compiled, OptimizedModule):
+        slot = getattr(compiled.dynamo_ctx, "callback", None)
+    else:
+        slot = _variable(compiled, "callback")
+    if not hasattr(slot, _BACKEND):
+        if slot is not None and getattr(compiled, "_torchdynamo_wrapper_id", None) == id(compiled):
+            raise _missing(f"{_BACKEND} of a compiled object")
+        return None
+    while hasattr(getattr(slot, _BACKEND), _BACKEND):
+        slot = getattr(slot, _BACKEND)
+    return slot
+
+
+def _variable(function: Any, name: str) -> Any:
+    """A variable that a function has from the one around it; None if there is none."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    with contextlib.suppress(ValueError):  # no such name, or it has no value yet
+        index = names.index(name)
+        return function.__closure__[index].cell_contents
+    return None
+
+
+def backend_in(slot: Any) -> tuple[Any, dict[str, Any], Any]:
+    """The backend in a slot, as a function, its arguments, and the object by which Dynamo knows it."""
+    held = getattr(slot, _BACKEND)
+    return getattr(held, "compiler_fn", held), getattr(held, "kwargs", {}), held
+
+
+def other_backend(held: Any, function: Any, kwargs: dict[str, Any]) -> Any:
+    """What `torch.compile` would have made of another backend under the same settings."""
+    made = copy.copy(held)
+    made.compiler_fn, made.kwargs = function, kwargs
+    return made
+
+
+def put_backend(slot: Any, held: Any) -> None:
+    """Let a compiled object use another backend from its next call on."""
+    setattr(slot, _BACKEND, held)
+
+
+def allow_variants(count: int) -> None:
+    """Let Dynamo keep so many variants of a code object, each with as many entries as one had before.
+
+    A code object that is at the limit already would run uncompiled what it has no entry for, which would be all of a
+    new variant: Dynamo may compile it again.
+    """
+    config, frames = _private("torch._dynamo.config"), _private("torch._dynamo.convert_frame")
+    for name in _LIMITS:
+        one = _limit_of_one.setdefault(name, getattr(config, name))
+        setattr(config, name, max(getattr(config, name), one * count))
+    c, types = _private("torch._C._dynamo.eval_frame"), _private("torch._dynamo.types")
+    again = types.FrameExecStrategy(types.FrameAction.DEFAULT, types.FrameAction.DEFAULT)
+    for code in (reference() for reference in frames.input_codes.seen):
+        if code is not None and len(c._debug_get_cache_entry_list(code)) >= _limit_of_one["recompile_limit"]:
+            c.set_code_exec_strategy(code, again)
 
 
 def is_tracing() -> bool:

@@ -6,6 +6,7 @@ compiled, and knows every module's full name also where graph breaks, DDP or per
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import functools
 import inspect
@@ -51,17 +52,35 @@ def quartet(
     if isinstance(regions, str):
         raise OptionError(f"regions={regions!r}: expected a list of globs over module names, as [{regions!r}].")
     fullgraph = fullgraph or config.policy.strict
-    how = dict(config=config, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions))
+    how = dict(config=config, options=options, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions))
     return functools.partial(_compile, **how) if model is None else _compile(model, **how)
 
 
 class Backend:
-    """A Dynamo backend with a validated configuration and the models whose parameters it knows by name."""
+    """A Dynamo backend with a validated configuration and the models whose parameters it knows by name.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.regions: list[str] = []  # names of the parts of a model that it compiles; empty: the whole
+    options: what the configuration was made of. Backends of one model's regions are equal, so that Dynamo shares what
+    they compile, where every pattern matches the same names inside of both.
+    """
+
+    def __init__(self, config: Config, options: Mapping[str, Any]) -> None:
+        self.config, self.options = config, dict(options)
         self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._arguments: set[str] = set()
+        self._region, self._names = "", ()
+        self._key: tuple = (object(), config, frozenset())  # an object: an id may come again
+        self._keys, self._variants = {self._key}, {config: self}
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Backend) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def kinds(self) -> int:
+        """How many different backends there are of this model."""
+        return len(self._keys)
 
     def learn(self, models: Iterable[nn.Module], arguments: Iterable[str] = ()) -> None:
         """Check the patterns against the models and the names of a function's arguments, and use the models' names from
@@ -69,14 +88,29 @@ class Backend:
         models = list(models)
         if all(model in self._models for model in models):
             return
-        check_patterns(self.config.policy, models, arguments)
+        for variant in self._variants.values():
+            check_patterns(variant.config.policy, models, arguments)
         self._models.update(models)
+        self._arguments.update(arguments)
 
-    def copy(self) -> Backend:
-        """Another one with the same configuration and models: Dynamo shares no code between the two."""
-        made = Backend(self.config)
-        made._models.update(self._models)
-        return made
+    def of_region(self, name: str, module: nn.Module) -> Backend:
+        """The backend of one module of the model, which is compiled by itself."""
+        made = copy.copy(self)
+        made._region, made._names = name, _names_inside(module)
+        made._variants = {}
+        return made.variant(self.config, self.options)
+
+    def variant(self, config: Config, options: Mapping[str, Any]) -> Backend:
+        """The backend of the same models under another configuration, one for each. Raises `PatternError`."""
+        if config not in self._variants:
+            if self._models and all(config != known for _, known, _ in self._keys):
+                check_patterns(config.policy, list(self._models), self._arguments)
+            made = copy.copy(self)
+            made.config, made.options = config, dict(options)
+            made._key = (self._key[0], config, _rules_for(self._region, self._names, config.policy))
+            self._keys.add(made._key)
+            self._variants[config] = made
+        return self._variants[config]
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
         names = {}
@@ -93,10 +127,11 @@ class Backend:
     def _warn_shared(self, part: str, modules: dict[str, nn.Module]) -> None:
         """Warn where Dynamo gives the code of this part of a model also to parts for which the rules decide otherwise."""
         policy, own = self.config.policy, modules.get(part)
-        alike = (name for name, module in modules.items() if name != part and type(module) is type(own))
-        if self.regions:
-            alike = (name for name in alike if set(lineage(name)) & set(self.regions))
-        others = [name for name in alike if _rules_for(name, modules[name], policy) != _rules_for(part, own, policy)]
+        alike = [name for name, module in modules.items() if name != part and type(module) is type(own)]
+        if self._region:  # other regions share this one's code only where the rules agree
+            alike = [name for name in alike if self._region in lineage(name)]
+        rules = _rules_for(part, _names_inside(own), policy) if alike else frozenset()
+        others = [name for name in alike if _rules_for(name, _names_inside(modules[name]), policy) != rules]
         if others:
             region = re.sub(r"\b\d+\b", "*", part)
             warnings.warn(
@@ -116,6 +151,21 @@ def _part_of(gm: fx.GraphModule, names: Mapping[int, str]) -> str:
             source = argument.source.name
             return name.removesuffix(clean(source() if callable(source) else source)).rstrip(".")
     return ""
+
+
+def _names_inside(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parts of a module and of its parameters, itself included as an empty one."""
+    names = [name for name, _ in (*module.named_modules(), *module.named_parameters())]
+    return tuple(dict.fromkeys(map(clean, names)))
+
+
+def _rules_for(region: str, names: Iterable[str], policy: Policy) -> frozenset:
+    """What decides on the matmuls of a region with these names inside: the patterns that match them, and whether it is
+    called as an output head or a router. Regions that agree in it can share their code."""
+    full = {name: f"{region}.{name}".strip(".") for name in names}
+    found = {(*given, name) for given in policy.patterns for name in full if matches(given[1], [full[name]])}
+    leaf = region.rpartition(".")[2]
+    return frozenset(found | ({leaf} if leaf in (*HEADS, *ROUTERS) else set()))
 
 
 def parameter_names(model: nn.Module) -> Mapping[int, str]:
@@ -141,8 +191,16 @@ def check_patterns(policy: Policy, models: list[nn.Module], arguments: Iterable[
             )
 
 
-def _compile(model: Any, *, config: Config, fullgraph: bool, dynamic: bool | None, regions: list[str]) -> Any:
-    backend = Backend(config)
+def _compile(
+    model: Any,
+    *,
+    config: Config,
+    options: Mapping[str, Any],
+    fullgraph: bool,
+    dynamic: bool | None,
+    regions: list[str],
+) -> Any:
+    backend = Backend(config, options)
     if regions:
         return _compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
     compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
@@ -178,24 +236,13 @@ def _compile_regions(model: Any, regions: list[str], backend: Backend, **how: An
                 f"are globs over names as in named_modules(), for instance: {', '.join(list(modules)[:6])}."
             )
         chosen += found
-    backends: dict[tuple, Backend] = {}
+    kinds = set()
     for name in dict.fromkeys(chosen):
         if not any(ancestor in chosen for ancestor in lineage(name)[1:]):
-            rules = _rules_for(name, modules[name], backend.config.policy)
-            chooses = backends.setdefault(rules, backend.copy())
-            chooses.regions.append(name)
-            _compat.compile_in_place(modules[name], backend=chooses, **how)
+            kinds.add(part := backend.of_region(name, modules[name]))
+            _compat.compile_in_place(modules[name], backend=part, **how)
+    _compat.allow_variants(len(kinds))
     return model
-
-
-def _rules_for(name: str, module: nn.Module, policy: Policy) -> tuple:
-    """What the name of a region decides: the patterns that match its parts, and whether it is called as an output head or a
-    router. Dynamo gives the code of one region to all that are alike, so those who differ here need backends of their own.
-    """
-    inside = [clean(f"{name}.{part}") for part, _ in (*module.named_modules(), *module.named_parameters())]
-    found = {(part.removeprefix(name), rule) for part in inside for rule in policy.patterns if matches(rule[1], [part])}
-    leaf = name.rpartition(".")[2]
-    return frozenset(found), leaf if leaf in (*HEADS, *ROUTERS) else ""
 
 
 def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:
@@ -211,5 +258,5 @@ def _learning(function: Callable, backend: Backend, compile_: Callable) -> Calla
                 backend.learn(models, argument_names(function))
         return compiled(*args, **kwargs)
 
-    wrapper._quartet_original = function
+    wrapper._quartet_original, wrapper._quartet_compiled = function, compiled
     return wrapper

@@ -24,6 +24,7 @@ from .kernels.emulation import product_format
 from .names import clean, matches, root_name
 from .passes.joint import GraphInputs, QuartetPass
 from .regions import KEY, class_mark
+from .stats import remember
 
 
 def quartet_backend(
@@ -44,6 +45,8 @@ def compile_graph(
 
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
+    if config.policy.stats:
+        uuid = remember(uuid, parameters_of(gm))
     run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid), text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
@@ -69,6 +72,13 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
         elif "._buffers[" in source:
             state.add(index)
     return GraphInputs(parameters=parameters, names=all_names, state=frozenset(state), shared_by=tuple(groups))
+
+
+def parameters_of(gm: fx.GraphModule) -> list[torch.nn.Parameter]:
+    """The parameters that a Dynamo graph reads."""
+    arguments = (node.meta.get("grapharg") for node in gm.graph.nodes if node.op == "placeholder")
+    examples = (argument.example for argument in arguments if argument is not None)
+    return [example for example in examples if isinstance(example, torch.nn.Parameter)]
 
 
 def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _compat
-from .errors import OptionError, RecipeError, suggest
-from .recipe import Recipe, recipe
+from .errors import OptionError, suggest
+from .rules import Rules, rules
 
 SCOPES = ("all", "marked")
 RESERVED = "joint_custom_pre_pass"
@@ -18,25 +18,33 @@ RESERVED = "joint_custom_pre_pass"
 class Policy:
     """Which matmuls are rewritten, and how.
 
-    recipe:  for graphs that compute gradients.
-    eval_recipe: for graphs that don't (`no_grad`, `inference_mode`).
+    recipe:  which recipe a matmul gets, in graphs that compute gradients.
+    eval_recipe: the same for graphs that don't (`no_grad`, `inference_mode`).
     include: if not empty, only matmuls that one of these globs matches; it overrides the rules for heads and routers.
     exclude: matmuls that one of these globs matches are kept; it wins over everything.
     scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
     strict:  a matmul that should be rewritten and can't, is an error.
+    stats:   graphs measure how well they quantize.
     """
 
-    recipe: Recipe
-    eval_recipe: Recipe
+    recipe: Rules
+    eval_recipe: Rules
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     scope: str = "all"
     strict: bool = False
+    stats: bool = False
 
     @property
     def patterns(self) -> tuple[tuple[str, str], ...]:
         """Every pattern with the option that it was given by."""
-        return tuple(("include", p) for p in self.include) + tuple(("exclude", p) for p in self.exclude)
+        given = {
+            "include": self.include,
+            "exclude": self.exclude,
+            "recipe": self.recipe.patterns,
+            "eval": self.eval_recipe.patterns if self.eval_recipe != self.recipe else (),
+        }
+        return tuple((option, glob) for option, globs in given.items() for glob in globs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +56,12 @@ class Config:
 
 
 OPTIONS: Mapping[str, str] = {
-    "recipe": "a recipe's name or a quartet_compile.Recipe (default 'quartet')",
+    "recipe": "a recipe's name, a Recipe, or a list of (glob, recipe) where the first match wins (default 'quartet')",
     "include": "a list of globs over module names",
     "exclude": "a list of globs over module names",
     "scope": "'all' or 'marked'",
     "strict": "True or False",
+    "stats": "True or False",
     "eval": "the recipe of graphs without gradients (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
@@ -70,24 +79,18 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
                 f"Unknown option {key!r}{suggest(key, OPTIONS)}. The options of backend='quartet' are: "
                 f"{', '.join(OPTIONS)}. Inductor's own go into options={{'inductor': {{{key!r}: ...}}}}."
             )
-    training = _recipe("recipe", options.get("recipe", "quartet"))
+    training = rules("recipe", options.get("recipe", "quartet"))
     evaluation = options.get("eval")
     policy = Policy(
         recipe=training,
-        eval_recipe=training if evaluation is None else _recipe("eval", evaluation),
+        eval_recipe=training if evaluation is None else rules("eval", evaluation),
         include=_globs("include", options.get("include", ())),
         exclude=_globs("exclude", options.get("exclude", ())),
         scope=_scope(options.get("scope", "all")),
-        strict=_strict(options.get("strict", False)),
+        strict=_switch("strict", options.get("strict", False)),
+        stats=_switch("stats", options.get("stats", False)),
     )
     return Config(policy=policy, inductor=_inductor(options.get("mode", mode), options.get("inductor", {})))
-
-
-def _recipe(option: str, value: Any) -> Recipe:
-    try:
-        return recipe(value)
-    except RecipeError as error:
-        raise RecipeError(f"Option {option!r}: {error}") from None
 
 
 def _scope(value: Any) -> str:
@@ -96,9 +99,9 @@ def _scope(value: Any) -> str:
     return value
 
 
-def _strict(value: Any) -> bool:
+def _switch(option: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"Option 'strict' is {value!r}; expected {OPTIONS['strict']}.")
+        raise OptionError(f"Option {option!r} is {value!r}; expected {OPTIONS[option]}.")
     return value
 
 

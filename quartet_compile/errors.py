@@ -35,6 +35,10 @@ class StrictError(QuartetError):
     """With `strict=True`, a matmul that should run in low precision and can't."""
 
 
+class StatsError(QuartetError):
+    """Statistics of a model that has none."""
+
+
 class CaptureError(QuartetError):
     """A model that could not be captured as graphs."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .errors import QuantizerError
-from .formats import E8M0_NAN, Quantizer
+from .formats import E4M3_NAN, E8M0_NAN, Quantizer
 from .formats import quantizer as registered_quantizer
 from .kernels import cpu, philox, reference
 
@@ -24,10 +24,13 @@ _STREAM = philox.FPROP_X
 class QuantizedTensor:
     """A tensor as low-precision blocks along its last dimension: `R` rows (all leading dimensions) of `C` values.
 
-    codes:  uint8[R, P / 2], two E2M1 codes a byte, the even column in the low nibble, with `P` = `C` padded with zeros
-            to a multiple of the group; float32[R, P] for the `exact` quantizers.
-    scales: uint8[R, P / 32], E8M0: byte `b` is 2^(b - 127), 255 is NaN; uint8[R, 0] for the `exact` quantizers.
-    tensor_scale: float32[0], the second level of formats that have one.
+    `P` is `C` padded with zeros to a multiple of the quantizer's block, the larger of group and rotation.
+
+    codes:  uint8[R, P / 2], two E2M1 codes a byte, the even column in the low nibble; float8_e4m3fn[R, P] for `mxfp8`;
+            float32[R, P] for the `exact` quantizers.
+    scales: uint8[R, P / 32], E8M0: byte `b` is 2^(b - 127), 255 is NaN. For `nvfp4-*` float8_e4m3fn[R, P / 16], relative
+            to the tensor's. Every row of a square block has its scale. uint8[R, 0] for the `exact` quantizers.
+    tensor_scale: float32[1] for `nvfp4-*`, from the largest finite group; float32[0] for the others.
     mask:   uint8[R, P / 8], bit `column % 8` is 1 where the value did not clip; None if the quantizer never clips.
     shape:  of the tensor that was quantized.
     signs:  float32[rotation] of the random rotation, or None.
@@ -68,12 +71,15 @@ class QuantizedTensor:
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={str(value.dtype).removeprefix('torch.')}{list(value.shape)}")
+        if self.tensor_scale.numel():
+            parts.append(f"tensor_scale={self.tensor_scale.item():.4g}")
         if self.seed is not None:
             parts.append(f"seed={self.seed}")
         if self.mask is not None and self.mask.numel():
             clipped = 1 - reference.unpack_bits(self.mask)[:, : self.shape[-1]].float().mean().item()
             parts.append(f"clipped={clipped:.2%}")
-        broken = int((self.scales == E8M0_NAN).sum())
+        nan = E4M3_NAN if self.quantizer.two_level else E8M0_NAN
+        broken = int((self.scales.view(torch.uint8) == nan).sum())
         if broken:
             parts.append(f"nan_groups={broken}")
         return f"QuantizedTensor({', '.join(parts)})"
@@ -87,19 +93,21 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantize `x: [..., C]` in groups along the last dimension; leading dimensions are rows. Detached from autograd.
 
-    x: float32, bfloat16 or float16, any strides; `C` is padded with zeros to the group.
-    quantizer: a registered name (`mxfp4-quest`, `mxfp4-rtn`, `mxfp4-sr`, ...) or a `Quantizer`.
-    signs: the 32 signs (+-1) of a random rotation; None draws them from the seed.
+    x: float32, bfloat16 or float16, any strides; `C` is padded with zeros to the quantizer's block. Square blocks take as
+        many rows as columns, of all leading dimensions together.
+    quantizer: a registered name (`mxfp4-quest`, `nvfp4-rtn`, ...), a name with fields changed (`nvfp4-rtn,rotation=64`)
+        or a `Quantizer`.
+    signs: the signs (+-1) of a random rotation, as many as its size; None draws them from the seed.
     seed: a 64-bit integer that fixes signs and noise (as GEMM 0, operand 0; docs/numerics.md). None draws one from
         torch's default generator, if the quantizer needs any; `.seed` of the result says which.
 
-    A group with a NaN or an infinity becomes NaN as a whole. Raises `QuantizerError` for a dtype, rank, quantizer, seed
+    A block with a NaN or an infinity becomes NaN as a whole. Raises `QuantizerError` for a dtype, rank, quantizer, seed
     or signs that make no sense.
     """
     chosen = _check_quantizer(quantizer)
     rows = _as_rows(x)
     rotation_signs = _check_signs(signs, chosen, rows.device)
-    needs_seed = chosen.stochastic or (chosen.random_signs and rotation_signs is None)
+    needs_seed = chosen.noisy or (chosen.random_signs and rotation_signs is None)
     seed = _check_seed(seed)
     if seed is None and needs_seed:
         seed = int(torch.randint(0, 2**63 - 1, ()))

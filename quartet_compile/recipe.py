@@ -6,24 +6,43 @@ For `Y = X W^T` with `X: [M, K]`, `W: [N, K]` and the gradient `dY: [M, N]`:
     dgrad   dX = dY W       contracts N
     wgrad   dW = dY^T X     contracts M
 
-Source of the presets: "Quartet" (arXiv 2505.14669), algorithm 1.
+The presets are in `presets.py`; `register_recipe` adds one's own, `recipe_file.py` reads and writes TOML.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from types import MappingProxyType
+from collections.abc import Iterator
 
-from .errors import RecipeError, suggest
-from .formats import QUANTIZERS, Quantizer
+from .errors import RecipeError
+from .formats import Quantizer
+
+ROLES = ("fprop", "dgrad", "wgrad")
+SOURCES = ("requantized", "original", "codes")
+OUTPUTS = ("same", "float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gemm:
-    """The quantizers of one GEMM's operands; both contract along their columns after transposition."""
+    """The quantizers of one GEMM's operands; both contract along their columns after transposition.
+
+    output: the dtype that the product is rounded to: `"same"`, that of the matmul it replaces, or a dtype's name; the
+            graph goes on in its own dtype. Sums are float32 everywhere.
+    """
 
     a: Quantizer
     b: Quantizer
+    output: str = "same"
+
+    def __post_init__(self) -> None:
+        for side in ("a", "b"):
+            if not isinstance(getattr(self, side), Quantizer):
+                raise RecipeError(
+                    f"Gemm operand {side!r} is {getattr(self, side)!r}; expected a quartet_compile.Quantizer, as "
+                    "quartet_compile.quantizer('mxfp4-sr')."
+                )
+        if self.output not in OUTPUTS:
+            raise RecipeError(f"Gemm output is {self.output!r}; expected one of {', '.join(map(repr, OUTPUTS))}.")
 
     @property
     def gain(self) -> float:
@@ -32,7 +51,7 @@ class Gemm:
 
     def check(self, role: str) -> None:
         """Raise `RecipeError` if the two operands can't be multiplied."""
-        for field in ("elements", "group", "rotation", "random_signs"):
+        for field in ("elements", "scale_format", "group", "rotation", "random_signs"):
             left, right = getattr(self.a, field), getattr(self.b, field)
             if left != right:
                 raise RecipeError(
@@ -43,14 +62,15 @@ class Gemm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method of training in low precision.
+    """A method of training in low precision. A GEMM that is None stays in high precision.
 
-    fprop: operands X and W, along K. Their codes are all that is saved for backward.
-    dgrad: operands dY and W^T, along N; W is quantized again from its codes.
-    wgrad: operands dY^T and X^T, along M; X is quantized again from its codes.
-    trust_mask: gradients of X and W pass only where the forward quantizer did not clip.
-
-    A recipe whose GEMMs are all None keeps every matmul in high precision.
+    fprop: operands X and W, along K.
+    dgrad: operands dY and W^T, along N.
+    wgrad: operands dY^T and X^T, along M.
+    trust_mask: gradients of X and W pass only where the forward quantizer did not clip, in the GEMMs that are quantized.
+    w_from, x_from: what W^T of dgrad and X^T of wgrad are made of: `"requantized"`, from their codes of fprop, which are
+        all that is saved; `"original"`, from the tensor itself, which is saved; `"codes"`, the codes of fprop as they are,
+        which needs square blocks.
     """
 
     name: str
@@ -58,82 +78,125 @@ class Recipe:
     dgrad: Gemm | None
     wgrad: Gemm | None
     trust_mask: bool = False
+    w_from: str = "requantized"
+    x_from: str = "requantized"
 
     def __post_init__(self) -> None:
-        gemms = {"fprop": self.fprop, "dgrad": self.dgrad, "wgrad": self.wgrad}
-        present = {role: gemm for role, gemm in gemms.items() if gemm is not None}
-        if present and len(present) < len(gemms):
-            missing = ", ".join(role for role in gemms if role not in present)
-            raise RecipeError(f"Recipe {self.name!r} has no {missing}; give all three GEMMs, or None for all three.")
-        for role, gemm in present.items():
+        for role, gemm in self.gemms():
+            if not isinstance(gemm, Gemm):
+                raise RecipeError(
+                    f"Recipe {self.name!r} has {gemm!r} as {role}; expected a quartet_compile.Gemm(a=..., b=...), or None "
+                    "for high precision."
+                )
             gemm.check(f"{self.name!r} {role}")
-        for operand in (self.fprop.a, self.fprop.b) if self.fprop else ():
+        if self.fprop:
+            self._check_forward(self.fprop)
+        for role, source in (("dgrad", "w_from"), ("wgrad", "x_from")):
+            if getattr(self, source) not in SOURCES:
+                raise RecipeError(
+                    f"Recipe {self.name!r} has {source}={getattr(self, source)!r}; expected one of "
+                    f"{', '.join(map(repr, SOURCES))}."
+                )
+            if getattr(self, role):
+                self._check_backward(role, getattr(self, role), source)
+        if self.trust_mask:
+            self._check_mask()
+
+    def gemms(self) -> Iterator[tuple[str, Gemm]]:
+        """The GEMMs that are quantized, with their roles."""
+        return ((role, gemm) for role in ROLES if (gemm := getattr(self, role)) is not None)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether any matmul changes under this recipe."""
+        return any(True for _ in self.gemms())
+
+    @property
+    def block(self) -> int:
+        """What sizes along contractions are padded to: the largest block of any operand, at least 32."""
+        return max([32, *(q.block for _, gemm in self.gemms() for q in (gemm.a, gemm.b))])
+
+    def source(self, role: str) -> str:
+        """What the second operand of a backward GEMM is made of."""
+        return {"dgrad": self.w_from, "wgrad": self.x_from}[role]
+
+    def _check_forward(self, gemm: Gemm) -> None:
+        for operand in (gemm.a, gemm.b):
             if operand.seeded:
                 raise RecipeError(
                     f"Recipe {self.name!r} has a random quantizer ({operand.name}) in fprop; a forward pass that is "
                     "recomputed must give the same bits: use a deterministic one, as mxfp4-quest."
                 )
+
+    def _check_backward(self, role: str, gemm: Gemm, field: str) -> None:
+        source = getattr(self, field)
+        if gemm.a.clips or gemm.b.clips:
+            raise RecipeError(
+                f"Recipe {self.name!r} has a quantizer that clips in {role}; QuEST must not be used in backward "
+                "(its gradients misalign down to .49, arXiv 2505.14669), and no other clipping either: use mxfp4-sr or "
+                "mxfp4-rtn."
+            )
+        fresh = (gemm.a,) if source == "codes" else (gemm.a, gemm.b)
+        if any(q.scale == "four-over-six" for q in fresh) and any(q.noisy for q in (gemm.a, gemm.b)):
+            raise RecipeError(
+                f"Recipe {self.name!r} combines four-over-six with random rounding in {role}: the choice of the scale "
+                "looks at the values, so the gradient is biased (its average stops at a relative squared error of .11, "
+                "arXiv 2601.22813). Use nvfp4-rtn beside nvfp4-sr."
+            )
+        if source == "original":
+            return
+        if self.fprop is None:
+            raise RecipeError(
+                f"Recipe {self.name!r} has {field}={source!r} and no fprop, so there are no codes: set {field}='original'."
+            )
+        operand = self.fprop.b if role == "dgrad" else self.fprop.a
+        if source == "codes" and not (operand.square and gemm.b == operand):
+            raise RecipeError(
+                f"Recipe {self.name!r} has {field}='codes', which uses the codes of fprop transposed as they are: "
+                f"fprop has {operand.name}, {role} has {gemm.b.name}; expected the same quantizer with square blocks in "
+                f"both, as nvfp4-rtn-2d. Or set {field}='requantized'."
+            )
+
+    def _check_mask(self) -> None:
+        if self.fprop is None or not all(q.clips or q.exact for q in (self.fprop.a, self.fprop.b)):
+            raise RecipeError(
+                f"Recipe {self.name!r} has trust_mask=True, and fprop clips nothing that a mask could mark; leave it out, "
+                "or use a quantizer that clips, as mxfp4-quest."
+            )
         for role in ("dgrad", "wgrad"):
-            gemm = gemms[role]
-            if gemm and (gemm.a.clips or gemm.b.clips):
+            if getattr(self, role) and self.source(role) == "original" and self.fprop.a.rotation:
                 raise RecipeError(
-                    f"Recipe {self.name!r} has a quantizer that clips in {role}; QuEST must not be used in backward "
-                    "(its gradients misalign down to .49, arXiv 2505.14669): use mxfp4-sr or mxfp4-rtn."
+                    f"Recipe {self.name!r} has trust_mask=True with {role} from the original operand: the mask belongs to "
+                    "the rotated space of fprop, where that product is not. Set w_from and x_from to 'requantized'."
                 )
 
-    @property
-    def rewrites(self) -> bool:
-        """Whether any matmul changes under this recipe."""
-        return self.fprop is not None
+    def __str__(self) -> str:
+        return table(self)
 
 
-def _pair(quantizer: str) -> Gemm:
-    return Gemm(a=QUANTIZERS[quantizer], b=QUANTIZERS[quantizer])
+def operands(gemm: Gemm | None) -> str:
+    """The quantizers of a GEMM in a few words."""
+    if gemm is None:
+        return "high precision"
+    return gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}; {gemm.b.name}"
 
 
-def _quartet(name: str, backward: str) -> Recipe:
-    return Recipe(name=name, fprop=_pair("mxfp4-quest"), dgrad=_pair(backward), wgrad=_pair(backward), trust_mask=True)
-
-
-_RECIPES: dict[str, Recipe] = {
-    "quartet": _quartet("quartet", "mxfp4-sr"),
-    "quartet-rtn": _quartet("quartet-rtn", "mxfp4-rtn"),
-    "exact": Recipe(
-        name="exact",
-        fprop=_pair("exact-fixed"),
-        dgrad=_pair("exact-random"),
-        wgrad=_pair("exact-random"),
-        trust_mask=True,
-    ),
-    "bf16": Recipe(name="bf16", fprop=None, dgrad=None, wgrad=None),
-}
-
-
-def recipes() -> MappingProxyType[str, Recipe]:
-    """Every registered recipe by name."""
-    return MappingProxyType(_RECIPES)
-
-
-def recipe(name: str | Recipe) -> Recipe:
-    """The recipe with this name; a `Recipe` passes through. Raises `RecipeError` for an unknown one."""
-    if isinstance(name, Recipe):
-        return name
-    if not isinstance(name, str):
-        raise RecipeError(f"Got a recipe of type {type(name).__name__}; expected a name or a quartet_compile.Recipe.")
-    if name not in _RECIPES:
-        raise RecipeError(
-            f"Unknown recipe {name!r}{suggest(name, _RECIPES)}. Registered: {', '.join(_RECIPES)}; "
-            "add one with quartet_compile.register_recipe(Recipe(...))."
-        )
-    return _RECIPES[name]
-
-
-def register_recipe(recipe: Recipe) -> Recipe:
-    """Make a recipe known by its name. Raises `RecipeError` if the name is taken by a different recipe."""
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"Got a {type(recipe).__name__}; expected a quartet_compile.Recipe.")
-    known = _RECIPES.get(recipe.name)
-    if known is not None and known != recipe:
-        raise RecipeError(f"Recipe {recipe.name!r} is registered already, with other operands; choose another name.")
-    _RECIPES[recipe.name] = recipe
-    return recipe
+def table(recipe: Recipe) -> str:
+    """The six operands of a recipe, a line each."""
+    rows = [("GEMM", "operand", "made of", "quantizer", "elements", "group", "rotation", "scale", "rounding", "output")]
+    names = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
+    for role in ROLES:
+        gemm = getattr(recipe, role)
+        if gemm is None:
+            rows.append((role, "both", "original", "high precision", *[""] * 6))
+            continue
+        sources = ("original", "original" if role == "fprop" else recipe.source(role))
+        for operand, source, q in zip(names[role], sources, (gemm.a, gemm.b), strict=True):
+            group = f"{q.group_rows}x{q.group}"
+            rotation = f"{'random' if q.random_signs else 'fixed'} {q.rotation}" if q.rotation else "none"
+            scale = f"{q.scale}, {q.scale_format}" + f" {q.scale_rounding}" * (not q.two_level)
+            rows.append((role, operand, source, q.name, q.elements, group, rotation, scale, q.rounding, gemm.output))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    mask = "gradients pass where fprop did not clip" if recipe.trust_mask else "no trust mask"
+    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 
 from . import _compat
-from .report import GraphReport, Site
+from .report import GraphReport, Observed, Site
 
 log = logging.getLogger("quartet_compile")
 
@@ -70,4 +70,5 @@ def _load(path: pathlib.Path) -> list[GraphReport]:
 
 def _graph(data: dict) -> GraphReport:
     sites = tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"])
-    return GraphReport(**{**data, "sites": sites})
+    observed = tuple(Observed(**item) for item in data["observed"])
+    return GraphReport(**{**data, "sites": sites, "observed": observed})

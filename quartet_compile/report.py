@@ -17,6 +17,8 @@ class Site:
     dtype: of the product.
     gemms: for fprop, dgrad and wgrad the quantizers of the operands, `"high precision"`, or None where there is no
            such GEMM (no gradient needed).
+    recipe: the name of the recipe that it is rewritten by; empty if it is kept.
+    runs_in: `"fp4"`, or a dtype; with the roles, as `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
     """
 
     name: str
@@ -25,16 +27,36 @@ class Site:
     rewritten: bool
     reason: str
     gemms: Mapping[str, str | None]
+    recipe: str = ""
+    runs_in: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What a graph compiled with `stats=True` measures of one matmul: a quantized operand, or a gradient.
+
+    operand: `"X"`, `"W"`; `"dY"`, `"W^T"`, `"dX"`; `"dY^T"`, `"X^T"`, `"dW"`. quantizer: empty for a gradient.
+    row: of the graph's table; None if it isn't measured, for the reason given.
+    """
+
+    matmul: str
+    gemm: str
+    operand: str
+    quantizer: str = ""
+    row: int | None = None
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphReport:
-    """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward."""
+    """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward.
+    observed: what it measures of itself."""
 
     sites: tuple[Site, ...]
     training: bool
     before: str = ""
     after: str = ""
+    observed: tuple[Observed, ...] = ()
 
     def table(self) -> str:
         """The matmuls, a line each."""
@@ -91,7 +113,7 @@ class Report:
         sites = self.sites
         done = sum(site.rewritten for site in sites)
         graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
-        lines = ["", f"{done} of {len(sites)} matmuls in FP4, in {graphs} (recipe {self.recipe!r})."]
+        lines = ["", f"{done} of {len(sites)} matmuls in {_precision(sites)}, in {graphs} (recipe {self.recipe!r})."]
         lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
         lines += ["Rules, and how many matmuls each decided:"] * bool(sites)
         lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
@@ -100,10 +122,16 @@ class Report:
         return lines
 
 
+def _precision(sites: Sequence[Site]) -> str:
+    """What those that are rewritten run in."""
+    formats = {part.split(" ")[0] for site in sites if site.rewritten for part in site.runs_in.split(" + ")}
+    return " or ".join(sorted(name.upper() for name in formats)) or "FP4"
+
+
 def _table(sites: Sequence[Site]) -> list[str]:
     rows = [("matmul", "M", "N", "K", "runs in", "because")]
     for site in sites:
-        runs = "fp4" if site.rewritten else site.dtype
+        runs = site.runs_in or site.dtype
         rows.append((site.name, *map(str, site.shape), runs, site.reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
@@ -122,7 +150,7 @@ def html(report: Report) -> str:
     headers = ("matmul", "M", "N", "K", "runs in", "because")
     rows = ["<tr>" + "".join(f'<th style="text-align:left">{name}</th>' for name in headers) + "</tr>"]
     for site in report.sites:
-        runs = "<b>fp4</b>" if site.rewritten else escape(site.dtype)
+        runs = f"<b>{escape(site.runs_in)}</b>" if site.rewritten else escape(site.dtype)
         name = f"<b>{escape(site.name)}</b>" if site.rewritten else escape(site.name)
         sizes = "".join(f'<td style="text-align:right">{escape(str(size))}</td>' for size in site.shape)
         rows.append(

@@ -23,7 +23,8 @@ records.read = lambda uuid: used.append(uuid) or read(uuid)
 
 torch.manual_seed(0)
 model, x = Net(blocks=1, dropout=0.1), torch.randn(2, 50, 64)
-function = torch.compile(model, backend="quartet", options=settings.get("options"))
+options = settings.get("options") or {}
+function = torch.compile(model, backend="quartet", options=options)
 y, grads = gradients(model, x, function=function)
 digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (y, *grads.values()))).hexdigest()
 sites = [(s.name, s.rewritten, s.reason) for uuid in used for graph in read(uuid) for s in graph.sites]
@@ -32,6 +33,7 @@ print(
         {
             "digest": digest,
             "sites": sites,
+            "stats": qc.stats(model).scalars() if options.get("stats") else None,
             "hits": counters["aot_autograd"]["autograd_cache_hit"],
             "misses": counters["aot_autograd"]["autograd_cache_miss"],
         }

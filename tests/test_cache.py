@@ -76,3 +76,10 @@ def test_a_changed_file_is_another_source(monkeypatch, tmp_path, package, file):
     changed = next(copied.glob(file))
     changed.write_text(changed.read_text() + "\n")
     assert backend.sources_hash.__wrapped__() != backend.sources_hash()
+
+
+def test_statistics_of_a_graph_from_the_cache(run, first):
+    cold, warm = (run(options={"stats": True}) for _ in range(2))
+    assert (cold["hits"], warm["hits"]) == (0, 1)
+    assert cold["stats"] == warm["stats"] and "layers.0.down/dgrad/dX/cosine" in cold["stats"]
+    assert cold["digest"] == warm["digest"] == first["digest"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quartet_compile.errors import QuartetError
-from quartet_compile.formats import E2M1_VALUES, quantizer
+from quartet_compile.formats import E2M1_VALUES, QUANTIZERS, quantizer
 from quartet_compile.kernels import reference
 from quartet_compile.kernels.cpu import gemm, toolchain
 from quartet_compile.kernels.cpu.gemm import scaled_mm
@@ -85,13 +85,33 @@ def test_accumulation(m, n, k):
         assert ((out - alpha * exact).abs() <= abs(alpha) * bound).all()
 
 
-@pytest.mark.parametrize("name", ["mxfp4-quest", "mxfp4-rtn", "exact-fixed"])
+@pytest.mark.parametrize("name", QUANTIZERS)
 def test_agrees_with_the_reference(name):
-    x, w, signs = torch.randn(100, 333), torch.randn(65, 333) * 1e-3, torch.ones(32)
-    a, b = (reference.quantize(v, quantizer(name), signs=signs) for v in (x, w))
+    """Within the error of adding the products one by one, whatever the formats."""
+    seed = torch.tensor(3)
+    x, w = torch.randn(100, 333), torch.randn(65, 333) * 1e-3
+    a, b = (reference.quantize(v, quantizer(name), seed=seed, sign_seed=seed) for v in (x, w))
     expected = reference.scaled_mm(a, b, 0.75, torch.float32)
     error = scaled_mm(a, b, 0.75, torch.float32) - expected
     assert error.norm() / expected.norm() < 1e-6
+
+
+@pytest.mark.parametrize("names", [("nvfp4-rtn", "nvfp4-rtn"), ("mxfp8", "mxfp8"), ("mxfp4-rtn-2d", "nvfp4-rtn-2d")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_products_of_decoded_operands(names, dtype):
+    """Against float64. NaN scales reach their row and column; autocast does not reach the operands."""
+    x, y = torch.randn(70, 320), torch.randn(50, 320)
+    x[3, 17], x[69, 0], y[7, 319] = torch.nan, torch.inf, torch.nan
+    a, b = (reference.quantize(v, quantizer(name)) for v, name in zip((x, y), names, strict=True))
+    x, y = (reference.decode(v, quantizer(name)).double() for v, name in zip((a, b), names, strict=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = scaled_mm(a, b, -16 / 9, dtype)
+    exact, sizes = -16 / 9 * (x @ y.t()), 16 / 9 * (x.abs() @ y.abs().t())
+    nan = exact.isnan()
+    assert nan[[3, 69]].all() and nan[:, 7].all() and not nan.all()
+    assert out.dtype == dtype and torch.equal(out.isnan(), nan)
+    bound = 322 * EPSILON * sizes + torch.finfo(dtype).eps * exact.abs()
+    assert ((out - exact).abs() <= bound)[~nan].all()
 
 
 def test_every_pair_of_scales():

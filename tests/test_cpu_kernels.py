@@ -1,124 +1,135 @@
 """The C++ quantizers against the reference, bit for bit, built for every instruction set that this CPU has."""
 
 import dataclasses
+import functools
+import itertools
 
 import pytest
 import torch
+from cpu_cases import (
+    DTYPES,
+    ROUNDING,
+    SEED,
+    SHAPES,
+    SIGN_SEED,
+    assert_same,
+    awkward,
+    calm,
+    every_quantizer,
+    expected,
+    isa,
+    quantize,
+    requantize,
+)
 
-from quartet_compile.errors import QuartetError
-from quartet_compile.formats import E2M1_MAX, QUANTIZERS, QUEST_GAUSSIAN_CLIP, Quantizer, padded
+from quartet_compile.errors import QuantizerError
+from quartet_compile.formats import E2M1_MAX, E4M3_NAN, E8M0_NAN, QUANTIZERS, QUEST_GAUSSIAN_CLIP, Quantizer, padded
 from quartet_compile.kernels import philox, reference
-from quartet_compile.kernels.cpu import loader, native, toolchain
+from quartet_compile.kernels.cpu import native
 from quartet_compile.kernels.reference import Blocks
 
-SEED, SIGN_SEED = torch.tensor([0x123456789ABCDEF, -77])  # views into a vector, as in a graph
-STREAM = philox.WGRAD_X
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((0, 32), (32, 0), (1, 1), (31, 33), (33, 100), (64, 32), (64, 128), (100, 1000), (257, 65))
-ROUNDING = {
-    **{name: q for name, q in QUANTIZERS.items() if not q.exact},
-    "absmax": Quantizer(),
-    "absmax-3/4": Quantizer(shrink=0.75),
-    "quest-random": Quantizer(scale="quest", random_signs=True),
-    "unrotated": Quantizer(rotation=0),
-    "unrotated-quest": Quantizer(rotation=0, scale="quest"),
-    "unrotated-sr": Quantizer(rotation=0, shrink=0.75, rounding="stochastic"),
-}
-every_quantizer = pytest.mark.parametrize("quantizer", ROUNDING.values(), ids=ROUNDING.keys())
+__all__ = ["isa"]  # a fixture
 
 
-@pytest.fixture(scope="module", autouse=True, params=toolchain.supported_isas())
-def isa(request):
-    def forget() -> None:
-        for cached in (toolchain.isa, loader._library, loader.function):
-            cached.cache_clear()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(toolchain.ISA_VARIABLE, request.param)
-        forget()
-        yield
-    forget()
+@functools.cache  # one for all instruction sets
+def expected_of(make, shape, dtype, quantizer: Quantizer, transpose: bool) -> Blocks:
+    return expected(make(*shape, dtype), quantizer, transpose=transpose, mask=True)
 
 
-def awkward(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Normal values, and rows and columns of everything that has a rule of its own."""
-    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * 1009 + columns))
-    ties = torch.arange(columns) % 53 * 0.25 - 6.5  # every tie of the grid, and values beyond it
-    one_hot = torch.zeros(columns)
-    one_hot[::32] = 3.0
-    special = [
-        torch.zeros(columns),
-        torch.full((columns,), -0.0),
-        ties,
-        ties * 2.0**-120,
-        one_hot,
-        one_hot.roll(5) * -(2.0**-126),
-        torch.full((columns,), 2.0**-63),
-        torch.full((columns,), 2.0**-63 * (1 - 2**-24)),
-        2.0 ** (torch.arange(columns) % 60 - 127.0),  # around the thresholds 2^-126, 2^-100 and 2^-63
-        2.0 ** (127.0 - torch.arange(columns) % 16),
-        *(
-            x.new_empty(columns).normal_(generator=torch.Generator().manual_seed(i)) * 10.0**i
-            for i in range(-45, 40, 6)
-        ),
-    ]
-    for row, values in zip(range(rows // 4, rows), special, strict=False):
-        x[row] = values
-    if x.numel() > 1:
-        x[:, columns // 3] *= 1e-4
-        x[rows // 2, columns - 1] = torch.nan
-        x[rows - 1, columns // 2] = -torch.inf
-        x[0, 0] = torch.inf
-    return x.to(dtype)
-
-
-def expected(x: torch.Tensor, quantizer: Quantizer, stream: int = STREAM, sign_seed=SIGN_SEED, **options) -> Blocks:
-    signs = philox.signs(sign_seed, stream, 32) if quantizer.random_signs else None
-    return reference.quantize(x, quantizer, stream=stream, seed=SEED, signs=signs, **options)
-
-
-def quantize(x: torch.Tensor, quantizer: Quantizer, **options) -> Blocks:
-    return native.quantize(x, quantizer, stream=STREAM, seed=SEED, sign_seed=SIGN_SEED, **options)
-
-
-def assert_same(actual: Blocks, wanted: Blocks) -> None:
-    for name, a, b in zip(Blocks._fields, actual, wanted, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
-        assert torch.equal(a, b), (
-            f"{name} differ in {(a != b).sum()} of {a.numel()} bytes, first {(a != b).nonzero()[0]}"
-        )
+@functools.cache
+def combinations() -> list[Quantizer]:
+    """Every legal combination of the fields, with two values of those that are numbers."""
+    fields = {
+        "elements": ("e2m1", "e4m3"),
+        "group": (16, 32),
+        "group_rows": (1, 16, 32),
+        "rotation": (0, 16, 32, 64, 128),
+        "random_signs": (False, True),
+        "scale_format": ("e8m0", "e4m3"),
+        "scale": ("absmax", "quest", "four-over-six"),
+        "scale_rounding": ("down", "nearest", "up", "error"),
+        "shrink": (1.0, 0.75),
+        "headroom": (1.0, 17 / 16),
+        "largest_scale": (448.0, 256.0),
+        "rounding": ("nearest", "stochastic", "eden"),
+    }
+    found = []
+    for values in itertools.product(*fields.values()):
+        try:
+            found.append(Quantizer(**dict(zip(fields, values, strict=True))))
+        except QuantizerError:
+            continue
+    return found
 
 
 @every_quantizer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transpose", [False, True])
 def test_quantize(quantizer, dtype, transpose):
-    for shape in SHAPES:
-        x = awkward(*shape, dtype)
-        assert_same(
-            quantize(x, quantizer, transpose=transpose, mask=True),
-            expected(x, quantizer, transpose=transpose, mask=True),
-        )
+    for make in (awkward, calm) if quantizer.two_level else (awkward,):
+        for shape in SHAPES:
+            assert_same(
+                quantize(make(*shape, dtype), quantizer, transpose=transpose, mask=True),
+                expected_of(make, shape, dtype, quantizer, transpose),
+            )
+
+
+def test_every_legal_quantizer():
+    assert len(combinations()) > 250
+    for i, quantizer in enumerate(combinations()):
+        make, shape = calm if quantizer.two_level else awkward, (70, 300) if i % 2 else (261, 67)
+        dtype, transpose = DTYPES[i % 3], i % 4 > 1
+        blocks = quantize(make(*shape, dtype), quantizer, transpose=transpose, mask=True)
+        try:
+            assert_same(blocks, expected_of(make, shape, dtype, quantizer, transpose))
+        except AssertionError as error:
+            raise AssertionError(quantizer.name) from error
+
+
+@every_quantizer
+def test_empty_matrices(quantizer):
+    for shape in ((0, 32), (32, 0), (0, 0)):
+        for transpose in (False, True):
+            blocks = quantize(torch.zeros(shape), quantizer, transpose=transpose, mask=True)
+            rows, columns = reversed(shape) if transpose else shape
+            full = padded(columns, quantizer.block)
+            assert blocks.codes.shape == (rows, full // 2 if quantizer.elements == "e2m1" else full)
+            assert blocks.scales.shape == (rows, full // quantizer.group) and blocks.mask.shape == (rows, full // 8)
+            assert blocks.tensor_scale.tolist() == [1.0] * quantizer.two_level
+        again = requantize(quantize(torch.zeros(0, 64), quantizer), quantizer, quantizer)
+        assert again.codes.shape == (padded(64, quantizer.block), 0)
 
 
 @every_quantizer
 def test_strides(quantizer):
-    x = awkward(130, 200)
-    views = (x.t(), x[:, 7:139], x[3::2], x[:, ::3], x.t()[5:, 2:70], x[4].expand(40, 200), x[:1].t(), x[:, 9:10])
-    for view in views:
-        assert_same(quantize(view, quantizer), expected(view.contiguous(), quantizer))
-        assert_same(quantize(view, quantizer, transpose=True), expected(view.contiguous(), quantizer, transpose=True))
+    x = calm(130, 200) if quantizer.two_level else awkward(130, 200)
+    for i, view in enumerate(views(x)):
+        for transpose in (False, True):
+            assert_same(quantize(view, quantizer, transpose=transpose), expected_of_view(i, quantizer, transpose))
+
+
+def views(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return x.t(), x[:, 7:139], x[3::2], x[:, ::3], x.t()[5:, 2:70], x[4].expand(40, 200), x[:1].t(), x[:, 9:10]
+
+
+@functools.cache
+def expected_of_view(i: int, quantizer: Quantizer, transpose: bool) -> Blocks:
+    x = calm(130, 200) if quantizer.two_level else awkward(130, 200)
+    return expected(views(x)[i].contiguous(), quantizer, transpose=transpose)
 
 
 @every_quantizer
-def test_one_nan_or_infinity_spoils_only_its_group(quantizer):
-    for value in (torch.nan, torch.inf, -torch.inf):
-        for place in range(0, 96, 5):
-            x = torch.ones(40, 96)
-            x[17, place] = value
-            blocks = quantize(x, quantizer, mask=True)
-            assert (blocks.scales == 255).nonzero().tolist() == [[17, place // 32]]
-            assert_same(blocks, expected(x, quantizer, mask=True))
+def test_one_nan_or_infinity_spoils_only_its_block(quantizer):
+    height, width, of_block = quantizer.group_rows, quantizer.block, quantizer.block // quantizer.group
+    for value, place in ((torch.nan, 5), (torch.inf, 64), (-torch.inf, 150)):
+        x = torch.ones(40, 160)
+        x[17, place] = value
+        blocks = quantize(x, quantizer, mask=True)
+        spoiled = blocks.scales.view(torch.uint8) == (E4M3_NAN if quantizer.two_level else E8M0_NAN)
+        first_row, first_group = 17 // height * height, place // width * of_block
+        assert spoiled[first_row : first_row + height, first_group : first_group + of_block].all()
+        assert spoiled.sum() == min(height, 40 - first_row) * of_block
+        assert_same(blocks, expected(x, quantizer, mask=True))
 
 
 @every_quantizer
@@ -128,9 +139,27 @@ def test_groups_around_the_lift(quantizer):
     x[:32] *= 1 - 2.0**-24  # lifted
     x[:, 6::32], x[:, 7::32] = -(2.0**-110), 2.0**-111
     x[1::2] *= -1
-    for signs in (torch.ones(32), -torch.ones(32)):
-        options = dict(mask=True, seed=SEED, signs=signs)
+    for sign in (1.0, -1.0):
+        options = dict(mask=True, seed=SEED, signs=torch.full((quantizer.rotation,), sign))
         assert_same(native.quantize(x, quantizer, **options), reference.quantize(x, quantizer, **options))
+
+
+@pytest.mark.parametrize("name", ["nvfp4-rtn", "nvfp4-rtn-4over6", "mxfp8"])
+def test_every_tie_of_e4m3(name):
+    """As scales of a tensor whose own scale is 1, and as elements of groups whose scale is 1."""
+    quantizer = QUANTIZERS[name]
+    codes = torch.arange(E4M3_NAN, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (codes[1:] + codes[:-1]) / 2
+    ties = torch.cat((codes, *(torch.nextafter(ties, torch.tensor(to)) for to in (0.0, 1e9)), ties))
+    if quantizer.two_level:
+        ties = ties[ties <= quantizer.largest_scale]
+        x = ties[:, None] * 6 * torch.linspace(-1, 1, 16)
+        x[0, 0] = 6 * quantizer.largest_scale
+        assert quantize(x, quantizer).tensor_scale == 1
+    else:
+        x = torch.nn.functional.pad(torch.stack((ties, -ties), dim=1), (0, 30), value=448.0)
+        assert (quantize(x, quantizer).scales == 127).all()
+    assert_same(quantize(x, quantizer), expected(x, quantizer))
 
 
 def test_quest_scales_to_the_last_bit():
@@ -147,10 +176,12 @@ def test_quest_scales_to_the_last_bit():
 
 
 def test_explicit_signs():
-    quantizer = QUANTIZERS["mxfp4-rtn"]
-    x = torch.cat((awkward(40, 70), torch.zeros(1, 70)))  # times -1, zeros are negative
-    for signs in (philox.signs(torch.tensor(5), 0, 32), -torch.ones(32)):
-        assert_same(native.quantize(x, quantizer, signs=signs), reference.quantize(x, quantizer, signs=signs))
+    x = torch.cat((calm(40, 170), torch.zeros(1, 170)))  # times -1, zeros are negative
+    for name in ("mxfp4-rtn", "mxfp4-eden", "nvfp4-eden"):
+        quantizer = QUANTIZERS[name]
+        for signs in (philox.signs(torch.tensor(5), 0, quantizer.rotation), -torch.ones(quantizer.rotation)):
+            options = dict(seed=SEED, signs=signs)
+            assert_same(native.quantize(x, quantizer, **options), reference.quantize(x, quantizer, **options))
 
 
 def test_exact_formats_are_the_reference():
@@ -160,49 +191,24 @@ def test_exact_formats_are_the_reference():
 
 
 @pytest.mark.parametrize(
-    "rows, columns", [("mxfp4-sr", "mxfp4-sr"), ("mxfp4-rtn", "mxfp4-sr"), ("exact-random", "mxfp4-rtn")]
+    "rows, columns",
+    [
+        ("mxfp4-sr", "mxfp4-sr"),
+        ("mxfp4-rtn", "mxfp4-sr"),
+        ("exact-random", "mxfp4-rtn"),
+        ("nvfp4-eden", "nvfp4-eden"),
+        ("mxfp4-sr", "nvfp4-sr"),
+    ],
 )
 def test_pair_is_two_calls(rows, columns):
     row, column = QUANTIZERS[rows], QUANTIZERS[columns]
-    for shape in SHAPES:
+    for shape in ((33, 100), (100, 260)):
         for dtype in DTYPES:
-            x = awkward(*shape, dtype) if not row.exact else torch.randn(shape, dtype=dtype)
+            x = calm(*shape, dtype) if not row.exact else torch.randn(shape, dtype=dtype)
             for dy in (x, x.t()):
                 by_row, by_column = native.quantize_pair(dy, row, column, seed=SEED, sign_seed=SIGN_SEED)
                 assert_same(by_row, expected(dy, row, philox.DGRAD_DY, SEED))
                 assert_same(by_column, expected(dy, column, philox.WGRAD_DY, SIGN_SEED, transpose=True))
-
-
-@every_quantizer
-@pytest.mark.parametrize("shrink", [1.0, 0.75])
-def test_requantize(quantizer, shrink):
-    """Of random codes under every scale, the subnormal, the overflowing and the NaN ones among them."""
-    source_quantizer = Quantizer(shrink=shrink)
-    generator = torch.Generator().manual_seed(1)
-    for rows, groups in ((0, 2), (1, 1), (31, 3), (64, 8), (260, 5)):
-        codes = torch.randint(0, 256, (rows, groups * 16), generator=generator, dtype=torch.uint8)
-        near = torch.randint(118, 130, (rows, groups), generator=generator, dtype=torch.uint8)
-        extreme = torch.arange(rows * groups).reshape(rows, groups).to(torch.uint8)
-        tiny = torch.arange(rows * groups).reshape(rows, groups).to(torch.uint8) % 3
-        for scales in (near, extreme, tiny, tiny * 0, torch.where(extreme % 16 == 0, extreme, near)):
-            source = Blocks(codes, scales, torch.empty(0), scales[:, :0])
-            signs = philox.signs(SIGN_SEED, STREAM, 32) if quantizer.random_signs else None
-            assert_same(
-                native.requantize(source, source_quantizer, quantizer, stream=STREAM, seed=SEED, sign_seed=SIGN_SEED),
-                reference.requantize(source, source_quantizer, quantizer, stream=STREAM, seed=SEED, signs=signs),
-            )
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rotation", [0, 32])
-def test_unrotate(dtype, rotation):
-    generator = torch.Generator().manual_seed(2)
-    for rows, columns in (*SHAPES, (600, 1000)):  # large enough for ties in the rounding to bfloat16
-        x = awkward(rows, padded(columns, 32), dtype)
-        mask = torch.randint(0, 256, (rows, x.shape[1] // 8), generator=generator, dtype=torch.uint8)
-        actual, wanted = (f(x, mask, rotation, columns) for f in (native.unrotate, reference.unrotate))
-        torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(actual.signbit() | actual.isnan(), wanted.signbit() | wanted.isnan())
 
 
 def test_other_dtypes_become_float32():
@@ -211,49 +217,28 @@ def test_other_dtypes_become_float32():
     assert native.unrotate(x[:, :64], torch.full((40, 8), 255, dtype=torch.uint8), 32, 64).dtype == torch.float64
 
 
-def test_wrong_shapes_are_refused():
-    mask = torch.zeros(4, 8, dtype=torch.uint8)
-    for x, columns in ((torch.ones(4, 60), 60), (torch.ones(4, 64), 65), (torch.ones(5, 64), 64)):
-        with pytest.raises(QuartetError, match="expected"):
-            native.unrotate(x, mask, 32, columns)
-    source = Blocks(torch.zeros(4, 31, dtype=torch.uint8), mask[:, :2], torch.empty(0), mask)
-    with pytest.raises(QuartetError, match=r"\(4, 31\); expected \(4, 32\)"):
-        native.requantize(source, Quantizer(), Quantizer(), stream=0, seed=None)
-
-
-def test_masked_nan_is_zero():
-    x = torch.full((2, 32), torch.nan)
-    x[:, 3] = 1.0
-    out = native.unrotate(x, torch.tensor([[8, 0, 0, 0], [255, 0, 0, 0]], dtype=torch.uint8), 32, 32)
-    assert torch.equal(out[0].abs(), torch.full((32,), 32**-0.5)) and out[1].isnan().all()
-
-
-@pytest.fixture
-def flush_to_zero():
-    assert torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
-
-
-def test_flush_to_zero_mode_changes_nothing(flush_to_zero):
-    x = awkward(100, 1000)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_flush_to_zero_mode_changes_nothing(dtype):
     for quantizer in ROUNDING.values():
-        flushed = quantize(x, quantizer, mask=True), quantize(x.half(), quantizer)
-        torch.set_flush_denormal(False)
-        assert_same(flushed[0], expected(x, quantizer, mask=True))
-        assert_same(flushed[1], expected(x.half(), quantizer))
-        torch.set_flush_denormal(True)
+        for make in (awkward, calm) if quantizer.two_level else (awkward,):
+            x = make(100, 260, dtype)
+            assert torch.set_flush_denormal(True)
+            flushed = quantize(x, quantizer, mask=True)
+            torch.set_flush_denormal(False)
+            assert_same(flushed, expected_of(make, (100, 260), dtype, quantizer, False))
 
 
-def test_threads_change_nothing():
-    x, quantizer = awkward(300, 1024), QUANTIZERS["mxfp4-sr"]
+@pytest.mark.parametrize("name", ["mxfp4-sr", "mxfp4-eden", "nvfp4-eden", "nvfp4-rtn-2d", "mxfp8"])
+def test_threads_change_nothing(name):
+    x, quantizer = calm(300, 1024), QUANTIZERS[name]
     source = quantize(x, quantizer)
     mask = torch.randint(0, 256, (300, 128), dtype=torch.uint8)
 
     def everything() -> list[Blocks]:
         pair = native.quantize_pair(x, quantizer, quantizer, seed=SEED, sign_seed=SIGN_SEED)
-        again = native.requantize(source, quantizer, quantizer, stream=0, seed=SEED, sign_seed=SIGN_SEED)
-        return [quantize(x, quantizer), *pair, again, native.unrotate(torch.ones(300, 1024), mask, 32, 1000)]
+        again = requantize(source, quantizer, quantizer)
+        unrotated = native.unrotate(torch.ones(300, 1024), mask, quantizer.rotation, 1000)
+        return [quantize(x, quantizer), *pair, again, source._replace(codes=unrotated)]
 
     before, results = torch.get_num_threads(), []
     try:
@@ -263,15 +248,32 @@ def test_threads_change_nothing():
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
-        for blocks, wanted in zip(result[:-1], results[0][:-1], strict=True):
+        for blocks, wanted in zip(result, results[0], strict=True):
             assert_same(blocks, wanted)
-        assert torch.equal(result[-1], results[0][-1])
 
 
-def test_every_field_of_a_quantizer_changes_the_result():
+@pytest.mark.parametrize(
+    "base, changes",
+    [
+        (
+            Quantizer(random_signs=True, shrink=0.75),
+            [{"scale": "quest", "shrink": 1.0}, {"shrink": 1.0}, {"rounding": "stochastic"}, {"rounding": "eden"},
+             {"random_signs": False}, {"rotation": 0, "random_signs": False}, {"rotation": 64},
+             {"scale_rounding": "nearest"}, {"scale_rounding": "up"},
+             {"shrink": 1.0, "elements": "e4m3"}, {"shrink": 1.0, "scale_rounding": "error"}],
+        ),
+        (
+            QUANTIZERS["nvfp4-rtn"],
+            [{"headroom": 1.25}, {"largest_scale": 256.0}, {"scale": "four-over-six", "largest_scale": 256.0},
+             {"rotation": 16}, {"rounding": "stochastic", "headroom": 17 / 16}, {"group_rows": 16}],
+        ),
+    ],
+)  # fmt: skip
+def test_every_field_of_a_quantizer_changes_the_result(base, changes):
     """So that none is dropped on its way to C++."""
-    x, base = torch.randn(64, 64), Quantizer(random_signs=True, shrink=0.75)
-    for change in ({"scale": "quest"}, {"shrink": 1.0}, {"rounding": "stochastic"}, {"random_signs": False},
-                   {"rotation": 0, "random_signs": False}):  # fmt: skip
-        changed = dataclasses.replace(base, **change)
-        assert not torch.equal(quantize(x, changed).codes, quantize(x, base).codes), change
+    x = torch.randn(64, 128)
+    before = quantize(x, base)
+    for change in changes:
+        after = quantize(x, dataclasses.replace(base, **change))
+        parts = zip(before[:3], after[:3], strict=True)
+        assert any(a.shape != b.shape or not torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in parts)

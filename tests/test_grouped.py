@@ -18,18 +18,19 @@ from quartet_compile.kernels.reference import Blocks
 ENDS = [[10, 43, 43, 96], [0, 32, 64, 90], [96, 96, 96, 96], [0, 0, 0, 0], [31, 62, 93, 96], [0, 0, 0, 96]]
 
 
+@pytest.mark.parametrize("block", [32, 128])
 @pytest.mark.parametrize("ends", ENDS, ids=str)
-def test_groups_start_at_blocks_and_every_row_comes_back(ends):
+def test_groups_start_at_blocks_and_every_row_comes_back(ends, block):
     x = torch.arange(1.0, 97.0)[:, None]
-    index, back, new_ends = grouped.separate_groups(torch.tensor(ends, dtype=torch.int32), x)
+    index, back, new_ends = grouped.separate_groups(torch.tensor(ends, dtype=torch.int32), x, block)
     moved = torch.cat([x, torch.zeros(1, 1)])[index]
-    assert len(moved) == grouped.separate_rows(96, 4) and len(moved) % 32 == 0
-    assert (new_ends % 32 == 0).all() and new_ends.dtype == torch.int32
+    assert len(moved) == grouped.separate_rows(96, 4, block) and len(moved) % block == 0
+    assert (new_ends % block == 0).all() and new_ends.dtype == torch.int32
     start = new_start = 0
     for end, new_end in zip(ends, new_ends.tolist(), strict=True):
         rows = moved[new_start:new_end]
         assert torch.equal(rows[: end - start], x[start:end]) and not rows[end - start :].any()
-        assert 0 <= len(rows) - (end - start) < 32
+        assert 0 <= len(rows) - (end - start) < block
         start, new_start = end, new_end
     assert not moved[new_start:].any() and not moved[-1].any()
     assert torch.equal(moved[back][:start], x[:start]) and not moved[back][start:].any()
@@ -38,14 +39,14 @@ def test_groups_start_at_blocks_and_every_row_comes_back(ends):
 def test_groups_that_fill_every_row_of_the_bound():
     """31 * E + T rows are needed when each group is one row longer than its blocks."""
     ends = torch.arange(1, 6) * 33
-    _, back, new_ends = grouped.separate_groups(ends, torch.empty(165, 1))
-    assert new_ends[-1] == 320 and back.max() < grouped.separate_rows(165, 5)
+    _, back, new_ends = grouped.separate_groups(ends, torch.empty(165, 1), 32)
+    assert new_ends[-1] == 320 and back.max() < grouped.separate_rows(165, 5, 32)
 
 
 def test_matrices_are_groups():
     x = torch.randn(3, 41, 5)
-    found = grouped.separate_matrices(x)
-    expected = grouped.separate_groups(torch.tensor([41, 82, 123]), x.reshape(123, 5))
+    found = grouped.separate_matrices(x, 128)
+    expected = grouped.separate_groups(torch.tensor([41, 82, 123]), x.reshape(123, 5), 128)
     assert all(map(torch.equal, found, expected))
 
 

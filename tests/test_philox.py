@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import exact_model
 
+from quartet_compile import formats
 from quartet_compile.formats import QUANTIZERS
 from quartet_compile.kernels import philox, reference
 
@@ -96,6 +97,13 @@ def test_signs_are_the_scalar_model_and_shared_by_both_operands(seed):
         assert torch.equal(philox.signs(key, left, 128)[:32], signs)
 
 
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_signs_of_other_sizes_are_the_scalar_model(size):
+    for seed, gemm in ((0, 0), (-1, 1), (2**40 + 3, 2)):
+        expected = [float(s) for s in exact_model.signs(seed, gemm, size)]
+        assert philox.signs(torch.tensor(seed), 2 * gemm, size).tolist() == expected
+
+
 def test_signs_golden():
     signs = philox.signs(torch.tensor(1234), philox.WGRAD_X, 32)
     assert "".join("-" if s < 0 else "+" for s in signs.tolist()) == "++++-+-+-+++-+-++-+-+-++--+++--+"
@@ -167,15 +175,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def averages(name, count):
+def averages(name, count, terms=64):
     """Exact `A^T B` of two quantized operands, and `count` products of them requantized with fresh seeds."""
-    quest, quantizer = QUANTIZERS["mxfp4-quest"], QUANTIZERS[name]
+    quest, quantizer = QUANTIZERS["mxfp4-quest"], formats.quantizer(name)
     generator = torch.Generator().manual_seed(2)
-    a, b = (reference.quantize(torch.randn(64, 64, generator=generator), quest) for _ in range(2))
+    a, b = (reference.quantize(torch.randn(terms, 64, generator=generator), quest) for _ in range(2))
     products = []
     for seed in range(count):
         key = torch.tensor(seed)
-        signs = philox.signs(key, philox.WGRAD_DY, 32)
+        signs = philox.signs(key, philox.WGRAD_DY, quantizer.rotation)
         left, right = (
             reference.requantize(source, quest, quantizer, stream=stream, seed=key, signs=signs)
             for source, stream in ((a, philox.WGRAD_DY), (b, philox.WGRAD_X))
@@ -198,6 +206,26 @@ def test_stochastic_products_converge_to_the_exact_one(one_thread):
         means = products.unflatten(0, (128 // batch, batch)).mean(1)
         assert single / squared_error(means, exact) == pytest.approx(batch, rel=0.1)
     assert ((products * exact).sum() / 128 / (exact**2).sum()).item() == pytest.approx(1.0, abs=2.5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "short"),
+    [
+        ("nvfp4-sr,rotation=128,random_signs=True", 2.35e-2, 0),
+        ("nvfp4-eden", 9.73e-3, 5.9e-4),
+        ("mxfp4-eden", 2.66e-2, 8e-4),
+    ],
+)
+def test_products_of_other_quantizers_converge_to_the_exact_one(one_thread, name, error, short):
+    """As above, over 128 terms. EDEN's operands are each too short by `short`, which only larger averages would show."""
+    exact, products = averages(name, 64, terms=128)
+    single = squared_error(products, exact)
+    assert single == pytest.approx(2 * error, rel=0.05)
+    for batch in (4, 16):
+        means = products.unflatten(0, (64 // batch, batch)).mean(1)
+        assert single / squared_error(means, exact) == pytest.approx(batch, rel=0.1)
+    along = ((products * exact).sum() / 64 / (exact**2).sum()).item()
+    assert along == pytest.approx(1.0 - 2 * short, abs=2.5e-3)
 
 
 def test_nearest_products_meet_a_plateau(one_thread):

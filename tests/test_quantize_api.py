@@ -1,7 +1,6 @@
-"""`quantize`, as a user calls it: shapes, attributes, random bits, errors; and the figures of docs/numerics.md."""
+"""`quantize`, as a user calls it: shapes, attributes, random bits, errors."""
 
 import pytest
-import quantizer_errors
 import torch
 
 from quartet_compile.errors import QuantizerError
@@ -10,30 +9,48 @@ from quartet_compile.kernels import philox, reference
 from quartet_compile.quantized import QuantizedTensor, quantize
 
 ALL = pytest.mark.parametrize("name", list(QUANTIZERS))
-FP4 = pytest.mark.parametrize("name", ["mxfp4-quest", "mxfp4-rtn", "mxfp4-sr"])
 
 
 def gaussian(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype == torch.float8_e4m3fn:
+        a, b = a.view(torch.uint8), b.view(torch.uint8)
+    return torch.equal(a, b)
+
+
 def same(a: QuantizedTensor, b: QuantizedTensor) -> bool:
-    return torch.equal(a.codes, b.codes) and torch.equal(a.scales, b.scales)
+    return same_bits(a.codes, b.codes) and same_bits(a.scales, b.scales) and torch.equal(a.tensor_scale, b.tensor_scale)
 
 
-@FP4
+BYTE, E4M3, FLOAT = torch.uint8, torch.float8_e4m3fn, torch.float32
+
+
+@ALL
 def test_attributes(name):
-    x = gaussian(6, 100)
+    """Layouts of 100 columns: padded to the group, or to the rotation where that is larger."""
+    x, quantizer = gaussian(6, 100), QUANTIZERS[name]
     q = quantize(x, name, seed=1)
-    assert (q.codes.dtype, q.codes.shape) == (torch.uint8, (6, 64))
-    assert (q.scales.dtype, q.scales.shape) == (torch.uint8, (6, 4))
-    assert q.shape == x.shape and q.quantizer is QUANTIZERS[name] and q.tensor_scale.shape == (0,)
+    codes, scales, width = {
+        "mx": ((BYTE, (6, 64)), (BYTE, (6, 4)), 128),
+        "nv": ((BYTE, (6, 56)), (E4M3, (6, 7)), 112),
+        "nvfp4-eden": ((BYTE, (6, 64)), (E4M3, (6, 8)), 128),
+        "mxfp8": ((E4M3, (6, 128)), (BYTE, (6, 4)), 128),
+        "ex": ((FLOAT, (6, 128)), (BYTE, (6, 0)), 128),
+    }[name if name in ("nvfp4-eden", "mxfp8") else name[:2]]
+    assert (q.codes.dtype, q.codes.shape) == codes and (q.scales.dtype, q.scales.shape) == scales
+    assert q.shape == x.shape and q.quantizer is quantizer
+    assert q.tensor_scale.dtype == FLOAT and q.tensor_scale.shape == (int(name.startswith("nvfp4")),)
     if name == "mxfp4-quest":
-        assert (q.mask.dtype, q.mask.shape) == (torch.uint8, (6, 16))
+        assert (q.mask.dtype, q.mask.shape) == (BYTE, (6, 16))
     else:
         assert q.mask is None
-    assert q.dequantize().dtype == torch.float32 and q.dequantize().shape == (6, 128)
-    assert quantize(x[:, :96], name).dequantize().shape == (6, 96)
+    assert (None if q.signs is None else q.signs.shape) == ((quantizer.rotation,) if quantizer.random_signs else None)
+    assert q.dequantize().dtype == torch.float32 and q.dequantize().shape == (6, width)
+    whole = quantize(x[:, :96], name, seed=1).dequantize().shape
+    assert whole == (6, 128 if quantizer.rotation == 128 else 96)
 
 
 @ALL
@@ -41,9 +58,10 @@ def test_equals_the_reference(name):
     x = gaussian(6, 100)
     q = quantize(x, name, seed=11)
     key, quantizer = torch.tensor(11), QUANTIZERS[name]
-    signs = philox.signs(key, 0, 32) if quantizer.random_signs else None
+    signs = philox.signs(key, 0, quantizer.rotation) if quantizer.random_signs else None
     blocks = reference.quantize(x, quantizer, mask=True, seed=key, signs=signs)
-    assert torch.equal(q.codes, blocks.codes) and torch.equal(q.scales, blocks.scales)
+    assert same_bits(q.codes, blocks.codes) and same_bits(q.scales, blocks.scales)
+    assert torch.equal(q.tensor_scale, blocks.tensor_scale)
     assert q.mask is None or torch.equal(q.mask, blocks.mask)
     assert torch.equal(q.dequantize(), reference.decode(blocks, quantizer))
     assert (q.signs is None) == (signs is None) and (signs is None or torch.equal(q.signs, signs))
@@ -56,9 +74,21 @@ def test_restore_approximates_the_input_in_its_own_shape(name, shape):
     q = quantize(x, name, seed=3)
     restored = q.restore()
     assert restored.shape == x.shape and restored.dtype == torch.float32
-    assert q.dequantize().shape == (*shape[:-1], -(-shape[-1] // 32) * 32)
+    block = QUANTIZERS[name].block
+    assert q.dequantize().shape == (*shape[:-1], -(-shape[-1] // block) * block)
     bound = 1e-6 if QUANTIZERS[name].exact else 0.3
     assert (restored - x).norm() <= bound * x.norm()
+
+
+@pytest.mark.parametrize("rotation", [0, 16, 32, 64, 128])
+@pytest.mark.parametrize("base", ["mxfp4-rtn", "nvfp4-rtn", "mxfp8", "exact-random"])
+def test_restore_undoes_every_rotation(base, rotation):
+    """Of random signs and without any; the error is that of the format."""
+    x = gaussian(5, 200)
+    for random in (False, True) if rotation else (False,):
+        name = f"{base},rotation={rotation},random_signs={random}"
+        error = ((quantize(x, name, seed=2).restore() - x).norm() / x.norm()).item()
+        assert error < {"mxfp4-rtn": 0.13, "nvfp4-rtn": 0.11, "mxfp8": 0.03, "exact-random": 1e-6}[base]
 
 
 def test_quest_and_a_one_hot_first_element():
@@ -83,7 +113,7 @@ def test_leading_dimensions_are_rows():
     assert same(quantize(x, "mxfp4-sr", seed=5), quantize(x.reshape(6, 64), "mxfp4-sr", seed=5))
 
 
-@FP4
+@ALL
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes_strides_and_autograd(name, dtype):
     x = gaussian(8, 64).to(dtype)
@@ -115,6 +145,27 @@ def test_a_seed_fixes_signs_and_noise():
     assert not same(quantize(x, "mxfp4-sr", seed=-1), quantize(x, "mxfp4-sr", seed=2**63 - 1))
 
 
+def test_eden_takes_its_signs_and_its_noise_from_the_seed():
+    """With the signs given, only scales change with the seed: elements are rounded to nearest."""
+    x = gaussian(8, 256)
+    for name in ("nvfp4-eden", "mxfp4-eden"):
+        a, b = (quantize(x, name, seed=s, signs=quantize(x, name, seed=0).signs) for s in (5, 6))
+        assert torch.equal(a.codes, b.codes) and not same_bits(a.scales, b.scales)
+        drawn = quantize(x, name, signs=a.signs)
+        assert drawn.seed is not None and same(quantize(x, name, seed=drawn.seed, signs=a.signs), drawn)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_signs_are_as_many_as_the_rotation(size):
+    x = gaussian(4, 256)
+    name = f"nvfp4-sr,random_signs=True,rotation={size}"
+    q = quantize(x, name, seed=3)
+    assert q.signs.shape == (size,) and torch.equal(q.signs, philox.signs(torch.tensor(3), 0, size))
+    assert same(quantize(x, name, seed=3, signs=q.signs), q)
+    with pytest.raises(QuantizerError, match=rf"\(32,\); expected \({size},\)"):
+        quantize(x, name, signs=torch.ones(32))
+
+
 def test_without_a_seed_one_is_drawn_from_torch_only_if_it_is_needed():
     x, signs = gaussian(8, 64), torch.ones(32)
     torch.manual_seed(0)
@@ -139,13 +190,20 @@ def test_repr():
     text = repr(quantize(x, "mxfp4-quest"))
     assert "mask=uint8[4, 8]" in text and "clipped=" in text and "nan_groups=1" in text
     assert "clipped" not in repr(quantize(x[:0], "mxfp4-quest"))
+    text = repr(quantize(x, "nvfp4-rtn"))
+    assert "scales=float8_e4m3fn[4, 3], tensor_scale=0.00" in text and "nan_groups=1" in text and "mask" not in text
+    assert "nan_groups=8" in repr(quantize(x, "nvfp4-eden", seed=0))  # the whole block of the rotation
+    assert "codes=float8_e4m3fn[4, 64]" in repr(quantize(x, "mxfp8")) and "nan_groups=1" in repr(quantize(x, "mxfp8"))
+    assert "nan_groups" not in repr(quantize(x[2:], "nvfp4-rtn")) + repr(quantize(x, "exact-fixed"))
 
 
 def test_infinity_is_visible_after_restoring():
-    x = gaussian(4, 96)
+    """In all of its block: the group, the rows of a square, or what is rotated together."""
+    x = gaussian(4, 256)
     x[1, 40] = torch.inf
-    nan = quantize(x, "mxfp4-quest").restore().isnan()
-    assert nan[1, 32:64].all() and nan.sum() == 32
+    for name, count in {"mxfp4-quest": 32, "nvfp4-rtn": 16, "nvfp4-rtn-2d": 64, "nvfp4-eden": 128, "mxfp8": 32}.items():
+        nan = quantize(x, name, seed=0).restore().isnan()
+        assert nan[1, 32:48].all() and nan.sum() == count, name
 
 
 X, SIGNS = torch.ones(2, 32), torch.ones(32)
@@ -179,40 +237,3 @@ def test_what_the_user_wrote_wrong(arguments, words):
     with pytest.raises(QuantizerError) as error:
         quantize(*arguments)
     assert all(word in str(error.value) for word in words), str(error.value)
-
-
-# The figures of docs/numerics.md, on fewer groups: the spread over seeds is below 1 %
-
-
-@pytest.mark.parametrize(
-    ("data", "name", "error", "clipped"),
-    [
-        ("log-uniform", "mxfp4-quest", 2.24e-2, 0.053),
-        ("log-uniform", "mxfp4-rtn", 1.37e-2, 0),
-        ("log-uniform", "mxfp4-sr", 2.78e-2, 0),
-        ("unit", "mxfp4-quest", 2.81e-2, 0.073),
-        ("outlier first", "mxfp4-quest", 0.532, 1),
-        ("outlier other", "mxfp4-quest", 7.3e-3, 0),
-        ("tail of 1", "mxfp4-quest", 1.0, 1),
-        ("tail of 1", "mxfp4-rtn", 1.07e-2, 0),
-    ],
-)
-def test_relative_squared_errors(data, name, error, clipped):
-    figures = quantizer_errors.measure(name, quantizer_errors.draw(data, 8192, 1, "cpu"), 1)
-    assert figures.error == pytest.approx(error, rel=0.02)
-    assert figures.clipped == pytest.approx(clipped, abs=0.003)
-    if (data, name) == ("unit", "mxfp4-quest"):
-        assert figures.whole == pytest.approx(2.7e-2, rel=0.02)
-
-
-def test_misalignment():
-    """Nearest rounding shortens a vector by 0.94 %, stochastic rounding by nothing (3 standard errors: 3e-4)."""
-    x = quantizer_errors.draw("log-uniform", 8192, 1, "cpu")
-    assert quantizer_errors.measure("mxfp4-rtn", x, 1).misalignment == pytest.approx(9.4e-3, rel=0.04)
-    assert quantizer_errors.measure("mxfp4-sr", x, 1).misalignment == pytest.approx(0, abs=6e-4)
-
-
-def test_the_example_prints_its_table(capsys):
-    quantizer_errors.main(["--groups", "64"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 * len(quantizer_errors.DATA) and all(line.count("|") == 7 for line in lines)

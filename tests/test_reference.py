@@ -1,19 +1,16 @@
-"""The reference numerics, frozen: published kernels, golden vectors, an independent model, edge cases, whole GEMMs."""
+"""The reference numerics of Quartet's three quantizers, frozen: golden vectors, an independent model, edge cases, whole
+GEMMs. All other quantizers: test_exact.py; the published kernels: test_published.py."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden import exact_model
-from safetensors.torch import load_file
+from golden import exact_model, exact_operand
 
 from quartet_compile.formats import QUANTIZERS, Quantizer
 from quartet_compile.kernels import philox, reference
 
-VECTORS = load_file(Path(__file__).parent / "vectors" / "published_kernels.safetensors")
-INPUTS = [key.removeprefix("x/") for key in VECTORS if key.startswith("x/")]
 QUEST, RTN, SR = (QUANTIZERS[name] for name in ("mxfp4-quest", "mxfp4-rtn", "mxfp4-sr"))
 BOTH = RTN.gain * RTN.gain
 SEED, STREAM = 1234, philox.DGRAD_W
@@ -31,9 +28,14 @@ def run(x, quantizer, seed=SEED, stream=STREAM, **options):
 def model(x, quantizer, seed=SEED, stream=STREAM):
     """The same by the independent model: (codes, scales, mask)."""
     sign = exact_model.signs(seed, stream // 2) if quantizer.random_signs else None
-    noise = seed if quantizer.stochastic else None
-    arrays = exact_model.quantize(x.numpy(), quantizer.scale, quantizer.shrink, sign, noise, stream)
-    return tuple(torch.from_numpy(a) for a in arrays)
+    codes, scales, _, mask = exact_operand.quantize(x.numpy(), quantizer, sign, seed, stream)
+    return tuple(torch.from_numpy(a) for a in (codes, scales, mask))
+
+
+def decoded(blocks):
+    """float64 values of the codes and scales, by the model; the shrink not undone."""
+    unshrunk = Quantizer(rotation=0)
+    return torch.from_numpy(exact_operand.decode(blocks.codes.numpy(), blocks.scales.numpy(), None, unshrunk))
 
 
 def assert_is_model(x, quantizer, **options):
@@ -49,36 +51,6 @@ def gaussian(rows, columns, seed=0, exponent=0):
 
 def relative(actual, expected):
     return ((actual.double() - expected).norm() / expected.double().norm()).item()
-
-
-# The published kernels
-
-
-@pytest.mark.parametrize("key", INPUTS)
-def test_published_quest(key):
-    blocks = reference.quantize(VECTORS[f"x/{key}"], QUEST, mask=True)
-    assert torch.equal(reference.decode(blocks, QUEST), VECTORS[f"quest_mxfp4_h32/dequantized/{key}"])
-    assert torch.equal(reference.unpack_bits(blocks.mask), VECTORS[f"quest_mxfp4_h32/mask/{key}"].bool())
-
-
-@pytest.mark.parametrize("key", INPUTS)
-def test_published_absmax(key):
-    blocks = reference.quantize(VECTORS[f"x/{key}"], RTN, mask=True, signs=VECTORS[f"signs/{key}"])
-    assert torch.equal(reference.decode(blocks, RTN), VECTORS[f"rtn_absmax34_mxfp4_rht32/dequantized/{key}"])
-    assert reference.unpack_bits(blocks.mask).all()
-
-
-def test_published_linear_layer():
-    x, w, dy, signs, y, dx, dw = (VECTORS[f"linear/{k}"] for k in ("x", "w", "dy", "signs", "y", "dx", "dw"))
-    random = {"stream": 0, "seed": None, "signs": signs}
-    xq, wq = reference.quantize(x, QUEST, mask=True), reference.quantize(w, QUEST, mask=True)
-    assert relative(reference.scaled_mm(xq, wq, 1.0, torch.float32), y) < 1e-5
-    dyq, wt = reference.quantize(dy, RTN, signs=signs), reference.requantize(wq, QUEST, RTN, **random)
-    rotated = reference.scaled_mm(dyq, wt, BOTH, torch.float32)
-    assert relative(reference.unrotate(rotated, xq.mask, 32, 128), dx) < 1e-5
-    dyt, xt = reference.quantize(dy, RTN, transpose=True, signs=signs), reference.requantize(xq, QUEST, RTN, **random)
-    rotated = reference.scaled_mm(dyt, xt, BOTH, torch.float32)
-    assert relative(reference.unrotate(rotated, wq.mask, 32, 128), dw) < 1e-5
 
 
 # Golden vectors: five groups: ordinary, one-hot first, zeros, with a NaN, tiny; then 8 columns that need padding
@@ -198,8 +170,8 @@ def test_one_bad_value_makes_its_whole_group_nan_and_no_other(quantizer, value):
     for name, width in (("scales", 1), ("codes", 16), ("mask", 4)):
         old, new = (getattr(b, name).unflatten(1, (3, width))[:, [0, 2]] for b in (clean, bad))
         assert torch.equal(old, new)
-    decoded = reference.decode(bad, quantizer)
-    assert decoded[:, 32:64].isnan().all() and decoded[:, :32].isfinite().all() and decoded[:, 64:].isfinite().all()
+    values = reference.decode(bad, quantizer)
+    assert values[:, 32:64].isnan().all() and values[:, :32].isfinite().all() and values[:, 64:].isfinite().all()
 
 
 def test_overflow_of_the_statistics_is_nan():
@@ -268,12 +240,12 @@ def test_flush_to_zero_mode_changes_no_bit(quantizer):
         values = reference.decode(plain, quantizer)
         assert torch.set_flush_denormal(True)
         try:
-            flushed, decoded = run(x, quantizer), reference.decode(plain, quantizer)
+            flushed, decoded_then = run(x, quantizer), reference.decode(plain, quantizer)
         finally:
             torch.set_flush_denormal(False)
         assert all(torch.equal(a, b) for a, b in zip(plain, flushed, strict=True))
         normal = torch.where(values.abs() < 2.0**-126, 0.0, values)
-        assert torch.equal(decoded.nan_to_num(7.0), normal.nan_to_num(7.0))
+        assert torch.equal(decoded_then.nan_to_num(7.0), normal.nan_to_num(7.0))
 
 
 # Rotation
@@ -374,8 +346,7 @@ def test_requantize_is_quantize_of_the_decoded_transpose(quantizer):
     key = torch.tensor(SEED)
     signs = philox.signs(key, STREAM, 32)
     actual = reference.requantize(source, QUEST, quantizer, stream=STREAM, seed=key, signs=signs)
-    decoded = torch.from_numpy(exact_model.decode(source.codes.numpy(), source.scales.numpy()))
-    codes, scales, _ = model(decoded.t().float(), quantizer)
+    codes, scales, _ = model(decoded(source).t().float(), quantizer)
     assert torch.equal(actual.codes, codes) and torch.equal(actual.scales, scales) and actual.codes.shape == (96, 32)
 
 
@@ -392,7 +363,7 @@ def test_both_directions_of_dy():
 def test_scaled_mm_is_the_product_of_the_decoded_values():
     """Within the bound of a float32 accumulation of K terms: K 2^-24 |a| |b|^T for each output."""
     a, b = run(gaussian(20, 160), QUEST), run(gaussian(30, 160, seed=1, exponent=3), RTN)
-    da, db = (torch.from_numpy(exact_model.decode(t.codes.numpy(), t.scales.numpy())) for t in (a, b))
+    da, db = decoded(a), decoded(b)
     actual = reference.scaled_mm(a, b, RTN.gain, torch.float32)
     bound = 160 * 2.0**-24 * (da.abs() @ db.abs().t()) * 4 / 3
     assert ((actual - da @ db.t() * 4 / 3).abs() <= bound).all()

@@ -1,6 +1,7 @@
 """The CPU backend: the functions of `kernels/reference.py`, in C++ built at first use."""
 
+from ..reference import transposed
 from .gemm import scaled_mm
 from .native import quantize, quantize_pair, requantize, unrotate
 
-__all__ = ["quantize", "quantize_pair", "requantize", "scaled_mm", "unrotate"]
+__all__ = ["quantize", "quantize_pair", "requantize", "scaled_mm", "transposed", "unrotate"]

@@ -1,6 +1,6 @@
 """Builds the C++ kernels of this folder into one shared library, at first use, and loads it.
 
-    unrotate = loader.function("quartet_unrotate", "pppiiii")
+    unrotate = loader.function("quartet_unrotate", "pppiiiiii")
     unrotate(x.data_ptr(), ...)
 
 The library is kept in Inductor's cache folder as `<hash of all that went in>-<hash of its bytes>.so`. So a binary of

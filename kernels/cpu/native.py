@@ -12,27 +12,15 @@ import ctypes
 
 import torch
 
-from ...errors import QuartetError
-from ...formats import Quantizer
+from ...formats import Quantizer, padded
 from .. import philox, reference
 from ..reference import Blocks
+from .arguments import empty, is_fast, request
+from .decoded import check, decode
 from .loader import function
 
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """`Type` of element.h."""
-
-_QUEST, _STOCHASTIC, _ROTATE = 1, 2, 4
-
-
-class _Request(ctypes.Structure):
-    """`Request` of operand.h."""
-
-    _fields_ = [
-        ("flags", ctypes.c_int64),
-        ("stream", ctypes.c_int64),
-        ("shrink", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("seed", "signs", "sign_seed", "codes", "scales", "mask")),
-    ]
 
 
 def quantize(
@@ -48,33 +36,37 @@ def quantize(
 ) -> Blocks:
     """`reference.quantize` of `x: float[rows, columns]`, or its transpose. Signs not given come from `sign_seed`."""
     if quantizer.exact:
-        signs = _signs(quantizer, stream, signs, sign_seed)
-        return reference.quantize(x, quantizer, transpose=transpose, mask=mask, stream=stream, seed=seed, signs=signs)
-    rows, columns = x.shape
-    blocks = _empty(columns, rows, mask) if transpose else _empty(rows, columns, mask)
-    request = _request(quantizer, blocks, mask, stream, seed, signs, sign_seed)
-    _quantize(x, None if transpose else request, request if transpose else None)
+        return reference.quantize(
+            x, quantizer, transpose=transpose, mask=mask, stream=stream, signs=signs, sign_seed=sign_seed
+        )
+    rows, columns = reversed(x.shape) if transpose else x.shape
+    blocks = empty(quantizer, rows, columns, mask)
+    wanted = request(quantizer, blocks, mask, stream, seed, signs, sign_seed)
+    if not is_fast(quantizer):
+        _quantize_any(x, transpose, wanted)
+    else:
+        _quantize(x, None if transpose else wanted, wanted if transpose else None)
     return blocks
 
 
 def quantize_pair(
     dy: torch.Tensor, row: Quantizer, column: Quantizer, *, seed: torch.Tensor, sign_seed: torch.Tensor
 ) -> tuple[Blocks, Blocks]:
-    """`dy: float[rows, columns]` for dgrad and its transpose for wgrad, from one read.
+    """`dy: float[rows, columns]` for dgrad and its transpose for wgrad, from one read if both are fast.
 
     The same as two calls of `quantize`: row signs come from `seed`, column signs from `sign_seed`.
     """
-    if row.exact or column.exact:
+    if not (is_fast(row) and is_fast(column)):
         return (
             quantize(dy, row, stream=philox.DGRAD_DY, seed=seed, sign_seed=seed),
             quantize(dy, column, transpose=True, stream=philox.WGRAD_DY, seed=seed, sign_seed=sign_seed),
         )
     rows, columns = dy.shape
-    row_blocks, column_blocks = _empty(rows, columns, False), _empty(columns, rows, False)
+    row_blocks, column_blocks = empty(row, rows, columns, False), empty(column, columns, rows, False)
     _quantize(
         dy,
-        _request(row, row_blocks, False, philox.DGRAD_DY, seed, None, seed),
-        _request(column, column_blocks, False, philox.WGRAD_DY, seed, None, sign_seed),
+        request(row, row_blocks, False, philox.DGRAD_DY, seed, None, seed),
+        request(column, column_blocks, False, philox.WGRAD_DY, seed, None, sign_seed),
     )
     return row_blocks, column_blocks
 
@@ -90,20 +82,20 @@ def requantize(
     signs: torch.Tensor | None = None,
 ) -> Blocks:
     """`reference.requantize`, the transpose of a quantized operand. Signs not given come from `sign_seed`."""
-    if quantizer.exact or source_quantizer.exact:
-        signs = _signs(quantizer, stream, signs, sign_seed)
-        return reference.requantize(source, source_quantizer, quantizer, stream=stream, seed=seed, signs=signs)
+    if not (is_fast(quantizer) and source.codes.dtype == source.scales.dtype == torch.uint8):
+        values = decode(source, source_quantizer.shrink)
+        return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
     codes, scales = source.codes.contiguous(), source.scales.contiguous()
     rows, groups = scales.shape
-    _check(codes, rows, groups * 16)
-    blocks = _empty(groups * 32, rows, False)
+    check(codes, rows, groups * 16)
+    blocks = empty(quantizer, groups * 32, rows, False)
     function("quartet_requantize", "ppiifpi")(
         codes.data_ptr(),
         scales.data_ptr(),
         rows,
         groups,
         source_quantizer.shrink,
-        _request(quantizer, blocks, False, stream, seed, signs, sign_seed),
+        ctypes.byref(request(quantizer, blocks, False, stream, seed, signs, sign_seed)),
         torch.get_num_threads(),
     )
     return blocks
@@ -111,92 +103,64 @@ def requantize(
 
 def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
     """`reference.unrotate`: `(x where mask, else 0) @ H^T` of `x: float[rows, padded]`, as `x.dtype[rows, columns]`."""
-    if mask is None or x.dtype not in ELEMENT_TYPES:
+    if x.dtype not in ELEMENT_TYPES:
         return reference.unrotate(x, mask, rotation, columns)
-    rows, groups = x.shape[0], (columns + 31) // 32
-    _check(x, rows, groups * 32)
-    _check(mask, rows, groups * 4)
+    rows, full = x.shape[0], padded(max(columns, x.shape[1]), max(rotation, 16))
+    check(x, rows, full)
+    if mask is not None:
+        check(mask, rows, full // 8)
+        mask = mask.contiguous()
     out = torch.empty(rows, columns, dtype=x.dtype)
-    x, mask = x.contiguous(), mask.contiguous()
-    function("quartet_unrotate", "pppiiiii")(
+    x = x.contiguous()
+    function("quartet_unrotate", "pppiiiiii")(
         x.data_ptr(),
-        mask.data_ptr(),
+        None if mask is None else mask.data_ptr(),
         out.data_ptr(),
         ELEMENT_TYPES[x.dtype],
         rows,
         columns,
+        full,
         rotation,
         torch.get_num_threads(),
     )
     return out
 
 
-def _quantize(x: torch.Tensor, row: int | None, column: int | None) -> None:
+def _quantize(x: torch.Tensor, row: ctypes.Structure | None, column: ctypes.Structure | None) -> None:
     """Fill what the requests ask for; a matrix that is contiguous along its columns is read as its transpose."""
+    x, turned = _matrix(x)
+    if turned:
+        row, column = column, row
+    function("quartet_quantize", "piiiippi")(
+        x.data_ptr(),
+        ELEMENT_TYPES[x.dtype],
+        *x.shape,
+        x.stride(0),
+        ctypes.byref(row) if row else None,
+        ctypes.byref(column) if column else None,
+        torch.get_num_threads(),
+    )
+
+
+def _quantize_any(x: torch.Tensor, transpose: bool, wanted: ctypes.Structure) -> None:
+    x, turned = _matrix(x)
+    function("quartet_quantize_any", "piiiiipi")(
+        x.data_ptr(),
+        ELEMENT_TYPES[x.dtype],
+        *x.shape,
+        x.stride(0),
+        transpose != turned,
+        ctypes.byref(wanted),
+        torch.get_num_threads(),
+    )
+
+
+def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """`x` or its transpose, whichever is contiguous along rows, else a copy; and whether it is the transpose."""
     if x.dtype not in ELEMENT_TYPES:
         x = x.float()
-    rows, columns = x.shape
-    stride, step = x.stride()
-    if step != 1:
-        if stride == 1:
-            rows, columns, stride, row, column = columns, rows, step, column, row
-        else:
-            x = x.contiguous()
-            stride = columns
-    function("quartet_quantize", "piiiippi")(
-        x.data_ptr(), ELEMENT_TYPES[x.dtype], rows, columns, stride, row, column, torch.get_num_threads()
-    )
-
-
-def _request(
-    quantizer: Quantizer,
-    blocks: Blocks,
-    mask: bool,
-    stream: int,
-    seed: torch.Tensor | None,
-    signs: torch.Tensor | None,
-    sign_seed: torch.Tensor | None,
-):
-    flags = _ROTATE if quantizer.rotation else 0
-    if quantizer.scale == "quest":
-        flags |= _QUEST
-    if quantizer.rounding == "stochastic":
-        flags |= _STOCHASTIC
-    random = quantizer.random_signs
-    return ctypes.byref(
-        _Request(
-            flags,
-            stream,
-            quantizer.shrink,
-            seed.data_ptr() if flags & _STOCHASTIC else None,
-            signs.data_ptr() if random and signs is not None else None,
-            sign_seed.data_ptr() if random and signs is None else None,
-            blocks.codes.data_ptr(),
-            blocks.scales.data_ptr(),
-            blocks.mask.data_ptr() if mask else None,
-        )
-    )
-
-
-def _empty(rows: int, columns: int, mask: bool) -> Blocks:
-    groups = (columns + 31) // 32
-    return Blocks(
-        torch.empty(rows, groups * 16, dtype=torch.uint8),
-        torch.empty(rows, groups, dtype=torch.uint8),
-        torch.empty(0),
-        torch.empty(rows, groups * 4 if mask else 0, dtype=torch.uint8),
-    )
-
-
-def _check(x: torch.Tensor, rows: int, columns: int) -> None:
-    """The kernels read as many bytes as this says, so a wrong shape must not reach them."""
-    if x.shape != (rows, columns):
-        raise QuartetError(f"A quantized operand has a part of shape {tuple(x.shape)}; expected {(rows, columns)}.")
-
-
-def _signs(
-    quantizer: Quantizer, stream: int, signs: torch.Tensor | None, sign_seed: torch.Tensor | None
-) -> torch.Tensor | None:
-    if signs is None and quantizer.random_signs:
-        return philox.signs(sign_seed, stream, quantizer.rotation)
-    return signs
+    if x.stride(1) == 1:
+        return x, False
+    if x.stride(0) == 1:
+        return x.t(), True
+    return x.contiguous(), False

@@ -4,7 +4,7 @@
 #include "encode.h"
 #include "scale.h"
 
-enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4 };
+enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4, kNearestScale = 8, kUpScale = 16 };
 
 // What native.py passes. `seed` is null unless rounding is stochastic. `signs` (32 of +-1) and `sign_seed` are null
 // unless signs are random, when one of them is given. `mask` is null if it is not wanted.
@@ -20,6 +20,7 @@ struct Request {
 struct Operand {
     int64_t rows, groups;  // of the logical operand; padded columns are 32 * groups
     bool quest, stochastic;
+    int32_t carry;  // see scale.h
     float shrink;
     Rotation rotation;
     PhiloxKey key;
@@ -28,21 +29,27 @@ struct Operand {
     uint8_t* scales;  // [rows, groups]
     uint8_t* mask;    // [rows, 4 * groups], or null
 
+    static int32_t carry_of(int64_t flags) {
+        if (flags & kNearestScale) return scale_carry(kRootOfTwo);
+        return flags & kUpScale ? scale_carry(flags & kQuest ? 1 : kAboveSix) : 0;
+    }
+
     Operand(const Request& request, int64_t rows, int64_t columns)
         : rows(rows),
           groups(groups_of(columns)),
           quest(request.flags & kQuest),
           stochastic(request.flags & kStochastic),
+          carry(carry_of(request.flags)),
           shrink((float)request.shrink),
           key(request.seed ? *request.seed : 0),
           stream((uint32_t)request.stream),
           codes(request.codes),
           scales(request.scales),
           mask(request.mask) {
-        uint32_t drawn = request.sign_seed ? philox_signs(*request.sign_seed, request.stream) : 0;
+        SignBits drawn = request.sign_seed ? philox_signs(*request.sign_seed, request.stream) : SignBits{};
         rotation.on = request.flags & kRotate;
         for (int i = 0; i < kGroup; ++i)
-            rotation.sign[i] = (request.signs ? request.signs[i] < 0 : drawn >> i & 1) ? INT32_MIN : 0;
+            rotation.sign[i] = (request.signs ? request.signs[i] < 0 : drawn.negative(i)) ? INT32_MIN : 0;
     }
 };
 
@@ -67,8 +74,8 @@ QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, in
 template <class Source>
 QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64_t row, int64_t group) {
     Tile tile;
-    Scales scales = to.quest ? rotate_with_quest_scales(source, to.rotation, tile)
-                             : rotate_with_absmax_scales(source, to.rotation, tile);
+    Scales scales = to.quest ? rotate_with_quest_scales(source, to.rotation, to.carry, tile)
+                             : rotate_with_absmax_scales(source, to.rotation, to.carry, tile);
     u32 keep = ~u32{};
     Codes codes;
     if (to.stochastic) {

@@ -84,8 +84,14 @@ QUARTET_INLINE void philox_noise(const PhiloxKey& key, uint32_t stream, int64_t 
     words[3] = interleave_low(even0, odd0);
 }
 
-// The 32 sign bits of a rotation: bit i set means that sign i is -1.
-inline uint32_t philox_signs(int64_t seed, int64_t stream) {
+// The sign bits of a rotation.
+struct SignBits {
+    uint32_t word[4];
+
+    bool negative(int i) const { return word[i / 32] >> i % 32 & 1; }
+};
+
+inline SignBits philox_signs(int64_t seed, int64_t stream) {
     PhiloxKey key(seed);
     uint64_t c0 = 0, c1 = 0, c2 = 0, c3 = kSignStream + (uint32_t)(stream / 2);
     for (int round = 0; round < kRounds; ++round) {
@@ -93,5 +99,5 @@ inline uint32_t philox_signs(int64_t seed, int64_t stream) {
         c0 = high(product1) ^ c1 ^ key.word0[round], c1 = low(product1);
         c2 = high(product0) ^ c3 ^ key.word1[round], c3 = low(product0);
     }
-    return (uint32_t)c0;
+    return {{(uint32_t)c0, (uint32_t)c1, (uint32_t)c2, (uint32_t)c3}};
 }

@@ -5,6 +5,18 @@
 
 constexpr int32_t kInfinity = 0x7f800000, kScaleNan = 255;
 
+// Scales are rounded to powers of two by adding a carry to the bits of what they are computed from: it reaches the
+// exponent from some mantissa on.
+constexpr int32_t scale_carry(int32_t least_mantissa) { return (1 << 23) - least_mantissa; }
+constexpr int32_t kRootOfTwo = 0x3504F3;  // from it on, the next power of two is the nearest in the logarithm
+constexpr int32_t kAboveSix = 0x400001, kAbove448 = 0x600001;  // 6 is 1.5 * 2^2, 448 is 1.75 * 2^8
+
+// The bytes of scales of `statistic`, given by its bits, over 2^(binades + lift); 255 where it is not finite.
+QUARTET_INLINE i32 scale_bytes(i32 statistic, int32_t carry, int32_t binades, i32 lift) {
+    i32 byte = (i32)(((u32)statistic + (uint32_t)carry) >> 23) - binades - lift;
+    return statistic >= kInfinity ? splat(kScaleNan) : larger(byte, i32{});
+}
+
 struct Scales {
     i32 byte;      // E8M0
     i32 exponent;  // of the multiplier that brings rotated values to the grid of E2M1
@@ -21,7 +33,8 @@ QUARTET_INLINE Scales scales_of(i32 exponent, i32 nonzero, i32 lift) {
 
 // QuEST: the exponent of `clip * std + 1e-8`, with both means taken by pairwise halves: 32 values to 16 to 8 to ...
 template <class Source>
-QUARTET_INLINE Scales rotate_with_quest_scales(const Source& source, const Rotation& rotation, Tile& tile) {
+QUARTET_INLINE Scales rotate_with_quest_scales(const Source& source, const Rotation& rotation, int32_t carry,
+                                               Tile& tile) {
     constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of formats.py
     begin_rotation(source, rotation, tile);
     f32 sum[8], squares[8];
@@ -41,7 +54,8 @@ QUARTET_INLINE Scales rotate_with_quest_scales(const Source& source, const Rotat
     f32 mean = sum[0] * (1.0f / kGroup);
     f32 variance = squares[0] * (1.0f / kGroup) - mean * mean;
     f32 scale = square_root(variance < 0.0f ? f32{} : variance) * kClip + 1e-8f;
-    return scales_of((i32)scale >> 23 & 0xff, (nonzero & 0x7fffffff) != 0, i32{});
+    i32 exponent = scale_bytes((i32)scale & 0x7fffffff, carry, 0, i32{});
+    return scales_of(exponent, (nonzero & 0x7fffffff) != 0, i32{});
 }
 
 // Rotates, and returns the bits of the largest |rotated| of each row. As integers, NaN is above infinity.
@@ -57,10 +71,9 @@ QUARTET_INLINE i32 rotate_and_find_largest(const Source& source, const Rotation&
     return largest;
 }
 
-// 2^(floor(log2 absmax) - 2), where the group was multiplied by 2^lift.
-QUARTET_INLINE Scales absmax_scales(i32 largest, i32 lift) {
-    i32 field = largest >> 23;
-    return scales_of(field == kScaleNan ? field : larger(field - 2 - lift, i32{}), largest != 0, lift);
+// absmax / 4, rounded to a power of two, where the group was multiplied by 2^lift.
+QUARTET_INLINE Scales absmax_scales(i32 largest, int32_t carry, i32 lift) {
+    return scales_of(scale_bytes(largest, carry, 2, lift), largest != 0, lift);
 }
 
 // Multiplies the groups whose largest is below 2^-63 by 2^64; returns the exponents, 64 or 0.
@@ -78,14 +91,15 @@ QUARTET_INLINE i32 lift_tile(Tile& tile) {
 // Only tiles with a tiny group, or a group of zeros, are lifted. Rotated values tell which tiles may have one, and
 // looking at these is free; at the inputs, it would be one instruction of 30 in every tile.
 template <class Source>
-QUARTET_INLINE Scales rotate_with_absmax_scales(const Source& source, const Rotation& rotation, Tile& tile) {
+QUARTET_INLINE Scales rotate_with_absmax_scales(const Source& source, const Rotation& rotation, int32_t carry,
+                                                Tile& tile) {
     constexpr int32_t kSurelyNotTiny = (127 - 60) << 23;  // inputs below 2^-63 rotate to below sqrt(32) 2^-63
     i32 largest = rotate_and_find_largest(source, rotation, tile);
-    if (!any(largest < kSurelyNotTiny)) return absmax_scales(largest, i32{});
+    if (!any(largest < kSurelyNotTiny)) return absmax_scales(largest, carry, i32{});
 
     Tile inputs;
     for (int column = 0; column < kGroup; column += 4) source.four(column, inputs.column + column);
     i32 lift = lift_tile(inputs);
     largest = rotate_and_find_largest(ColumnMajor{(const float*)&inputs, kLanes}, rotation, tile);
-    return absmax_scales(largest, lift);
+    return absmax_scales(largest, carry, lift);
 }

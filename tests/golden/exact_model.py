@@ -1,9 +1,12 @@
-"""A second, independent statement of the numerics (docs/numerics.md) for the tests, one element at a time.
+"""A second, independent statement of the numerics (docs/numerics.md) for the tests, one element at a time: elements,
+random bits, rotation. `exact_scales.py` has the groups, `exact_operand.py` whole operands.
 
-It shares no code and no method with `kernels/reference.py`: rounding is exact rational arithmetic, the random bits are
-Python integers, exponents come from `math.frexp`, and the float32 arithmetic is numpy scalars, one operation each.
+The three share no code and no method with `kernels/reference.py`: rounding is exact rational arithmetic on the values of
+a format, the random bits are Python integers, exponents come from `math.frexp`, and the float32 arithmetic is numpy
+scalars, one operation each.
 """
 
+import bisect
 import functools
 import math
 from fractions import Fraction
@@ -15,19 +18,51 @@ GRID = (Fraction(0), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(2), F
 QUEST = F(2.92247856 / 6.0)
 
 
-def nearest(magnitude: Fraction) -> int:
-    """The code of the nearest grid point; of two equally near ones the even code."""
-    return min(range(8), key=lambda code: (abs(GRID[code] - min(magnitude, GRID[7])), code % 2))
+def _e4m3(code: int) -> Fraction:
+    """Four bits of exponent with bias 7, three of mantissa; exponent 0 is subnormal; 0x7F is NaN, there is no infinity."""
+    exponent, mantissa = code >> 3, code & 7
+    if exponent:
+        return (1 + Fraction(mantissa, 8)) * Fraction(2) ** (exponent - 7)
+    return Fraction(mantissa, 8) * Fraction(2) ** -6
 
 
-def stochastic(magnitude: Fraction, bits: int) -> int:
+E4M3 = tuple(_e4m3(code) for code in range(127))
+"""The values of codes 0 to 126."""
+
+
+def nearest(magnitude: Fraction, values=GRID) -> int:
+    """The code of the nearest value, the last one if beyond; of two equally near ones the even code."""
+    below, above = _around(magnitude, values)
+    middle = (values[below] + values[above]) / 2
+    if magnitude == middle:
+        return below if below % 2 == 0 else above
+    return below if magnitude < middle else above
+
+
+def stochastic(magnitude: Fraction, bits: int, values=GRID) -> int:
     """The code below, or the one above iff `bits + floor(fraction * 2^16) >= 2^16`."""
-    magnitude = min(magnitude, GRID[7])
-    below = max(code for code in range(8) if GRID[code] <= magnitude)
-    if GRID[below] == magnitude:
+    below, above = _around(magnitude, values)
+    if above == below:
         return below
-    fraction = (magnitude - GRID[below]) / (GRID[below + 1] - GRID[below])
+    fraction = (magnitude - values[below]) / (values[above] - values[below])
     return below + (bits + math.floor(fraction * 65536) >= 65536)
+
+
+def _around(magnitude: Fraction, values) -> tuple:
+    """The codes of the last value that is not above, and of the next one; twice the last one if there is none."""
+    below = bisect.bisect_right(values, magnitude) - 1
+    return below, min(below + 1, len(values) - 1)
+
+
+def e2m1(value, bits=None) -> int:
+    """The 4-bit code of a float32; nearest, or stochastic with 16 bits."""
+    magnitude = abs(Fraction(float(value)))
+    return (nearest(magnitude) if bits is None else stochastic(magnitude, bits)) + 8 * bool(np.signbit(value))
+
+
+def e2m1_value(code: int):
+    """float32 of a 4-bit code."""
+    return F(-float(GRID[code - 8])) if code > 7 else F(float(GRID[code]))
 
 
 def philox(counter, key, rounds=7):
@@ -40,30 +75,34 @@ def philox(counter, key, rounds=7):
     return a, b, c, d
 
 
+@functools.lru_cache(maxsize=4096)
+def _words(seed: int, stream: int, row: int, block: int) -> tuple:
+    high = (row >> 32) % 2**16 + ((block >> 32) % 2**16 << 16)
+    return philox((block % 2**32, row % 2**32, high, stream), (seed % 2**32, seed >> 32))
+
+
 def noise(seed: int, stream: int, row: int, column: int) -> int:
     """The 16 random bits of one element."""
-    seed %= 2**64
-    block = column // 8
-    high = (row >> 32) % 2**16 + ((block >> 32) % 2**16 << 16)
-    words = philox((block % 2**32, row % 2**32, high, stream), (seed % 2**32, seed >> 32))
+    words = _words(seed % 2**64, stream, row, column // 8)
     return words[column % 8 // 2] >> (16 * (column % 2)) & 0xFFFF
 
 
-def signs(seed: int, gemm: int) -> list:
-    """The 32 signs of the rotation that both operands of a GEMM share."""
+def signs(seed: int, gemm: int, size: int = 32) -> list:
+    """The signs of the rotation that both operands of a GEMM share."""
     seed %= 2**64
-    word = philox((0, 0, 0, 16 + gemm), (seed % 2**32, seed >> 32))[0]
-    return [F(-1.0) if word >> i & 1 else F(1.0) for i in range(32)]
+    words = philox((0, 0, 0, 16 + gemm), (seed % 2**32, seed >> 32))
+    return [F(-1.0) if words[i // 32] >> i % 32 & 1 else F(1.0) for i in range(size)]
 
 
-def rotate(group: list) -> list:
-    """`group @ H`: butterflies between `i` and `i + stride`, then one multiply."""
-    values = list(group)
-    for stride in (1, 2, 4, 8, 16):
+def rotate(values: list) -> list:
+    """`values @ H`: butterflies between `i` and `i + stride`, then one multiply."""
+    values, size, stride = list(values), len(values), 1
+    while stride < size:
         values = [
-            values[i] + values[i ^ stride] if not i & stride else values[i ^ stride] - values[i] for i in range(32)
+            values[i] + values[i ^ stride] if not i & stride else values[i ^ stride] - values[i] for i in range(size)
         ]
-    return [v * F(1 / math.sqrt(32)) for v in values]
+        stride *= 2
+    return [v * F(1 / math.sqrt(size)) for v in values]
 
 
 def floor_log2(value) -> int:
@@ -71,75 +110,17 @@ def floor_log2(value) -> int:
     return math.frexp(float(value))[1] - 1
 
 
-def _mean(values: list):
+def add(values: list):
+    """The float32 sum, by halves: first element `i` with element `i + half`."""
     while len(values) > 1:
         half = len(values) // 2
         values = [values[i] + values[i + half] for i in range(half)]
-    return values[0] / F(32)
+    return values[0]
 
 
 def quest_scale(rotated: list):
-    """The scale before it is rounded down to a power of two, float32."""
-    mean = _mean(rotated)
-    variance = _mean([v * v for v in rotated]) - mean * mean
+    """The scale before it is rounded to a power of two, float32."""
+    share = F(1 / len(rotated))
+    mean = add(rotated) * share
+    variance = add([v * v for v in rotated]) * share - mean * mean
     return np.sqrt(variance if not variance < 0 else F(0)) * QUEST + F(1e-8)
-
-
-def quantize_group(values, scale="quest", shrink=1.0, sign=None, bits=None):
-    """(E8M0 byte, 32 codes, 32 mask bits) of 32 float32 values. `sign`: 32 or None; `bits`: 32 or None (nearest)."""
-    with np.errstate(all="ignore"):
-        return _quantize_group([F(v) for v in values], scale, F(shrink), sign, bits)
-
-
-def _quantize_group(x, scale, shrink, sign, bits):
-    broken = 255, [0] * 32, [0] * 32
-    if not all(math.isfinite(v) for v in x):
-        return broken
-    x = [v if abs(v) >= F(2.0**-126) else F(0) for v in x]
-    lift = 64 if scale == "absmax" and max(abs(v) for v in x) < F(2.0**-63) else 0
-    x = [v * F(2.0**lift) for v in x]
-    x = [v if abs(v) >= F(2.0**-100) else F(0) for v in x]
-    rotated = rotate([v * s if v else F(0) for v, s in zip(x, sign, strict=True)] if sign is not None else x)
-    if not any(rotated):
-        return 0, [0] * 32, [1] * 32
-    statistic = quest_scale(rotated) if scale == "quest" else max(abs(v) for v in rotated)
-    if not math.isfinite(statistic) or not all(math.isfinite(v) for v in rotated):
-        return broken
-    exponent = max(floor_log2(statistic) - (2 if scale == "absmax" else 0) - lift, -127)
-    unit = Fraction(2) ** (exponent + lift)
-    codes, keep = [], []
-    for i, v in enumerate(rotated):
-        magnitude = abs(Fraction(float(v * shrink))) / unit
-        code = nearest(magnitude) if bits is None else stochastic(magnitude, bits[i])
-        codes.append(code + (8 if np.signbit(v) else 0))
-        keep.append(int(magnitude < 6))
-    return exponent + 127, codes, keep
-
-
-def quantize(matrix, scale="quest", shrink=1.0, sign=None, seed=None, stream=0):
-    """Packed (codes, scales, mask) of a float32 array [rows, columns]; stochastic if there is a seed."""
-    rows, columns = matrix.shape
-    padded = -(-columns // 32) * 32
-    codes, scales, masks = [], [], []
-    for r in range(rows):
-        row = list(matrix[r]) + [F(0)] * (padded - columns)
-        for start in range(0, padded, 32):
-            bits = None if seed is None else [noise(seed, stream, r, start + i) for i in range(32)]
-            byte, group, keep = quantize_group(row[start : start + 32], scale, shrink, sign, bits)
-            scales.append(byte)
-            codes += [group[i] + 16 * group[i + 1] for i in range(0, 32, 2)]
-            masks += [sum(keep[i + j] << j for j in range(8)) for i in range(0, 32, 8)]
-    shape = functools.partial(np.reshape, order="C")
-    return (
-        shape(np.array(codes, np.uint8), (rows, padded // 2)),
-        shape(np.array(scales, np.uint8), (rows, padded // 32)),
-        shape(np.array(masks, np.uint8), (rows, padded // 8)),
-    )
-
-
-def decode(codes, scales):
-    """float64 [rows, columns] of packed codes; exact."""
-    values = np.array([float(g) for g in GRID] + [-float(g) for g in GRID])
-    flat = np.stack([values[codes & 15], values[codes >> 4]], axis=-1).reshape(codes.shape[0], -1)
-    powers = np.where(scales == 255, np.nan, 2.0 ** (scales.astype(np.float64) - 127))
-    return flat * np.repeat(powers, 32, axis=1)
