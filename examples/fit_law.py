@@ -1,11 +1,11 @@
 """Trains small models of several sizes on several numbers of tokens, fits the scaling law to them, and draws it.
 
-    python examples/fit_law.py                      # 24 runs, about 10 minutes on 2 cores
+    python examples/fit_law.py                      # 24 runs, about 15 minutes of one core's time
     python examples/fit_law.py --quick              # 16 shorter ones: shows the way, the law means nothing
     python examples/fit_law.py --recipe quartet-rtn # more runs in the same runs.csv; what it has already is skipped
 
 Every run is trained to its own end, with its own learning rate schedule. Losses are of bytes, not of tokens of a larger
-vocabulary, and the models have a thousandth of the published ones' parameters: coefficients can't be compared with the
+vocabulary, and the models are hundreds of times smaller than the published ones: coefficients can't be compared with the
 published ones, and with this few runs they are badly determined; their intervals say how badly.
 """
 
@@ -58,7 +58,7 @@ QUICK = Plan(sizes=("law-1", "law-2"), steps=(15, 30, 60, 120), batch=8, seq=64)
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--quick", action="store_true", help="fewer and shorter runs, about a minute")
+    p.add_argument("--quick", action="store_true", help="fewer and shorter runs, under two minutes")
     p.add_argument("--recipe", nargs="+", default=["quartet"], help="recipes beside full precision (default: quartet)")
     p.add_argument(
         "--data", nargs="+", default=[], metavar="PATH", help="text files or folders (default: Python's own)"
@@ -166,9 +166,9 @@ def report(table: Path, baseline: str) -> int:
     if code == 0:
         print(
             f"\nSix coefficients from {len(own)} small runs are badly determined, and published ones are of another "
-            "vocabulary and of models a thousand times larger: don't extrapolate from these."
+            "vocabulary and of models hundreds of times larger: don't extrapolate from these."
         )
-        print("What such runs do show is the order of the recipes, and whether their gaps shrink or grow with tokens.")
+        print("Each run is one seed, too: a recipe's gap that is below the residual above is noise.")
     if resamples == "0":
         print(f"No intervals: they need {FEWEST_FOR_INTERVALS} runs in full precision, and there are {len(own)}.")
     return code

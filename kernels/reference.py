@@ -163,13 +163,16 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
 
     Rows that are padded have codes 0 and the scale of their block.
     """
-    group = quantizer.group
-    codes = unpack_nibbles(source.codes)
-    rows, columns = codes.shape
-    full = padded(rows, group)
-    codes = torch.nn.functional.pad(codes, (0, 0, 0, full - rows)).t().contiguous()
+    group, packed = quantizer.group, quantizer.elements == "e2m1"
+    codes = unpack_nibbles(source.codes) if packed else source.codes.view(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, padded(codes.shape[0], group) - codes.shape[0])).t().contiguous()
     scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
-    return Blocks(pack_nibbles(codes), scales.view(source.scales.dtype), source.tensor_scale.clone(), None)
+    return Blocks(
+        pack_nibbles(codes) if packed else codes.view(source.codes.dtype),
+        scales.view(source.scales.dtype),
+        source.tensor_scale.clone(),
+        None,
+    )
 
 
 def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:

@@ -18,8 +18,21 @@ SEED, SIGN_SEED = torch.tensor(0x0123456789ABCDEF), torch.tensor(-0x0FEDCBA98765
 
 
 def operand(rows: int, columns: int, dtype: torch.dtype, layout: str = "rows") -> torch.Tensor:
-    """Values of many magnitudes with special ones among them. layout: "rows", "columns", or "expanded" (stride 0)."""
+    """Values of many magnitudes with special ones among them. layout: "rows", "columns", or "expanded" (stride 0); "mild",
+    within the range of one tensor's E4M3 scales; "tiny", "zeros" or "nothing finite"; "huge", where a rotation overflows in some groups of a block."""
     generator = torch.Generator().manual_seed(rows * 1009 + columns)
+    if layout in ("mild", "tiny"):
+        spread = torch.randint(-15, 3, (rows, (columns + 15) // 16), generator=generator).repeat_interleave(16, 1)
+        x = torch.randn(rows, columns, generator=generator) * torch.exp2(spread[:, :columns].float())
+        x *= 2.0**-80 if layout == "tiny" else 1
+        x[rows // 2], x[0, :16] = 0, -0.0
+        if layout == "mild":
+            x[rows // 3, columns // 2], x[-1, -1] = float("nan"), -float("inf")
+        return x.to(dtype)
+    if layout == "huge":
+        return (torch.randn(rows, columns, generator=generator) * 2.0**123).to(dtype)
+    if layout in ("zeros", "nothing finite"):
+        return torch.full((rows, columns), 0.0 if layout == "zeros" else float("inf"), dtype=dtype)
     x = torch.randn(rows, columns, generator=generator)
     x *= torch.exp2(torch.randint(-30, 12, (rows, 1), generator=generator).float())
     if rows > 20:
@@ -68,6 +81,12 @@ def requantize(source: str, name: str, x: torch.Tensor) -> tuple[Callable, list,
     )
 
 
+def transposed(name: str, x: torch.Tensor) -> tuple[Callable, list, list]:
+    held = reference.quantize(x, quantizer(name))
+    made = reference.transposed(held, quantizer(name))
+    return lambda *blocks: ops.transposed(*blocks, name), list(held[:3]), list(made[:3])
+
+
 def run_codes(case: str, arguments: tuple, x: tuple, target: str) -> dict[str, Any]:
     """Outputs that differ from the reference's, by index, and which of our templates ran."""
     call, inputs, expected = globals()[case](*arguments, operand(*x))
@@ -76,10 +95,15 @@ def run_codes(case: str, arguments: tuple, x: tuple, target: str) -> dict[str, A
         made = compiled(*inputs)
     wrong = {
         index: int((got != want).sum()) if got.shape == want.shape else f"{tuple(got.shape)}, not {tuple(want.shape)}"
-        for index, (got, want) in enumerate(zip(made, expected, strict=True))
+        for index, (got, want) in enumerate(zip(map(raw, made), map(raw, expected), strict=True))
         if not torch.equal(got, want)
     }
     return {"wrong": wrong, "templates": templates(compiled)}
+
+
+def raw(x: torch.Tensor) -> torch.Tensor:
+    """Bytes of 8-bit floats; anything else as it is."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
 def templates(compiled: Any) -> list[str]:
@@ -91,6 +115,16 @@ def templates(compiled: Any) -> list[str]:
 def mxfp4(rows: int, columns: int, seed: int) -> Blocks:
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     return reference.quantize(x, quantizer("mxfp4-quest"))
+
+
+def mxfp8(rows: int, columns: int, seed: int) -> Blocks:
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return reference.quantize(x, quantizer("mxfp8"))
+
+
+def mixed(rows: int, columns: int, seed: int) -> Blocks:
+    """An operand of each format in turn, by its seed."""
+    return (nvfp4 if seed % 2 else mxfp4)(rows, columns, seed)
 
 
 def mxfp4_wide(rows: int, columns: int, seed: int) -> Blocks:
@@ -193,17 +227,21 @@ def run_unrotated_product(shape: tuple[int, int, int], columns: int, masked: boo
     return {"made": made, "expected": expected, "templates": templates(compiled)}
 
 
-def run_unrotate(shape: tuple[int, int], columns: int, dtype: torch.dtype, masked: bool, target: str) -> dict[str, Any]:
+def run_unrotate(
+    shape: tuple[int, int], columns: int, dtype: torch.dtype, masked: bool, target: str, rotation: int = 32
+) -> dict[str, Any]:
     rows, full = shape
     x = torch.randn(rows, full).to(dtype)
     x[0, 3] = float("inf")
     mask = torch.randint(0, 256, (rows, full // 8), dtype=torch.uint8) if masked else None
     if masked:
         mask[0, 0] &= ~(1 << 3)  # what is masked away must not spread
-    compiled = compile_interpreted(lambda x, *mask: ops.unrotate(x, mask[0] if mask else None, 32, columns), target)
+    compiled = compile_interpreted(
+        lambda x, *mask: ops.unrotate(x, mask[0] if mask else None, rotation, columns), target
+    )
     with torch.no_grad():
         made = compiled(x, *([mask] if masked else []))
-    return {"made": made, "expected": reference.unrotate(x, mask, 32, columns), "templates": templates(compiled)}
+    return {"made": made, "expected": reference.unrotate(x, mask, rotation, columns), "templates": templates(compiled)}
 
 
 def run_fused_quantize(kind: str, target: str) -> dict[str, Any]:

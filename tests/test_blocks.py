@@ -132,7 +132,9 @@ def test_a_region_of_torchs_own_class_and_one_called_as_an_output_head(graphs):
 
 def test_a_graph_break_that_makes_rules_shared_is_warned_of(graphs):
     model = Net(blocks=3, break_graph=True)
-    with pytest.warns(UserWarning, match=r"exclude say of 'layers.1' and 'layers.0' can't differ.*regions=\['layers.\*'\]"):
+    with pytest.warns(
+        UserWarning, match=r"exclude say of 'layers.1' and 'layers.0' can't differ.*regions=\['layers.\*'\]"
+    ):
         qc.quartet(model, exclude=["layers.1"])(X)
 
 

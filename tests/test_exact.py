@@ -274,9 +274,9 @@ def test_a_group_that_overflows_has_no_part_in_the_correction_of_its_block():
 # Square blocks
 
 
-@pytest.mark.parametrize("name", ["mxfp4-rtn-2d", "nvfp4-rtn-2d", "nvfp4-rtn-2d-4over6"])
+@pytest.mark.parametrize("name", ["mxfp4-rtn-2d", "nvfp4-rtn-2d", "nvfp4-rtn-2d-4over6", "mxfp8,group_rows=32"])
 def test_the_transpose_of_square_blocks_is_the_quantized_transpose(name):
-    q = QUANTIZERS[name]
+    q = quantizer(name)
     x = gaussian(2 * q.group + 3, 3 * q.group)
     x[5, 40] = NAN
     of_transpose, transposed = run(x.t(), q), reference.transposed(run(x, q), q)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import quartet_compile.kernels
+from quartet_compile.kernels import codes as elements
 from quartet_compile.kernels import philox, reference
 
 pytest.importorskip("triton")
@@ -51,7 +52,8 @@ GROUPS = ordinary(64 * 32).reshape(64, 32)
 KEEP = torch.randint(0, 2, (1024,), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 BYTES = torch.arange(256, dtype=torch.uint8)
 BLOCKED = torch.randint(0, 256, (BLOCK[0] * BLOCK[1],), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
-SIGNED = ordinary(32)
+SIGNED = ordinary(128)
+SCALED = torch.cat([ELEMENTS[:512].nan_to_num(posinf=1e30), ordinary(512) * torch.exp2(torch.arange(512) % 24 - 12.0)])
 TINY = torch.cat(
     [s * torch.arange(1, 65) * 2.0**e for e in (-149, -132, -126, -106, -100, -64, 0, 100) for s in (1, -1)]
 )
@@ -76,13 +78,17 @@ def made():
         "flushed": ("_flushed", [TINY, FACTORS], [(1024, f32)], {"n": 1024}),
         "nvfp4": ("_nvfp4", [CODES, NV_SCALES], [((8, 64), f32)], {"rows": 8, "groups": 4}),
     }
+    calls["e4m3 elements"] = ("_e4m3_elements", [SCALED, NOISE], [(1024, u8), (1024, u8)], {"n": 1024})
+    calls["scale noise"] = ("_scale_noise", [seed], [((4, 16), i64)], {"rows": 4, "groups": 16, "stream": 4})
     for size in SIZES:
+        calls[f"sum {size}"] = ("_pairwise", [GROUPS], [(2048 // size, f32)], {"groups": 2048 // size, "size": size})
+        calls[f"signs of {size}"] = ("_signs", [SIGNED, seed], [(size, f32)], {"stream": 5, "size": size})
         calls[f"hadamard {size}"] = ("_hadamard", [GROUPS], [(2048, f32)], {"n": 2048, "size": size})
     for first, stream in PLACES:
         place = {"rows": 4, "columns": 64, "first": first * 8, "stream": stream}
         calls[f"noise {first}"] = ("_noise", [seed], [((4, 64), i64)], place)
     for stream in range(6):
-        calls[f"signs {stream}"] = ("_signs", [SIGNED, seed], [(32, f32)], {"stream": stream})
+        calls[f"signs {stream}"] = ("_signs", [SIGNED, seed], [(32, f32)], {"stream": stream, "size": 32})
     return in_interpreter("tile_kernels:run_all", calls)
 
 
@@ -113,6 +119,12 @@ def test_e4m3_is_torchs(made):
     expected = POSITIVE.clamp(max=448.0).to(torch.float8_e4m3fn)
     assert torch.equal(byte, expected.view(torch.uint8))
     torch.testing.assert_close(value, expected.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_e4m3_of_elements_and_of_scales_with_noise(made):
+    codes, rounded = made["e4m3 elements"]
+    assert torch.equal(codes, elements.encode_e4m3(SCALED).view(torch.uint8))
+    assert torch.equal(rounded, elements.stochastic_e4m3(SCALED.abs(), NOISE.long()).view(torch.uint8))
 
 
 def test_scale_bytes(made):
@@ -160,7 +172,17 @@ def test_noise(made, first, stream):
 @pytest.mark.parametrize("stream", range(6))
 def test_signs(made, stream):
     flipped = made[f"signs {stream}"][0]
-    assert torch.equal(flipped, SIGNED * philox.signs(torch.tensor(SEED), stream, 32))
+    assert torch.equal(flipped, SIGNED[:32] * philox.signs(torch.tensor(SEED), stream, 32))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_signs_and_sums_of_every_size(made, size):
+    assert torch.equal(made[f"signs of {size}"][0], SIGNED[:size] * philox.signs(torch.tensor(SEED), 5, size))
+    assert torch.equal(made[f"sum {size}"][0], elements.pairwise_sum(GROUPS.reshape(-1, size))[:, 0])
+
+
+def test_noise_of_scales(made):
+    assert torch.equal(made["scale noise"][0], philox.noise(torch.tensor(SEED), 4, 4, 16))
 
 
 def test_flushed_product(made):

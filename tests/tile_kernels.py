@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scales
+from quartet_compile.kernels.gpu import blocks, folds, random, rotation, rounding, scales
 
 
 @triton.jit
@@ -43,6 +43,14 @@ def _e4m3(X, OUT, VALUE, n: tl.constexpr):
     byte = scales.e4m3_encode(tl.load(X + tl.arange(0, n)))
     tl.store(OUT + tl.arange(0, n), byte)
     tl.store(VALUE + tl.arange(0, n), scales.e4m3_value(byte))
+
+
+@triton.jit
+def _e4m3_elements(X, BITS, OUT, ROUNDED, n: tl.constexpr):
+    x = tl.load(X + tl.arange(0, n))
+    tl.store(OUT + tl.arange(0, n), scales.e4m3_code(x))
+    bits = tl.load(BITS + tl.arange(0, n)).to(tl.uint32)
+    tl.store(ROUNDED + tl.arange(0, n), scales.e4m3_stochastic(tl.abs(x), bits).to(tl.uint8))
 
 
 @triton.jit
@@ -82,9 +90,21 @@ def _noise(SEED, OUT, rows: tl.constexpr, columns: tl.constexpr, first: tl.const
 
 
 @triton.jit
-def _signs(X, SEED, OUT, stream: tl.constexpr):
-    at = tl.arange(0, 32)
-    bits = tl.reshape(random.sign_bits(tl.load(SEED), stream, 32), (32,))
+def _scale_noise(SEED, OUT, rows: tl.constexpr, groups: tl.constexpr, stream: tl.constexpr):
+    at = tl.arange(0, rows * groups)
+    tl.store(OUT + at, random.scale_noise(tl.load(SEED), stream, at // groups, at % groups).to(tl.int64))
+
+
+@triton.jit
+def _pairwise(X, OUT, groups: tl.constexpr, size: tl.constexpr):
+    x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * size)), (groups, size)))
+    tl.store(OUT + tl.arange(0, groups), folds.pairwise_sum(x))
+
+
+@triton.jit
+def _signs(X, SEED, OUT, stream: tl.constexpr, size: tl.constexpr):
+    at = tl.arange(0, size)
+    bits = tl.reshape(random.sign_bits(tl.load(SEED), stream, size), (size,))
     tl.store(OUT + at, (tl.load(X + at).to(tl.uint32, bitcast=True) ^ bits).to(tl.float32, bitcast=True))
 
 

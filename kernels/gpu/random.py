@@ -58,9 +58,25 @@ def noise(seed, stream: tl.constexpr, row, column, size: tl.constexpr):
 
 
 @triton.jit
+def scale_noise(seed, stream: tl.constexpr, row, group):
+    """uint32[groups] of 16 random bits for the elements (row, group): int[groups] each."""
+    c0, zero = (group // 8).to(tl.uint32), tl.zeros(row.shape, tl.uint32)
+    w0, w1, w2, w3 = philox(c0, row.to(tl.uint32), zero, zero + stream, seed)
+    half = group % 8
+    word = tl.where(half < 4, tl.where(half < 2, w0, w1), tl.where(half < 6, w2, w3))
+    return tl.where(half % 2 == 0, word & 0xFFFF, word >> 16)
+
+
+@triton.jit
 def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
-    """uint32[size, 1], size at most 32: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
-    tl.static_assert(size <= 32)
+    """uint32[size, 1], size at most 128: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
+    tl.static_assert(size <= 128)
     zero = tl.zeros((1,), tl.uint32)
-    word, _, _, _ = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
-    return (word[None, :] << (31 - tl.arange(0, size))[:, None].to(tl.uint32)) & 0x80000000
+    w0, w1, w2, w3 = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
+    index = tl.arange(0, size)[:, None]
+    word = tl.broadcast_to(w0[None, :], (size, 1))
+    if size > 32:
+        word = tl.where(index < 32, word, w1[None, :])
+    if size > 64:
+        word = tl.where(index < 64, word, tl.where(index < 96, w2[None, :], w3[None, :]))
+    return (word << (31 - index % 32).to(tl.uint32)) & 0x80000000

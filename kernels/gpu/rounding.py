@@ -25,6 +25,15 @@ def nearest(y):
 
 
 @triton.jit
+def nearest_magnitude(magnitude):
+    """float32 values that `nearest` rounds `magnitude >= 0` to."""
+    magnitude = tl.minimum(magnitude, 6.0)
+    binade = tl.maximum(magnitude.to(tl.int32, bitcast=True) & 0x7F800000, 0x3F800000)
+    magic = (binade + 0x0B400000).to(tl.float32, bitcast=True)
+    return (magnitude + magic) - magic
+
+
+@triton.jit
 def _half_above_half(x):
     """float32 `x / 2 + 1 / 2`, rounded toward zero, for `x` from 0 to 6."""
     if INTERPRETED:

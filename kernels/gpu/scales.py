@@ -69,6 +69,23 @@ def e4m3_value(byte):
 
 
 @triton.jit
+def e4m3_code(x):
+    """uint8: E4M3 bytes of float32 `x`, to nearest, ties to even, saturated at 448, with the sign of `x`. No NaN."""
+    sign = (x.to(tl.int32, bitcast=True) >> 24) & 0x80
+    return e4m3_encode(tl.abs(x)) | sign.to(tl.uint8)
+
+
+@triton.jit
+def e4m3_stochastic(x, bits):
+    """int32: E4M3 bytes of float32 `x >= 0`, saturated at 448, up iff `bits + floor(fraction * 2^16) >= 2^16`. bits: uint32
+    below 2^16."""
+    normal = (magnitude_bits(tl.minimum(x, 448.0)) >> 4) - (120 << 19)  # the code, and 16 bits of the fraction
+    small = (tl.minimum(x, 0.015625) * 33554432.0).to(tl.int32)  # below 2^-6 in steps of 2^-9
+    fixed = tl.where(x < 0.015625, small, normal)
+    return tl.minimum((fixed + bits.to(tl.int32)) >> 16, 0x7E)
+
+
+@triton.jit
 def block_place(row, group, groups):
     """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unblock`), `groups` a
     row, a multiple of 4."""

@@ -1,0 +1,86 @@
+"""What the elements of a block, and the rows of a square of blocks, agree on: sums by pairwise halves, largest, least.
+
+A tile is `[block, blocks]`, one block a column; its groups are `[group, groups]`, the first group of every block, then the
+second of every block. Both are the same registers.
+"""
+
+import triton
+import triton.language as tl
+
+from .rotation import halves
+
+
+@triton.jit
+def to_groups(x, group: tl.constexpr):
+    """[group, groups] of blocks [block, blocks]."""
+    block: tl.constexpr = x.shape[0]
+    blocks: tl.constexpr = x.shape[1]
+    if block == group:
+        return x
+    else:
+        parts = tl.permute(tl.reshape(x, (block // group, group, blocks)), (1, 0, 2))
+        return tl.reshape(parts, (group, block // group * blocks))
+
+
+@triton.jit
+def to_blocks(x, blocks: tl.constexpr):
+    """The inverse of `to_groups`."""
+    group: tl.constexpr = x.shape[0]
+    of_block: tl.constexpr = x.shape[1] // blocks
+    if of_block == 1:
+        return x
+    else:
+        parts = tl.permute(tl.reshape(x, (group, of_block, blocks)), (1, 0, 2))
+        return tl.reshape(parts, (of_block * group, blocks))
+
+
+@triton.jit
+def each_group(of_block, of_block_groups: tl.constexpr):
+    """[groups] of [blocks]: what a block has, for each of its groups."""
+    blocks: tl.constexpr = of_block.shape[0]
+    wide = tl.broadcast_to(of_block[None, :], (of_block_groups, blocks))
+    return tl.reshape(wide, (of_block_groups * blocks,))
+
+
+@triton.jit
+def _added(x):
+    low, high = halves(x)
+    return low + high
+
+
+@triton.jit
+def pairwise_sum(x):
+    """float32[groups]: the sums of the columns of `x: [size, groups]`, size 16 to 128, by halves: `x[:h] + x[h:]`, and
+    again."""
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
+    if size >= 128:
+        x = _added(x)
+    if size >= 64:
+        x = _added(x)
+    if size >= 32:
+        x = _added(x)
+    return tl.reshape(_added(_added(_added(_added(x)))), (groups,))
+
+
+@triton.jit
+def most_in_square(x, rows: tl.constexpr):
+    """The largest of `x: int32[groups]` among the `rows` of each square, neighbours, for each of them."""
+    if rows == 1:
+        return x
+    else:
+        groups: tl.constexpr = x.shape[0]
+        largest = tl.max(tl.reshape(x, (groups // rows, rows)), axis=1)
+        return tl.reshape(tl.broadcast_to(largest[:, None], (groups // rows, rows)), (groups,))
+
+
+@triton.jit
+def sum_in_square(x, rows: tl.constexpr):
+    """The sum of `x: float32[groups]` over the `rows` of each square by pairwise halves, for each of them."""
+    if rows == 1:
+        return x
+    else:
+        groups: tl.constexpr = x.shape[0]
+        sums = pairwise_sum(tl.trans(tl.reshape(x, (groups // rows, rows))))
+        return tl.reshape(tl.broadcast_to(sums[:, None], (groups // rows, rows)), (groups,))
