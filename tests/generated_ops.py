@@ -19,7 +19,8 @@ SEED, SIGN_SEED = torch.tensor(0x0123456789ABCDEF), torch.tensor(-0x0FEDCBA98765
 
 def operand(rows: int, columns: int, dtype: torch.dtype, layout: str = "rows") -> torch.Tensor:
     """Values of many magnitudes with special ones among them. layout: "rows", "columns", or "expanded" (stride 0); "mild",
-    within the range of one tensor's E4M3 scales; "tiny", "zeros" or "nothing finite"; "huge", where a rotation overflows in some groups of a block."""
+    within the range of one tensor's E4M3 scales; "tiny", "zeros" or "nothing finite"; "huge", where a rotation
+    overflows in some groups of a block."""
     generator = torch.Generator().manual_seed(rows * 1009 + columns)
     if layout in ("mild", "tiny"):
         spread = torch.randint(-15, 3, (rows, (columns + 15) // 16), generator=generator).repeat_interleave(16, 1)
