@@ -34,6 +34,7 @@ class Monitor:
             import quartet_compile as qc
 
             stats = qc.stats(trainer.model)
+            trainer.folder.mkdir(parents=True, exist_ok=True)
             (trainer.folder / "stats.txt").write_text(f"Step {trainer.step}\n\n{stats}\n")
             scalars |= {f"quantization/{tag}": value for tag, value in stats.scalars().items()}
         if self.writer:

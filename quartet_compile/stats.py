@@ -23,7 +23,8 @@ from .sandbox import modules_of, uncompiled
 
 REMEDY = "Compile with the option stats=True (options={'stats': True}, or quartet(model, stats=True)) and run a step."
 
-_compiled: list[str] = []
+_compiled: dict[str, tuple[int, ...]] = {}
+"""The graphs of this process in their order, each with the parameters that it reads, by `id`."""
 _compilations: Counter[str] = Counter()
 _reading: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -33,7 +34,8 @@ def remember(uuid: str, parameters: Iterable[torch.nn.Parameter]) -> str:
     different keys, and in another process the same ones in the same order."""
     key = f"{uuid}-{_compilations[uuid]}"
     _compilations[uuid] += 1
-    _compiled.append(key)
+    parameters = list(parameters)
+    _compiled[key] = tuple(map(id, parameters))
     for parameter in parameters:
         _reading.setdefault(parameter, []).append(key)
     return key
@@ -106,7 +108,11 @@ def stats(model: Any = None) -> Stats:
     keys = _compiled if parameters is None else dict.fromkeys(key for p in parameters for key in _reading.get(p, ()))
     what = "this process" if model is None else f"this {type(uncompiled(model)).__name__}"
     if not keys:
-        raise StatsError(f"There are no statistics of {what}: no graph of it was compiled with stats=True. {REMEDY}")
+        sharded = " Of a model whose parameters are sharded (FSDP2), ask for the whole process: stats()." * bool(
+            _compiled
+        )
+        why = "no graph of it was compiled with stats=True"
+        raise StatsError(f"There are no statistics of {what}: {why}. {REMEDY}{sharded}")
     tables = {key: table for key in keys if (table := statistics.read(key)) is not None}
     if not tables:
         raise StatsError(f"There are no statistics of {what}: none of its graphs has run an FP4 matmul yet. {REMEDY}")
@@ -120,14 +126,15 @@ def _parameters(model: Any) -> list[torch.nn.Parameter] | None:
 
 
 def _latest(tables: dict[str, statistics.Table]) -> list[str]:
-    """Of the graphs with the same matmuls the one that ran last, in the order in which they were compiled."""
+    """Of the graphs with the same matmuls and parameters the one that ran last, in the order of their compilation."""
     last: dict[tuple, str] = {}
+    order = list(_compiled)
     for key, table in tables.items():
         training, observed = _graph(key)
-        same = (training, *dict.fromkeys(item.matmul for item in observed))
+        same = (training, _compiled[key], *dict.fromkeys(item.matmul for item in observed))
         if same not in last or table.time > tables[last[same]].time:
             last[same] = key
-    return sorted(last.values(), key=lambda key: (not _graph(key)[0], _compiled.index(key)))
+    return sorted(last.values(), key=lambda key: (not _graph(key)[0], order.index(key)))
 
 
 def _graph(key: str) -> tuple[bool, tuple[Observed, ...]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import checkpoint
 import figures
 import llama
+import monitor
 import pytest
 import text
 import torch
@@ -305,6 +306,31 @@ class TestTraining:
             run.run()
 
 
+class TestMonitor:
+    @pytest.mark.slow
+    def test_statistics_change_no_bit_and_are_written(self, corpus: text.Corpus, tmp_path: Path) -> None:
+        events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        plain = trainer(corpus, tmp_path / "plain", "--steps 4 --eval-every 4", backend="quartet")
+        plain.run()
+        torch._dynamo.reset()
+        measured = trainer(corpus, tmp_path / "measured", "--steps 4 --eval-every 4 --stats-every 2", backend="quartet")
+        measured.monitor = monitor.Monitor(tmp_path / "events")
+        measured.run()
+        assert_same_run(measured, plain)
+        assert (tmp_path / "measured" / "stats.txt").read_text().startswith("Step 4\n\nmatmul")
+        found = events.EventAccumulator(str(tmp_path / "events")).Reload()
+        assert [event.step for event in found.Scalars("loss/train")] == [1, 2, 3, 4]
+        assert [event.step for event in found.Scalars("loss/validation")] == [4]
+        cosines = found.Scalars("quantization/layers.1.mlp.up_proj/wgrad/dW/cosine")
+        assert [event.step for event in cosines] == [2, 4] and all(0.5 < event.value < 1 for event in cosines)
+
+    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        monkeypatch.setattr(train_llama, "has_tensorboard", lambda: False)
+        with pytest.raises(SystemExit):
+            train_llama.main(["--tensorboard", "events"])
+        assert "needs the package tensorboard: pip install tensorboard" in capsys.readouterr().err
+
+
 class TestCommand:
     def test_compare_writes_table_picture_and_figures(
         self, corpus: text.Corpus, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -350,6 +376,7 @@ class TestCommand:
             ("--lr -1", "--lr -1.0 is not a positive number"),
             ("--warmup 2", "--warmup 2.0 is a share of the steps"),
             ("--accumulate 3", "--accumulate 3 doesn't divide the batch of 4 sequences"),
+            ("--stats-every 5", "--stats-every 5 needs --backend quartet, not eager"),
             ("--recipe quartet", "--recipe quartet needs --backend quartet, not eager"),
             ("--backend quartet --recipe quartett", "Unknown recipe 'quartett' (did you mean 'quartet'?)"),
         ],

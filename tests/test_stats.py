@@ -352,6 +352,7 @@ def test_two_models_of_a_class_a_recompilation_and_changing_lengths():
         qc.quartet(model, stats=True)(scale * x).sum().backward()
     amax = {model: qc.stats(model).records[0].amax for model in (one, other)}
     assert amax[one] == x.abs().max() and amax[other] == (3 * x).abs().max()
+    assert len(qc.stats().records) == 10
 
     function = qc.quartet(one, stats=True, dynamic=True)
     for length in (40, 33):
