@@ -19,6 +19,9 @@ from .formats import Quantizer
 
 ROLES = ("fprop", "dgrad", "wgrad")
 SOURCES = ("requantized", "original", "codes")
+HIGH_PRECISION = "high precision"
+"""What the GEMMs that are not quantized run in, in reports and files."""
+
 OUTPUTS = ("same", "float32", "bfloat16", "float16")
 
 
@@ -177,7 +180,7 @@ class Recipe:
 def operands(gemm: Gemm | None) -> str:
     """The quantizers of a GEMM in a few words."""
     if gemm is None:
-        return "high precision"
+        return HIGH_PRECISION
     return gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}; {gemm.b.name}"
 
 
@@ -188,7 +191,7 @@ def table(recipe: Recipe) -> str:
     for role in ROLES:
         gemm = getattr(recipe, role)
         if gemm is None:
-            rows.append((role, "both", "original", "high precision", *[""] * 6))
+            rows.append((role, "both", "original", HIGH_PRECISION, *[""] * 6))
             continue
         sources = ("original", "original" if role == "fprop" else recipe.source(role))
         for operand, source, q in zip(names[role], sources, (gemm.a, gemm.b), strict=True):

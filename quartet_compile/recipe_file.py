@@ -18,9 +18,8 @@ from typing import Any
 
 from .errors import QuantizerError, RecipeError, suggest
 from .formats import Quantizer, quantizer
-from .recipe import ROLES, Gemm, Recipe
+from .recipe import HIGH_PRECISION, ROLES, Gemm, Recipe
 
-HIGH_PRECISION = "high precision"
 _KEYS = ("name", *ROLES, "trust_mask", "w_from", "x_from")
 
 

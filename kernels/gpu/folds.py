@@ -7,7 +7,7 @@ second of every block. Both are the same registers.
 import triton
 import triton.language as tl
 
-from .rotation import halves
+from .rotation import fold
 
 
 @triton.jit
@@ -43,12 +43,6 @@ def each_group(of_block, of_block_groups: tl.constexpr):
 
 
 @triton.jit
-def _added(x):
-    low, high = halves(x)
-    return low + high
-
-
-@triton.jit
 def pairwise_sum(x):
     """float32[groups]: the sums of the columns of `x: [size, groups]`, size 16 to 128, by halves: `x[:h] + x[h:]`, and
     again."""
@@ -56,12 +50,12 @@ def pairwise_sum(x):
     groups: tl.constexpr = x.shape[1]
     tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
     if size >= 128:
-        x = _added(x)
+        x = fold(x)
     if size >= 64:
-        x = _added(x)
+        x = fold(x)
     if size >= 32:
-        x = _added(x)
-    return tl.reshape(_added(_added(_added(_added(x)))), (groups,))
+        x = fold(x)
+    return tl.reshape(fold(fold(fold(fold(x)))), (groups,))
 
 
 @triton.jit

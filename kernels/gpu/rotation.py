@@ -59,7 +59,8 @@ def hadamard(x):
 
 
 @triton.jit
-def _fold(x):
+def fold(x):
+    """`x[:h] + x[h:]` of `x: [2 h, groups]`."""
     low, high = halves(x)
     return low + high
 
@@ -68,7 +69,7 @@ def _fold(x):
 def mean(x):
     """float32[groups]: the mean of `x: float32[32, groups]`, by pairwise halves."""
     tl.static_assert(x.shape[0] == 32)
-    return tl.reshape(_fold(_fold(_fold(_fold(_fold(x))))), (x.shape[1],)) * 0.03125
+    return tl.reshape(fold(fold(fold(fold(fold(x))))), (x.shape[1],)) * 0.03125
 
 
 @triton.jit
