@@ -2,7 +2,7 @@
 
 They are functional: no output aliases an input or another output, and equal inputs give equal bits, so recomputing is
 safe. The one exception is `seed`, which draws from torch's generator. On the CPU they run the C++ kernels of
-`kernels/cpu`. In a compiled graph on CUDA they become the Triton templates of `kernels/gpu` (`lowering.py`); called by
+`kernels/cpu`. In a compiled graph on CUDA they become the Triton templates of `kernels/gpu` (`lowering`); called by
 themselves there, and with formats that round nothing, they run the PyTorch reference. Layouts, rounding and NaN rules:
 `kernels/reference.py`.
 """

@@ -1,7 +1,7 @@
 """The private parts of torch that the backend and the passes use, in one place.
 
 Supported: torch 2.11 and later. A torch that is older, or that lacks one of these parts, gives an `ImportError` that
-names the part. (`kernels/lowering.py` is the same for Inductor's lowering.)
+names the part. (`kernels/lowering/inductor.py` is the same for Inductor's lowering.)
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ LEAVES = {"_compat", "errors", "formats"}
 
 PRIVATE = {
     "quartet_compile/_compat.py": "torch._",
-    "kernels/lowering.py": "torch._",
+    "kernels/lowering/inductor.py": "torch._inductor",
     "quartet_compile/fake_gpu.py": ("torch._", "torch.utils._python_dispatch"),  # Inductor and Triton without a GPU
     "kernels/cpu/toolchain.py": "torch._inductor",  # finds the compiler that Inductor would use
     "kernels/ops.py": "torch._check",

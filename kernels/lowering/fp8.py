@@ -1,0 +1,55 @@
+"""A product of MXFP4 operands on FP8 tensor cores (compute capability 8.9 and 9.0): E4M3 values with a scale a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import templates
+from .inductor import V, ir, realize_inputs
+from .operands import Flat, place
+from .templates import select
+
+_FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
+    8: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
+    9: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=4)],
+}
+
+
+def fp8_mm(a, a_scales, b, b_scales, alpha, dtype):
+    """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row."""
+    device = a.get_device()
+    major = torch.cuda.get_device_capability(device)[0]
+    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
+    return select(
+        templates.scaled_mm_fp8,
+        [a, a_scales, b, b_scales, *_in_fp8(a, a_scales), *_in_fp8(b, b_scales)],
+        ir.FixedLayout(device, dtype, [m, n]),
+        [m, n],
+        [
+            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
+            for t in _FP8_TILES[major]
+        ],
+        ALPHA=alpha,
+        GROUP_M=8,
+        DESCRIPTORS=major == 9,
+    )
+
+
+def _in_fp8(codes: Any, scales: Any) -> list[Any]:
+    """E4M3 values uint8[rows, n], the row's scale and whether it isn't exact, uint8[rows, 1] each; one buffer for all
+    products that read them."""
+    memo = V.graph.__dict__.setdefault("quartet_fp8", {})
+    key = (place(codes), place(scales))
+    if key not in memo:
+        rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
+        flat = Flat()
+        flat.add(rows, columns)
+        flat.add(rows, 1)
+        flat.add(rows, 1)
+        tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
+        buffer = select(templates.decode_fp8, [codes, scales], flat.layout(codes.get_device()), [rows, columns], [tile])
+        memo[key] = realize_inputs(*flat.views(buffer))
+    return memo[key]

@@ -1,0 +1,52 @@
+"""Lowering of `scaled_grouped_mm`: the products of all groups in one kernel."""
+
+from __future__ import annotations
+
+import torch
+
+from ..grouped import product_shape
+from . import templates
+from .device import has_fp4
+from .inductor import ir, realize_inputs
+from .templates import select
+from .unrotate import following_unrotate, rotated_back
+
+_GROUPED_TILES = {  # by major compute capability; 8 warps spill on 10
+    10: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    12: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+}
+_GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
+
+
+_GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
+
+
+def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
+    """The products of all groups in one kernel: on FP4 tensor cores, or of operands that it decodes to bf16."""
+    device = a.get_device()
+    a, a_scales, b, b_scales, ends = realize_inputs(a, a_scales, b, b_scales, ends)
+    rows, columns = product_shape(a.get_size()[0], b.get_size()[0], matrices, gemm)
+    following = following_unrotate()
+    mask, width = following or (None, columns)
+    stacked = gemm == "wgrad"
+    result = select(
+        templates.grouped_stacked if stacked else templates.grouped_rows,
+        [a, a_scales, b, b_scales, ends, *([] if mask is None else [realize_inputs(mask)])],
+        ir.FixedLayout(device, dtype, [rows, width]),
+        [a.get_size()[0], columns, matrices],
+        [
+            dict(t, STAGES=t["num_stages"])
+            for t in _GROUPED_TILES.get(torch.cuda.get_device_capability(device)[0], _GROUPED_TILES_BF16)
+        ],
+        ALPHA=alpha,
+        STACKED=stacked,
+        SIDE_BY_SIDE=gemm == "dgrad",
+        MATRICES=matrices,
+        WIDTH=2 ** matrices.bit_length(),
+        NATIVE=has_fp4(device),
+        UNROTATED=following is not None,
+        MASKED=mask is not None,
+    )
+    if following is not None:
+        rotated_back().add(result.get_name())
+    return result

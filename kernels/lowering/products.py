@@ -1,0 +1,84 @@
+"""Lowering of `scaled_mm`: on FP4 tensor cores where there are some, else FP8 ones (`fp8.py`), else of decoded operands
+(`decoded.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import templates
+from .decoded import decoded_mm
+from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
+from .fp8 import fp8_mm
+from .inductor import V, ir, realize_inputs
+from .scales import blocked_scales
+from .templates import select
+from .unrotate import following_unrotate, rotated_back
+
+_PRODUCT_TILES = [
+    dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=256, num_warps=8, num_stages=2),
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+]
+"""For operands through registers: compute capability 12, and what descriptors can't describe. 128 columns have registers
+for themselves, not for a long epilogue as well."""
+
+_TMA_TILES = [
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+    dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
+]
+"""For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the
+product would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel."""
+
+
+def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+    device = a.get_device()
+    formats = [(codes.get_dtype(), scales.get_dtype()) for codes, scales in ((a, a_scales), (b, b_scales))]
+    if formats == [(torch.uint8, torch.uint8)] * 2 and multiplies_in_fp8(device):
+        return fp8_mm(a, a_scales, b, b_scales, alpha, dtype)
+    if formats[0] != formats[1] or a.get_dtype() != torch.uint8 or not has_fp4(device):
+        return decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
+    nvfp4 = a_scales.get_dtype() == torch.float8_e4m3fn
+    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
+    columns, mask = n, None
+    following = None if nvfp4 else following_unrotate()
+    if following is not None:
+        mask, columns = following
+    extra = realize_inputs(a_tensor_scale, b_tensor_scale) if nvfp4 else []
+    extra += [] if mask is None else [realize_inputs(mask)]
+    constants = dict(
+        ALPHA=alpha,
+        GROUP=16 if nvfp4 else 32,
+        GROUP_M=8,
+        TENSOR_SCALED=nvfp4,
+        UNROTATED=following is not None,
+        MASKED=mask is not None,
+    )
+    template, tiles = templates.scaled_mm, _PRODUCT_TILES
+    if through_tensor_memory(device) and _describable(a) and _describable(b):
+        template, tiles = templates.scaled_mm_tma, _TMA_TILES
+        a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
+        constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
+    result = select(
+        template,
+        [a, a_scales, b, b_scales, *extra],
+        ir.FixedLayout(device, dtype, [m, columns]),
+        [m, n],
+        [
+            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
+            for t in tiles
+        ],
+        **constants,
+    )
+    if following is not None:
+        rotated_back().add(result.get_name())
+    return result
+
+
+def _describable(codes: Any) -> bool:
+    """Whether a tensor descriptor can describe the codes: contiguous rows, all on 16 bytes."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    stride, offset = codes.get_stride(), codes.get_layout().offset
+    return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
