@@ -143,10 +143,10 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.stack_bytes:
         spill = f"{kernel.stack_bytes} bytes of stack a thread: registers spill"
         (failures if kernel.op else notes).append(spill)
-    is_fp4_product = is_product(kernel.op) and "fp4" in kernel.number_format
-    if is_fp4_product and target.fp4 and format_of_mma(kernel.mma) != "fp4":
+    elements = kernel.number_format[-3:]  # "fp4", "fp8": the formats with block scales, which come with the first one's
+    if is_product(kernel.op) and target.fp4 and format_of_mma(kernel.mma) != elements:
         kinds = ", ".join(kernel.mma) or "none"
-        failures.append(f"no FP4 matrix instruction, which {target.name} has (found: {kinds})")
+        failures.append(f"no {elements.upper()} matrix instruction, which {target.name} has (found: {kinds})")
     return tuple(failures), tuple(notes)
 
 

@@ -45,25 +45,25 @@ def kernel_traffic(name: str, source: str, given: Mapping[str, Any]) -> tuple[in
         return moved, _template_operations(name, given)
     op, number_format = ours
     sizes = {found[0]: int(found[1]) * int(found[2] or 1) for found in _SIZE.findall(source)}
-    group = 16 if number_format.startswith("nvfp4") else 32
     moved = tensor_bytes(value for key, value in given.items() if not _PARTS.match(key))
     if is_product(op):
         if not {"M", "N", "K"} <= sizes.keys():
             return tensor_bytes(given.values()), None
         m, n, k = sizes["M"], sizes["N"], sizes["K"]
         mask = m * n // 8 if re.search(r"\bMASK\b", source) else 0
-        return moved + _packed((m + n) * k, group) + mask, 2 * m * n * k
+        return moved + _packed((m + n) * k, number_format) + mask, 2 * m * n * k
     elements = sizes.get("ROWS", 0) * sizes.get("COLUMNS", 0)
     if op.startswith("requantize"):
-        moved += _packed(elements, group)
+        moved += _packed(elements, number_format)
     if op.startswith("unrotate") and re.search(r"\bMASK\b", source):
         moved += elements // 8
     return moved, 0
 
 
-def _packed(elements: int, group: int) -> int:
-    """Bytes of codes, two a byte, and of a scale a group."""
-    return elements // 2 + elements // group
+def _packed(elements: int, number_format: str) -> int:
+    """Bytes of codes, and of a scale a group."""
+    group = 16 if number_format == "nvfp4" else 32
+    return elements // (1 if number_format == "mxfp8" else 2) + elements // group
 
 
 def _template_operations(name: str, given: Mapping[str, Any]) -> int | None:

@@ -164,7 +164,7 @@ def run_product(
 
 
 def run_grouped(
-    gemm: str, ends: tuple[int, ...], sizes: tuple[int, int], target: str, unrotated: bool
+    gemm: str, ends: tuple[int, ...], sizes: tuple[int, int], target: str, unrotated: bool, made_by: str = "mxfp4"
 ) -> dict[str, Any]:
     """A grouped product beside the reference's loop, of 200 rows, rounded up; with the `unrotate` of the backward pass."""
     (n, k), tokens, matrices = sizes, 224, len(ends)
@@ -173,7 +173,7 @@ def run_grouped(
         "dgrad": ((tokens, n), (k, matrices * n)),
         "wgrad": ((n, tokens), (k, tokens)),
     }
-    a, b = (mxfp4(*shape, seed) for seed, shape in enumerate(shapes[gemm]))
+    a, b = (globals()[made_by](*shape, seed) for seed, shape in enumerate(shapes[gemm]))
     rows, columns = grouped.product_shape(a.codes.shape[0], b.codes.shape[0], matrices, gemm)
     mask = torch.randint(0, 256, (rows, columns // 8), dtype=torch.uint8)
 
@@ -209,10 +209,12 @@ def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[
     return {"made": made, "expected": expected, "templates": templates(compiled), "kernels": kernels(compiled)}
 
 
-def run_unrotated_product(shape: tuple[int, int, int], columns: int, masked: bool, target: str) -> dict[str, Any]:
+def run_unrotated_product(
+    shape: tuple[int, int, int], columns: int, masked: bool, target: str, made_by: str = "mxfp4"
+) -> dict[str, Any]:
     """`unrotate(a b^T)` as in the backward pass, beside the reference without rounding in between."""
     m, n, k = shape
-    a, b = mxfp4(m, k, 1), mxfp4(n, k, 2)
+    a, b = globals()[made_by](m, k, 1), globals()[made_by](n, k, 2)
     mask = torch.randint(0, 256, (m, n // 8), dtype=torch.uint8) if masked else None
     given = [mask] if masked else []
 

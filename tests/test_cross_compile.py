@@ -224,11 +224,12 @@ def test_shared_memory_of_inductors_own_is_a_note():
         ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_100", "no FP4 matrix instruction, which sm_100 has"),
         ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_90", None),
         ({"mma": Counter({"mma.sync.m16n8k64.kind::mxf4nvf4.block_scale.e2m1": 8})}, "sm_120", None),
+        ({"number_format": "mxfp8"}, "sm_100", "no FP8 matrix instruction, which sm_100 has"),
     ],
 )
 def test_what_a_product_of_ours_must_have(fields, target, failure):
-    mma = {"mma": Counter({"tcgen05.mma.kind::mxf4.block_scale": 8})}
-    kernel = Kernel(name="k", source="", op="scaled_mm", number_format="mxfp4", **{**mma, **fields})
+    usual = {"mma": Counter({"tcgen05.mma.kind::mxf4.block_scale": 8}), "number_format": "mxfp4"}
+    kernel = Kernel(name="k", source="", op="scaled_mm", **{**usual, **fields})
     failures, _ = judge(kernel, True, TARGETS[target])
     assert [line for line in failures if failure and failure in line] if failure else not failures
 

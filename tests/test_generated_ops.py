@@ -47,17 +47,20 @@ PRODUCTS = {
     "nvfp4 decoded": ("nvfp4", (40, 72, 192), 1.0, bf16, False, "sm_80"),
     "nvfp4 decoded on Hopper": ("nvfp4", (40, 72, 192), 1.0, f32, False, "sm_90"),
     "mxfp8": ("mxfp8", (70, 33, 160), 1.0, f32, True, "sm_90"),
-    "mxfp8 on Blackwell": ("mxfp8", (70, 33, 160), 1.0, bf16, False, "sm_100"),
+    "mxfp8 on Blackwell": ("mxfp8", (130, 140, 288), 1.0, bf16, False, "sm_100"),
+    "mxfp8 through registers": ("mxfp8", (70, 33, 160), 16 / 9, f32, True, "sm_120"),
     "mixed": ("mixed", (40, 72, 192), 1.0, f32, False, "sm_100"),
 }
 TEMPLATES = {"sm_100": ["scaled_mm_tma"], "sm_120": ["scaled_mm"], "sm_80": []}
 TEMPLATES |= {target: ["decode_fp8", "decode_fp8", "scaled_mm_fp8"] for target in ("sm_89", "sm_90")}
-DECODED = ("nvfp4 decoded on Hopper", "mxfp8", "mxfp8 on Blackwell", "mixed")
+DECODED = ("nvfp4 decoded on Hopper", "mxfp8", "mixed")
 UNROTATED = {
     "masked": ((70, 96, 160), 96, True, "sm_100"),
     "cropped": ((70, 96, 160), 67, True, "sm_100"),
     "no mask": ((70, 160, 64), 160, False, "sm_100"),
     "through registers": ((70, 96, 160), 67, True, "sm_120"),
+    "nvfp4": ((70, 96, 160), 67, True, "sm_100", "nvfp4"),
+    "mxfp8 through registers": ((70, 96, 160), 67, True, "sm_120", "mxfp8"),
     "in FP8": ((70, 96, 160), 67, True, "sm_90"),
     "decoded": ((70, 96, 160), 67, True, "sm_80"),
 }
@@ -79,6 +82,14 @@ GROUPED = {
     "wgrad, unrotated": ("wgrad", (0, 96, 224), (70, 96), "sm_100", True),
     "fprop, decoded": ("fprop", (32, 32, 160, 192), (64, 96), "sm_90", False),
     "wgrad, decoded": ("wgrad", (32, 32, 160, 192), (64, 96), "sm_80", True),
+    "fprop, nvfp4": ("fprop", (32, 32, 160, 192), (64, 96), "sm_100", False, "nvfp4"),
+    "dgrad, nvfp4": ("dgrad", (64, 64, 96, 192), (64, 160), "sm_120", False, "nvfp4"),
+    "wgrad, nvfp4": ("wgrad", (0, 96, 224), (70, 96), "sm_120", True, "nvfp4"),
+    "wgrad, nvfp4, decoded": ("wgrad", (32, 32, 160, 192), (64, 96), "sm_90", False, "nvfp4"),
+    "fprop, mxfp8": ("fprop", (0, 0, 224), (96, 32), "sm_120", False, "mxfp8"),
+    "dgrad, mxfp8": ("dgrad", (32, 192), (32, 96), "sm_100", True, "mxfp8"),
+    "wgrad, mxfp8": ("wgrad", (32, 32, 160, 192), (64, 96), "sm_100", False, "mxfp8"),
+    "fprop, mxfp8, decoded": ("fprop", (32, 32, 160, 192), (64, 96), "sm_80", False, "mxfp8"),
 }
 
 

@@ -120,7 +120,7 @@ def _nvfp4(CODES, SCALES, OUT, rows: tl.constexpr, groups: tl.constexpr):
     codes = tl.load(CODES + row * (groups * 8) + tl.arange(0, groups * 8)[None, :])
     scale = tl.load(SCALES + row * groups + tl.arange(0, groups)[None, :])
     at = row * (groups * 16) + tl.arange(0, groups * 16)[None, :]
-    tl.store(OUT + at, blocks.dequantize_nvfp4(codes, scale))
+    tl.store(OUT + at, blocks.decoded(codes, scale, "nvfp4"))
 
 
 def run(name: str, inputs: list, outputs: list, constants: dict) -> list:

@@ -110,12 +110,18 @@ def dequantize(codes, scales, shrink: tl.constexpr):
 
 
 @triton.jit
-def dequantize_nvfp4(codes, scales):
-    """float32[rows, n] of codes uint8[rows, n / 2] and E4M3 scales uint8[rows, n / 16], without the tensor scale."""
+def decoded(codes, scales, form: tl.constexpr):
+    """float32[rows, n] of codes and scales of a format, as `product.scaled_dot` takes them, without the tensor scale."""
     rows: tl.constexpr = codes.shape[0]
     groups: tl.constexpr = scales.shape[1]
-    x = tl.reshape(values(codes), (rows, groups, 16))
-    return tl.reshape(x * e4m3_value(scales)[:, :, None], (rows, groups * 16))
+    if form == "mxfp4":
+        return dequantize(codes, scales, 1.0)
+    elif form == "nvfp4":
+        x = tl.reshape(values(codes), (rows, groups, 16))
+        return tl.reshape(x * e4m3_value(scales.to(tl.uint8, bitcast=True))[:, :, None], (rows, groups * 16))
+    else:
+        x = tl.reshape(e4m3_value(codes.to(tl.uint8, bitcast=True)), (rows, groups, 32))
+        return tl.reshape(x * e8m0_value(scales)[:, :, None], (rows, groups * 32))
 
 
 @triton.jit

@@ -1,28 +1,39 @@
-"""One step of an FP4 product on tensor cores."""
+"""One step of a product on tensor cores."""
 
 import triton
 import triton.language as tl
 
-from .blocks import dequantize_nvfp4
+from .blocks import decoded
 from .rounding import INTERPRETED
 from .scales import e4m3_value
 
 
 @triton.jit
-def scaled_dot(a, a_scales, b, b_scales, acc, nvfp4: tl.constexpr):
-    """`acc + a b^T`, float32[M, N], of packed codes uint8[M, K / 2] and uint8[N, K / 2].
+def scaled_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
+    """`acc + a b^T`, float32[M, N], of codes of a format: "mxfp4", "nvfp4" or "mxfp8".
 
-    Scales: uint8[rows, K / 32] E8M0; for `nvfp4` [rows, K / 16] E4M3, or uint8 of its bytes. Triton's interpreter reads
-    E4M3 scales wrongly, so there NVFP4 is decoded first.
+    Codes: uint8[rows, K / 2], two E2M1 a byte; for mxfp8 E4M3[rows, K]. Scales: uint8[rows, K / 32] E8M0; for nvfp4
+    [rows, K / 16] E4M3, or uint8 of its bytes. Triton's interpreter reads E4M3 wrongly, so there it is decoded first.
     """
-    if nvfp4 and INTERPRETED:
-        left = dequantize_nvfp4(a, a_scales.to(tl.uint8, bitcast=True))
-        right = dequantize_nvfp4(b, b_scales.to(tl.uint8, bitcast=True))
+    if INTERPRETED and form != "mxfp4":
+        left, right = decoded(a, a_scales, form), decoded(b, b_scales, form)
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
-    if nvfp4:
-        a_scales = a_scales.to(tl.float8e4nv, bitcast=True)
-        b_scales = b_scales.to(tl.float8e4nv, bitcast=True)
-    return tl.dot_scaled(a, a_scales, "e2m1", tl.trans(b), b_scales, "e2m1", acc)
+    elif form == "mxfp8":
+        return tl.dot_scaled(a, a_scales, "e4m3", tl.trans(b), b_scales, "e4m3", acc)
+    elif form == "nvfp4":
+        left, right = a_scales.to(tl.float8e4nv, bitcast=True), b_scales.to(tl.float8e4nv, bitcast=True)
+        return tl.dot_scaled(a, left, "e2m1", tl.trans(b), right, "e2m1", acc)
+    else:
+        return tl.dot_scaled(a, a_scales, "e2m1", tl.trans(b), b_scales, "e2m1", acc)
+
+
+@triton.jit
+def decoded_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
+    """`scaled_dot` on bf16 tensor cores: bf16 holds every value of these formats from 2^-133 on."""
+    left, right = decoded(a, a_scales, form), decoded(b, b_scales, form)
+    if INTERPRETED:
+        return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
+    return tl.dot(left.to(tl.bfloat16), tl.trans(right.to(tl.bfloat16)), acc)
 
 
 @triton.jit
@@ -33,11 +44,3 @@ def fp8_dot(a, b, acc):
         left, right = e4m3_value(a.to(tl.uint8, bitcast=True)), e4m3_value(b.to(tl.uint8, bitcast=True))
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
     return tl.dot(a, tl.trans(b), acc, max_num_imprecise_acc=128)
-
-
-@triton.jit
-def bf16_dot(a, b, acc):
-    """`acc + a b^T`, float32[M, N], of float32 values that bf16 holds exactly."""
-    if INTERPRETED:
-        return tl.dot(a, tl.trans(b), acc, input_precision="ieee")
-    return tl.dot(a.to(tl.bfloat16), tl.trans(b.to(tl.bfloat16)), acc)

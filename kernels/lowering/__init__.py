@@ -1,6 +1,6 @@
 """Inductor lowerings of `torch.ops.quartet` on CUDA: each op to a Triton template of `gpu/templates`.
 
-Everywhere else (CPU tensors, formats that round nothing, grouped products of other formats than MXFP4) an op stays a
+Everywhere else (CPU tensors, formats that round nothing, grouped products of two formats) an op stays a
 call. What is private to torch is in `inductor.py`.
 """
 
@@ -14,6 +14,7 @@ import torch
 from ...formats import quantizer as quantizer_named
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
+from .operands import form_of
 from .products import scaled_mm
 from .quantize import quantize, quantize_pair, requantize
 from .transposed import transposed
@@ -21,14 +22,12 @@ from .unrotate import unrotate
 
 
 def _has_template(op: str, args: tuple) -> bool:
-    """Whether templates can do a call: what rounds nothing has none, nor have grouped products but those of MXFP4."""
+    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats."""
     if op in _QUANTIZERS:
         return not any(quantizer_named(args[index]).exact for index in _QUANTIZERS[op])
-    dtypes = {args[index].get_dtype() for index in (0, 1, 3, 4)} if "mm" in op else set()
-    if op == "scaled_mm":
-        return torch.float32 not in dtypes
-    if op == "scaled_grouped_mm":
-        return dtypes == {torch.uint8}
+    if "mm" in op:
+        forms = {form_of(*args[0:2]), form_of(*args[3:5])}
+        return None not in forms and (op == "scaled_mm" or len(forms) == 1)
     return op != "transposed" or args[0].get_dtype() == torch.uint8
 
 

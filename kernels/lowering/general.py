@@ -63,7 +63,7 @@ def quantize_blocks(
     flat = Flat()
     for width_of_part in (bytes_a_group, 1, spec.group // 8) if mask else (bytes_a_group, 1):
         flat.add(length, groups * width_of_part)
-    blocked = spec.elements == "e2m1" and flat.add_blocked(length, groups, source.device)
+    blocked = flat.add_blocked(length, groups, source.device)
     buffer = select(
         templates.requantize_general if decoded else templates.quantize_general,
         inputs,

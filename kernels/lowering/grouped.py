@@ -8,36 +8,41 @@ from ..grouped import product_shape
 from . import templates
 from .device import has_fp4
 from .inductor import ir, realize_inputs
+from .operands import elements_a_byte, fields_of, form_of
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
-_GROUPED_TILES = {  # by major compute capability; 8 warps spill on 10
-    10: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
-    12: [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+_GROUPED_TILES = {  # 8 warps spill on 10, and so would more elements of 8 bits
+    (10, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    (12, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    (10, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
+    (12, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
 }
-_GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
-
+"""By major compute capability and the bits of an element."""
 
 _GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
 
 
 def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
-    """The products of all groups in one kernel: on FP4 tensor cores, or of operands that it decodes to bf16."""
+    """The products of all groups in one kernel: on the format's tensor cores, or of operands that it decodes to bf16."""
     device = a.get_device()
     a, a_scales, b, b_scales, ends = realize_inputs(a, a_scales, b, b_scales, ends)
     rows, columns = product_shape(a.get_size()[0], b.get_size()[0], matrices, gemm)
     following = following_unrotate()
     mask, width = following or (None, columns)
     stacked = gemm == "wgrad"
+    form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
+    tensor_scales = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
-        [a, a_scales, b, b_scales, ends, *([] if mask is None else [realize_inputs(mask)])],
+        [a, a_scales, b, b_scales, ends, *tensor_scales, *([] if mask is None else [realize_inputs(mask)])],
         ir.FixedLayout(device, dtype, [rows, width]),
         [a.get_size()[0], columns, matrices],
         [
             dict(t, STAGES=t["num_stages"])
-            for t in _GROUPED_TILES.get(torch.cuda.get_device_capability(device)[0], _GROUPED_TILES_BF16)
+            for t in _GROUPED_TILES.get((major, 8 // elements_a_byte(form)), _GROUPED_TILES_BF16)
         ],
+        **fields_of(form),
         ALPHA=alpha,
         STACKED=stacked,
         SIDE_BY_SIDE=gemm == "dgrad",

@@ -12,6 +12,7 @@ from .device import through_tensor_memory
 from .inductor import V, empty_strided, ir, lowerings, realize_inputs
 
 aten = torch.ops.aten
+E4M3 = torch.float8_e4m3fn
 
 
 class Flat:
@@ -74,12 +75,33 @@ def realize_fusably(x: ir.TensorBox) -> Any:
     return realize_inputs(x)
 
 
+def form_of(codes: Any, scales: Any) -> str | None:
+    """The format of codes and scales on tensor cores, `"mxfp4"`, `"nvfp4"` or `"mxfp8"`; None for what rounds nothing."""
+    forms = {(torch.uint8, torch.uint8): "mxfp4", (torch.uint8, E4M3): "nvfp4", (E4M3, torch.uint8): "mxfp8"}
+    return forms.get((codes.get_dtype(), scales.get_dtype()))
+
+
+def fields_of(form: str) -> dict[str, Any]:
+    """What the templates of products know of a format."""
+    return {
+        "FORM": repr(form),
+        "GROUP": 16 if form == "nvfp4" else 32,
+        "PACK": elements_a_byte(form),
+        "E4M3": form == "mxfp8",
+        "TENSOR_SCALED": form == "nvfp4",
+    }
+
+
+def elements_a_byte(form: str) -> int:
+    return 1 if form == "mxfp8" else 2
+
+
 def in_float8(x: ir.TensorBox, wanted: bool) -> ir.TensorBox:
-    return lowerings[aten.view.dtype](x, torch.float8_e4m3fn) if wanted else x
+    return lowerings[aten.view.dtype](x, E4M3) if wanted else x
 
 
 def as_bytes(x: Any) -> Any:
-    return lowerings[aten.view.dtype](box(x), torch.uint8) if x.get_dtype() == torch.float8_e4m3fn else x
+    return lowerings[aten.view.dtype](box(x), torch.uint8) if x.get_dtype() == E4M3 else x
 
 
 def box(x: Any) -> ir.TensorBox:

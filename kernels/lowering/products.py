@@ -12,53 +12,56 @@ from .decoded import decoded_mm
 from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
+from .operands import elements_a_byte, fields_of, form_of
 from .scales import blocked_scales
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
-_PRODUCT_TILES = [
-    dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=256, num_warps=8, num_stages=2),
-    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
-]
-"""For operands through registers: compute capability 12, and what descriptors can't describe. 128 columns have registers
-for themselves, not for a long epilogue as well."""
+_TILES = {  # 128 columns have registers for themselves, not for a long epilogue as well
+    4: [
+        dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=256, num_warps=8, num_stages=2),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3),
+    ],
+    8: [
+        dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3),
+    ],
+}
+"""By the bits of an element, for operands through registers: compute capability 12, and what descriptors can't describe."""
 
-_TMA_TILES = [
-    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
-    dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
-    dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
-]
+_TMA_TILES = {
+    4: [
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
+    ],
+    8: [
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+    ],
+}
 """For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the
 product would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel."""
 
 
 def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
     device = a.get_device()
-    formats = [(codes.get_dtype(), scales.get_dtype()) for codes, scales in ((a, a_scales), (b, b_scales))]
-    if formats == [(torch.uint8, torch.uint8)] * 2 and multiplies_in_fp8(device):
+    form = form_of(a, a_scales)
+    if form == form_of(b, b_scales) == "mxfp4" and multiplies_in_fp8(device):
         return fp8_mm(a, a_scales, b, b_scales, alpha, dtype)
-    if formats[0] != formats[1] or a.get_dtype() != torch.uint8 or not has_fp4(device):
+    if form != form_of(b, b_scales) or not has_fp4(device):
         return decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
-    nvfp4 = a_scales.get_dtype() == torch.float8_e4m3fn
     a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
-    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
-    columns, mask = n, None
-    following = None if nvfp4 else following_unrotate()
-    if following is not None:
-        mask, columns = following
-    extra = realize_inputs(a_tensor_scale, b_tensor_scale) if nvfp4 else []
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * elements_a_byte(form)
+    following = following_unrotate()
+    mask, columns = following or (None, n)
+    extra = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     extra += [] if mask is None else [realize_inputs(mask)]
-    constants = dict(
-        ALPHA=alpha,
-        GROUP=16 if nvfp4 else 32,
-        GROUP_M=8,
-        TENSOR_SCALED=nvfp4,
-        UNROTATED=following is not None,
-        MASKED=mask is not None,
-    )
-    template, tiles = templates.scaled_mm, _PRODUCT_TILES
+    bits = 8 // elements_a_byte(form)
+    constants = dict(fields_of(form), ALPHA=alpha, GROUP_M=8, UNROTATED=following is not None, MASKED=mask is not None)
+    template, tiles = templates.scaled_mm, _TILES[bits]
     if through_tensor_memory(device) and _describable(a) and _describable(b):
-        template, tiles = templates.scaled_mm_tma, _TMA_TILES
+        template, tiles = templates.scaled_mm_tma, _TMA_TILES[bits]
         a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
     result = select(
