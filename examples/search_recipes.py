@@ -38,6 +38,7 @@ def variant(name: str, *, forward: str = "", backward: str = "mxfp4-rtn", trust_
 
 
 NEAREST, ERROR = ",scale_rounding=nearest", ",scale_rounding=error"
+UP = "mxfp4-rtn,scale_rounding=up,shrink=1.0"
 VARIANTS = (
     variant("scale nearest", forward=NEAREST),
     variant("scale by error", forward=ERROR),
@@ -47,7 +48,10 @@ VARIANTS = (
     variant("Hadamard 16", forward=",rotation=16", backward="mxfp4-rtn,rotation=16"),
     variant("Hadamard 64", forward=",rotation=64", backward="mxfp4-rtn,rotation=64"),
     variant("Hadamard 128", forward=",rotation=128", backward="mxfp4-rtn,rotation=128"),
-    variant("scale up in backward", backward="mxfp4-rtn,scale_rounding=up,shrink=1.0"),
+    variant("scale up in backward", backward=UP),
+    variant("scale nearest in backward", backward="mxfp4-rtn,scale_rounding=nearest,shrink=1.0"),
+    variant("scale nearest, up in backward", forward=NEAREST, backward=UP),
+    variant("Hadamard 64, scale up in backward", forward=",rotation=64", backward=UP + ",rotation=64"),
     variant("SR, scale up in backward", backward="mxfp4-sr,scale_rounding=up,shrink=1.0"),
     variant("EDEN 128", backward="mxfp4-eden"),
     variant("scale by error, no mask, SR", forward=ERROR, backward="mxfp4-sr", trust_mask=False),

@@ -63,6 +63,17 @@ class Net(nn.Module):
         return x @ self.out
 
 
+class MetaExperts(nn.Module):
+    """Four experts without memory: a grouped product of rows sorted by expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4, 128, 192, device="meta", dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch._grouped_mm(x, self.w, ends)
+
+
 def gradients(model: nn.Module, x: torch.Tensor, seed: int = 0, function: object = None) -> tuple[torch.Tensor, dict]:
     """Output and gradients of `sum(y^2)` by parameter name, with torch's generator seeded before the forward."""
     model.zero_grad()

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from models import MetaExperts
 from torch import nn
 
 import quartet_compile as qc
@@ -98,21 +99,12 @@ class Mixed(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(4, 128, 192, device="meta", dtype=torch.bfloat16))
-
-    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return torch._grouped_mm(x, self.w, ends)
-
-
 @pytest.mark.parametrize(
     "target, instruction", [("sm_100", "tcgen05.mma.kind::mxf4"), ("sm_120", "mma.sync.m16n8k64.kind::mxf4nvf4")]
 )
 def test_grouped_products_are_fp4_on_blackwell(target, instruction):
     x = torch.empty(256, 128, device="meta", dtype=torch.bfloat16, requires_grad=True)
-    art = qc.cross_compile(Experts(), x, torch.empty(4, device="meta", dtype=torch.int32), target=target)
+    art = qc.cross_compile(MetaExperts(), x, torch.empty(4, device="meta", dtype=torch.int32), target=target)
     products = [kernel for kernel in art.kernels if kernel.op == "scaled_grouped_mm"]
     assert len(products) == 3
     for kernel in products:

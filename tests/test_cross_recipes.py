@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import MetaExperts
 from torch import nn
 
 import quartet_compile as qc
@@ -47,15 +48,6 @@ def test_every_op_of_a_recipe_has_a_kernel(recipe, target):
         assert all(any(kind.startswith(instruction) for kind in kernel.mma) for kernel in products)
 
 
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(4, 128, 192, device="meta", dtype=torch.bfloat16))
-
-    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return torch._grouped_mm(x, self.w, ends)
-
-
 @pytest.mark.parametrize(
     "recipe, target",
     [
@@ -67,7 +59,7 @@ class Experts(nn.Module):
 def test_grouped_products_of_a_recipe_have_kernels(recipe, target):
     x = torch.empty(256, 128, device="meta", dtype=torch.bfloat16, requires_grad=True)
     ends = torch.empty(4, device="meta", dtype=torch.int32)
-    art = qc.cross_compile(Experts(), x, ends, target=target, recipe=recipe)
+    art = qc.cross_compile(MetaExperts(), x, ends, target=target, recipe=recipe)
     assert {call.name for call in art.library_calls} <= {"quartet.separate_groups", "quartet.seed"}
     products = [kernel for kernel in art.kernels if kernel.op == "scaled_grouped_mm"]
     assert sum(sum(kernel.launches.values()) for kernel in products) == 3
