@@ -40,10 +40,15 @@ def one_hot(rows: int, groups: int, column: int, byte: int) -> Blocks:
 
 
 def decode(x: Blocks) -> torch.Tensor:
-    """float64[rows, K]"""
-    table = torch.tensor((*E2M1_VALUES, *(-v for v in E2M1_VALUES)), dtype=torch.float64)
+    """float64[rows, K] of MXFP4"""
     scales = torch.where(x.scales == 255, torch.nan, 2.0 ** (x.scales.double() - 127))
-    return table[reference.unpack_nibbles(x.codes).long()] * scales.repeat_interleave(32, dim=1)
+    return elements(x) * scales.repeat_interleave(32, dim=1)
+
+
+def elements(x: Blocks) -> torch.Tensor:
+    """float64[rows, K], without scales"""
+    table = torch.tensor((*E2M1_VALUES, *(-v for v in E2M1_VALUES)), dtype=torch.float64)
+    return table[reference.unpack_nibbles(x.codes).long()]
 
 
 def exact_mm(a: Blocks, b: Blocks) -> torch.Tensor:
@@ -98,7 +103,7 @@ def test_agrees_with_the_reference(name):
 
 @pytest.mark.parametrize("names", [("nvfp4-rtn", "nvfp4-rtn"), ("mxfp8", "mxfp8"), ("mxfp4-rtn-2d", "nvfp4-rtn-2d")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_products_of_decoded_operands(names, dtype):
+def test_products_of_other_formats(names, dtype):
     """Against float64. NaN scales reach their row and column; autocast does not reach the operands."""
     x, y = torch.randn(70, 320), torch.randn(50, 320)
     x[3, 17], x[69, 0], y[7, 319] = torch.nan, torch.inf, torch.nan
@@ -112,6 +117,53 @@ def test_products_of_decoded_operands(names, dtype):
     assert out.dtype == dtype and torch.equal(out.isnan(), nan)
     bound = 322 * EPSILON * sizes + torch.finfo(dtype).eps * exact.abs()
     assert ((out - exact).abs() <= bound)[~nan].all()
+
+
+def nvfp4(rows: int, k: int, seed: int) -> Blocks:
+    """Any codes under any scales but NaN, and a tensor scale."""
+    drawn, groups = torch.Generator().manual_seed(seed), (k + 15) // 16
+    codes = torch.randint(0, 16, (rows, 16 * groups), generator=drawn)
+    codes[:, k:] = 0
+    scales = torch.randint(0, 127, (rows, groups), generator=drawn, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    return Blocks(reference.pack_nibbles(codes), scales, torch.rand(1, generator=drawn) + 0.5, torch.empty(0))
+
+
+def decode_nvfp4(x: Blocks) -> torch.Tensor:
+    return elements(x) * x.scales.double().repeat_interleave(16, 1) * x.tensor_scale.double()
+
+
+@pytest.mark.skipif(toolchain.isa() == "portable", reason="the integer kernels need AVX2")
+@pytest.mark.parametrize("m, n, k", [(0, 5, 32), (1, 1, 16), (33, 5, 48), (70, 130, 1000), (257, 64, 1792)])
+def test_nvfp4_by_integer_products(m, n, k, monkeypatch):
+    """Each group's term is exact, so the error is that of adding K / 16 of them, and of the factors."""
+    monkeypatch.delattr(gemm, "_decoded_mm")
+    a, b = nvfp4(m, k, 1), nvfp4(n, k, 2)
+    x, y = decode_nvfp4(a), decode_nvfp4(b)
+    exact, bound = -1.5 * (x @ y.t()), 1.5 * (k // 16 + 4) * EPSILON * (x.abs() @ y.abs().t())
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        out = scaled_mm(a, b, -1.5, torch.float32)
+        torch.set_num_threads(before)
+        assert ((out - exact).abs() <= bound).all()
+        assert threads == 1 or torch.equal(out, one)
+        one = out
+    strided = Blocks(*(torch.stack((part, part), dim=1)[:, 1] for part in b[:2]), *b[2:])
+    assert torch.equal(scaled_mm(a, strided, -1.5, torch.float32), one)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(scaled_mm(a, b, -1.5, dtype), one.to(dtype))
+
+
+@pytest.mark.skipif(toolchain.isa() == "portable", reason="the integer kernels need AVX2")
+def test_nan_scales_of_nvfp4_reach_their_row_and_column_only(monkeypatch):
+    monkeypatch.delattr(gemm, "_decoded_mm")
+    a, b = nvfp4(70, 96, 1), nvfp4(50, 96, 2)
+    clean, nan = scaled_mm(a, b, 1.0, torch.float32), torch.zeros(70, 50, dtype=torch.bool)
+    for x, row, group in (a, 3, 1), (a, 69, 0), (b, 7, 2), (b, 33, 5):
+        x.scales.view(torch.uint8)[row, group], x.codes[row, 8 * group : 8 * group + 8] = 0x7F, 0
+    nan[[3, 69]], nan[:, [7, 33]] = True, True
+    out = scaled_mm(a, b, 1.0, torch.float32)
+    assert torch.equal(out.isnan(), nan) and torch.equal(out[~nan], clean[~nan])
 
 
 def test_every_pair_of_scales():

@@ -1,4 +1,5 @@
-// The FP4 GEMM: out = alpha * a b^T for a: [M, K] and b: [N, K] in MXFP4, accumulated in float32 (see gemm_layout.h).
+// The FP4 GEMM: out = alpha * a b^T for a: [M, K] and b: [N, K] in MXFP4 or NVFP4, accumulated in float32 (see
+// gemm_layout.h).
 //
 // Each thread has a rectangle of the output and packs for itself what it needs for it: packing twice costs less than
 // passing packed lines from core to core. 512x640x640 on two Zen 4 cores, packed together or apart: 750 and 827 Gop/s
@@ -59,11 +60,32 @@ struct Range {
     Range part(int64_t index, int64_t parts) const { return {size() * index / parts, size() * (index + 1) / parts}; }
 };
 
+struct Mxfp4 {
+    using ScalesOf = Scales;
+    using Rows = RowGroup;
+    using Columns = ColumnGroup;
+};
+
+struct Nvfp4 {
+    using ScalesOf = E4m3Scales;
+    using Rows = RowPair;
+    using Columns = ColumnPair;
+};
+
+// Outputs are sums * scale * column_factor * row_factor.
+template <class Form>
 struct Product {
+    using Rows = typename Form::Rows;
+    using Columns = typename Form::Columns;
     Blocks a, b;
-    Scales a_scales, b_scales;
-    PowerOfTwo scale;
-    float alpha;
+    typename Form::ScalesOf a_scales, b_scales;
+    float scale, column_factor, row_factor;
+
+    bool run_as(int64_t type, void* out, int64_t threads) const {
+        if (type == kFloat32) return run(static_cast<float*>(out), threads);
+        if (type == kBFloat16) return run(static_cast<BFloat16*>(out), threads);
+        return type == kFloat16 && run(static_cast<Float16*>(out), threads);
+    }
 
     template <class Element>
     bool run(Element* out, int64_t threads) const;
@@ -74,8 +96,9 @@ struct Product {
 };
 
 // This and the next return false if memory runs out.
+template <class Form>
 template <class Element>
-bool Product::run(Element* out, int64_t threads) const {
+bool Product<Form>::run(Element* out, int64_t threads) const {
     const Range rows{0, ceil_div(a.rows, kTileRows)}, columns{0, ceil_div(b.rows, kTileColumns)};
     threads = std::clamp<int64_t>(a.rows * b.rows * a.groups * kGroup / kThreadProducts, 1, threads);
     int64_t row_parts = 1, least = std::numeric_limits<int64_t>::max();
@@ -93,29 +116,30 @@ bool Product::run(Element* out, int64_t threads) const {
     return ok;
 }
 
+template <class Form>
 template <class Element>
-bool Product::run_part(Element* out, Range rows, Range columns) const {
+bool Product<Form>::run_part(Element* out, Range rows, Range columns) const {
     const int64_t groups = a.groups;
-    const int64_t row_step = even_part(rows.size(), kRowBytes / int64_t(groups * sizeof(RowGroup) + 1));
-    const int64_t column_step = even_part(columns.size(), kColumnBytes / int64_t(groups * sizeof(ColumnGroup) + 1));
-    const auto row_groups = allocate<RowGroup>(row_step * groups);
-    const auto column_groups = allocate<ColumnGroup>(column_step * groups);
+    const int64_t row_step = even_part(rows.size(), kRowBytes / int64_t(groups * sizeof(Rows) + 1));
+    const int64_t column_step = even_part(columns.size(), kColumnBytes / int64_t(groups * sizeof(Columns) + 1));
+    const auto row_groups = allocate<Rows>(row_step * groups);
+    const auto column_groups = allocate<Columns>(column_step * groups);
     const auto row_factors = allocate<float>(row_step * kTileRows);
     const auto column_factors = allocate<float>(column_step * kTileColumns);
     if (!row_groups || !column_groups || !row_factors || !column_factors) return false;
     for (int64_t c0 = columns.begin; c0 < columns.end; c0 += column_step) {
         const int64_t c1 = std::min(c0 + column_step, columns.end);
-        pack(b, b_scales, scale.second, c0, c1, column_groups.get(), column_factors.get());
+        pack(b, b_scales, column_factor, c0, c1, column_groups.get(), column_factors.get());
         for (int64_t r0 = rows.begin; r0 < rows.end; r0 += row_step) {
             const int64_t r1 = std::min(r0 + row_step, rows.end);
-            pack(a, a_scales, alpha, r0, r1, row_groups.get(), row_factors.get());
+            pack(a, a_scales, row_factor, r0, r1, row_groups.get(), row_factors.get());
             for (int64_t c = c0; c < c1; ++c)
                 for (int64_t r = r0; r < r1; ++r) {
                     const Place<Element> to = place(out, r, c);
                     alignas(64) float sums[kTileRows * kTileColumns];
                     prefetch_tile(to);
                     tile_sums(&row_groups[(r - r0) * groups], &column_groups[(c - c0) * groups], groups, sums);
-                    store_tile(sums, scale.first, &row_factors[(r - r0) * kTileRows],
+                    store_tile(sums, scale, &row_factors[(r - r0) * kTileRows],
                                &column_factors[(c - c0) * kTileColumns], to);
                 }
         }
@@ -123,8 +147,9 @@ bool Product::run_part(Element* out, Range rows, Range columns) const {
     return true;
 }
 
+template <class Form>
 template <class Element>
-Place<Element> Product::place(Element* out, int64_t row, int64_t column) const {
+Place<Element> Product<Form>::place(Element* out, int64_t row, int64_t column) const {
     const int64_t m = row * kTileRows, n = column * kTileColumns;
     return {out + m * b.rows + n, b.rows, int(std::min<int64_t>(kTileRows, a.rows - m)),
             int(std::min<int64_t>(kTileColumns, b.rows - n))};
@@ -140,12 +165,21 @@ QUARTET_EXPORT void quartet_scaled_mm(const uint8_t* a_codes, const uint8_t* a_s
     using namespace gemm;
     const Blocks a{a_codes, a_scales, rows, groups}, b{b_codes, b_scales, columns, groups};
     const Scales a_range = survey(a), b_range = survey(b);
-    const Product product{a, b, a_range, b_range, PowerOfTwo(a_range.high + b_range.high - 2 * 127 - 2 - kLift), alpha};
-    *done = 0;
-    if (a_range.span + b_range.span > kSpan) return;
-    if (type == kFloat32) *done = product.run(static_cast<float*>(out), threads);
-    if (type == kBFloat16) *done = product.run(static_cast<BFloat16*>(out), threads);
-    if (type == kFloat16) *done = product.run(static_cast<Float16*>(out), threads);
+    const PowerOfTwo scale(a_range.high + b_range.high - 2 * 127 - 2 - kLift);
+    const Product<Mxfp4> product{a, b, a_range, b_range, scale.first, scale.second, alpha};
+    *done = a_range.span + b_range.span <= kSpan && product.run_as(type, out, threads);
+}
+
+// The same of NVFP4. Scales are two a group of 32. `done` is 0 if memory runs out.
+QUARTET_EXPORT void quartet_scaled_mm_nvfp4(const uint8_t* a_codes, const uint8_t* a_scales, const float* a_tensor_scale,
+                                            const uint8_t* b_codes, const uint8_t* b_scales,
+                                            const float* b_tensor_scale, void* out, int64_t type, int32_t* done,
+                                            int64_t rows, int64_t columns, int64_t groups, float alpha,
+                                            int64_t threads) {
+    using namespace gemm;
+    const Blocks a{a_codes, a_scales, rows, groups}, b{b_codes, b_scales, columns, groups};
+    const Product<Nvfp4> product{a, b, {}, {}, 0.25f, *b_tensor_scale, *a_tensor_scale * alpha};
+    *done = product.run_as(type, out, threads);
 }
 
 #endif

@@ -1,7 +1,7 @@
-"""Products of quantized operands on the CPU: `reference.scaled_mm`, for MXFP4 by integer dot products (gemm.cpp).
+"""Products of quantized operands on the CPU: `reference.scaled_mm`, of FP4 by integer dot products (gemm.cpp).
 
-Other formats, machines without AVX2, and scales too far apart for the integer kernel (`kSpan` in gemm_layout.h) take
-`torch.mm` of the decoded operands.
+MXFP8, operands of two formats, machines without AVX2, and scales too far apart for MXFP4's kernel (`kSpan` in gemm_layout.h)
+take `torch.mm` of the decoded operands.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     a: `[M, K]`; b: `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to nearest. A NaN
     scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except with `torch.mm`.
     """
-    if any(part.dtype != torch.uint8 for part in (a.codes, a.scales, b.codes, b.scales)):
+    forms = [(x.codes.dtype, x.scales.dtype) for x in (a, b)]
+    group = {(torch.uint8, torch.uint8): 32, (torch.uint8, torch.float8_e4m3fn): 16}.get(forms[0])
+    if group is None or forms[0] != forms[1]:
         return _decoded_mm(a, b, alpha, dtype)
-    rows, groups = a.scales.shape
-    columns, b_groups = b.scales.shape
+    (rows, groups), (columns, b_groups) = a.scales.shape, b.scales.shape
     if groups != b_groups:
         raise QuartetError(
-            f"scaled_mm got operands with {groups} and {b_groups} groups of 32 along K; expected the same K in both."
+            f"scaled_mm got operands with {groups} and {b_groups} groups of {group} along K; expected the same K in both."
         )
     if isa() == "portable":
         return _decoded_mm(a, b, alpha, dtype)
     out = torch.empty(rows, columns, dtype=dtype)
     done = ctypes.c_int32()
-    inputs = [t.contiguous() for t in (a.codes, a.scales, b.codes, b.scales)]  # held until the call is over
-    function("quartet_scaled_mm", "pppppipiiifi")(
+    inputs = [*_inputs(a), *_inputs(b)]  # held until the call is over
+    name, signature = "quartet_scaled_mm", "pppppipiiifi"
+    if group == 16:
+        name, signature, groups = "quartet_scaled_mm_nvfp4", "pppppppipiiifi", (groups + 1) // 2
+    function(name, signature)(
         *(t.data_ptr() for t in inputs),
         out.data_ptr(),
         ELEMENT_TYPES[dtype],
@@ -49,6 +53,16 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
         torch.get_num_threads(),
     )
     return out if done.value else _decoded_mm(a, b, alpha, dtype)
+
+
+def _inputs(x: Blocks) -> list[torch.Tensor]:
+    """What the kernel reads of an operand: codes and scales of whole groups of 32, and NVFP4's tensor scale."""
+    if x.scales.dtype == torch.uint8:
+        return [x.codes.contiguous(), x.scales.contiguous()]
+    codes, scales = x.codes, x.scales.view(torch.uint8)
+    if scales.shape[1] % 2:
+        codes, scales = torch.nn.functional.pad(codes, (0, 8)), torch.nn.functional.pad(scales, (0, 1))
+    return [codes.contiguous(), scales.contiguous(), x.tensor_scale]
 
 
 def _decoded_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:

@@ -18,13 +18,16 @@
 // Range: e is relative to the largest scales, plus kLift. If the exponents of the two operands' groups together span
 // kSpan or less, every term is a multiple of 2^(kLift - kSpan) = 2^-126, so no term is subnormal; and the sum is below
 // 2^(kLift + 13) * K / 32, so it doesn't overflow. Larger spans are left to the caller.
+//
+// NVFP4 has a scale for 16, no power of two: two dot products of 32 codes, each converted and multiplied by its scales,
+// whose product has 8 bits and so leaves `dot`, of 12, exact.
 #pragma once
 
 #include "simd.h"
 
 namespace gemm {
 
-constexpr int kGroup = 32;               // elements that share a scale
+constexpr int kGroup = 32;               // elements that share a scale; of NVFP4 two groups
 constexpr int kGroupBytes = kGroup / 2;  // their packed codes
 constexpr int kSteps = kGroup / 4;       // vpdpbusd takes four elements
 constexpr int kOffset = 12;              // of the columns' bytes
@@ -57,6 +60,20 @@ struct alignas(64) ColumnGroup {
     static constexpr int kCount = kTileColumns;
     uint8_t codes[kSteps][kTileColumns][4];
     uint32_t exponent[kTileColumns];  // << 23
+};
+
+// The same for two groups of NVFP4. The first one's k are those of steps 0, 1, 4 and 5.
+struct RowPair {
+    static constexpr int kCount = kTileRows;
+    int8_t codes[kTileRows][kGroup];
+    float scale[2][kTileRows];
+    uint32_t start[2][kTileRows];  // -12 * sum(codes)
+};
+
+struct alignas(64) ColumnPair {
+    static constexpr int kCount = kTileColumns;
+    uint8_t codes[kSteps][kTileColumns][4];
+    float scale[2][kTileColumns];
 };
 
 }  // namespace gemm

@@ -1,21 +1,32 @@
-// From MXFP4 blocks to the layouts of gemm_layout.h.
+// From MXFP4 and NVFP4 blocks to the layouts of gemm_layout.h.
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
+#include "e4m3.h"
 #include "gemm_layout.h"
 
 namespace gemm {
 
-// codes: uint8[rows, 16 * groups]; scales: uint8[rows, groups].
+// codes: uint8[rows, 16 * groups]; scales: uint8[rows, groups], of NVFP4 [rows, 2 * groups].
 struct Blocks {
     const uint8_t* codes;
     const uint8_t* scales;
     int64_t rows;
-    int64_t groups;
+    int64_t groups;  // of 32
 };
 
-// What an operand's scale bytes have in common.
+// The values of NVFP4's scale bytes, NaN among them.
+struct E4m3Scales {
+    float value[256];
+
+    E4m3Scales() {
+        for (int byte = 0; byte < 256; ++byte) value[byte] = e4m3_value(uint8_t(byte));
+    }
+};
+
+// What an MXFP4 operand's scale bytes have in common.
 struct Scales {
     int high;                // the largest, NaN apart
     int span;                // how far the others go below it
@@ -61,21 +72,27 @@ QUARTET_INLINE __m256i unsigned_values(__m256i codes) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), _mm256_and_si256(codes, _mm256_set1_epi8(15)));
 }
 
-QUARTET_INLINE uint32_t sum_bytes(__m256i bytes) {
-    const __m256i sums = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
-    const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    return _mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 2);
+// The sums of bytes of each eight.
+QUARTET_INLINE void sum_bytes(__m256i bytes, uint64_t sums[4]) {
+    store(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+}
+
+// One row's codes of a group, signed, to `out`, and the sums of `unsigned_values` of each eight of them.
+QUARTET_INLINE void pack_row(const uint8_t* codes, int8_t* out, uint64_t sums[4]) {
+    const __m128i packed = load<__m128i>(codes);
+    const __m256i values = unsigned_values(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed));
+    store(out, _mm256_sub_epi8(values, _mm256_set1_epi8(kOffset)));
+    sum_bytes(values, sums);
 }
 
 // Rows `first` .. `first + kTileRows - 1`, as `out[groups]`.
 inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, RowGroup* out) {
+    uint64_t sums[4];
     for (int r = 0; r < kTileRows; ++r) {
         const int64_t start = row_of(x, first, r) * x.groups;
         for (int64_t g = 0; g < x.groups; ++g) {
-            const __m128i packed = load<__m128i>(x.codes + (start + g) * kGroupBytes);
-            const __m256i values = unsigned_values(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed));
-            store(out[g].codes[r], _mm256_sub_epi8(values, _mm256_set1_epi8(kOffset)));
-            const uint32_t sum = sum_bytes(values) - kGroup * kOffset;
+            pack_row(x.codes + (start + g) * kGroupBytes, out[g].codes[r], sums);
+            const uint32_t sum = uint32_t(sums[0] + sums[1] + sums[2] + sums[3]) - kGroup * kOffset;
             const uint32_t unit = kMagic + (kLift << kMantissaBits) + scales.exponent[x.scales[start + g]];
             out[g].unit[r] = unit;
             out[g].start[r] = unit - kOffset * sum;
@@ -83,32 +100,63 @@ inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, RowG
     }
 }
 
-// Rows `first` .. `first + kTileColumns - 1` as the columns of `out[groups]`, eight at a time: i in the low half of a
-// register, i + 4 in the high half, and a transpose of 4x4 words in each.
-inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, ColumnGroup* out) {
+inline void pack_tile(const Blocks& x, const E4m3Scales& scales, int64_t first, RowPair* out) {
+    uint64_t sums[4];
+    for (int r = 0; r < kTileRows; ++r) {
+        const int64_t start = row_of(x, first, r) * x.groups;
+        for (int64_t g = 0; g < x.groups; ++g) {
+            pack_row(x.codes + (start + g) * kGroupBytes, out[g].codes[r], sums);
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t sum = uint32_t(sums[i] + sums[i + 2]) - kGroup / 2 * kOffset;
+                out[g].scale[i][r] = scales.value[x.scales[2 * (start + g) + i]];
+                out[g].start[i][r] = -kOffset * sum;
+            }
+        }
+    }
+}
+
+// The codes of a group of eight rows, as columns `c` .. `c + 7`: row i in the low half of a register, i + 4 in the high
+// half, and a transpose of 4x4 words in each.
+QUARTET_INLINE void pack_columns(const uint8_t* const codes[8], int64_t group, int c, uint8_t (*out)[kTileColumns][4]) {
+    __m256i rows[4];
+    for (int i = 0; i < 4; ++i)
+        rows[i] = _mm256_set_m128i(load<__m128i>(codes[i + 4] + group * kGroupBytes),
+                                   load<__m128i>(codes[i] + group * kGroupBytes));
+    const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
+    const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
+    const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+    const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+    const __m256i words[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
+                              _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
+    for (int w = 0; w < 4; ++w) {
+        store(out[w][c], unsigned_values(words[w]));
+        store(out[w + 4][c], unsigned_values(_mm256_srli_epi16(words[w], 4)));
+    }
+}
+
+QUARTET_INLINE void pack_scales(const Scales& scales, const uint8_t* bytes, int64_t g, int column, ColumnGroup* out) {
+    out[g].exponent[column] = scales.exponent[bytes[g]];
+}
+
+QUARTET_INLINE void pack_scales(const E4m3Scales& scales, const uint8_t* bytes, int64_t g, int column,
+                                ColumnPair* out) {
+    for (int i = 0; i < 2; ++i) out[g].scale[i][column] = scales.value[bytes[2 * g + i]];
+}
+
+// Rows `first` .. `first + kTileColumns - 1` as the columns of `out[groups]`, eight at a time.
+template <class ScalesOf, class Columns>
+inline void pack_tile(const Blocks& x, const ScalesOf& scales, int64_t first, Columns* out) {
+    const int64_t scales_a_row = x.groups * (std::is_same_v<Columns, ColumnPair> ? 2 : 1);
     for (int c = 0; c < kTileColumns; c += 8) {
         const uint8_t *codes[8], *bytes[8];
         for (int i = 0; i < 8; ++i) {
-            const int64_t start = row_of(x, first, c + i) * x.groups;
-            codes[i] = x.codes + start * kGroupBytes;
-            bytes[i] = x.scales + start;
+            const int64_t row = row_of(x, first, c + i);
+            codes[i] = x.codes + row * x.groups * kGroupBytes;
+            bytes[i] = x.scales + row * scales_a_row;
         }
         for (int64_t g = 0; g < x.groups; ++g) {
-            __m256i rows[4];
-            for (int i = 0; i < 4; ++i)
-                rows[i] = _mm256_set_m128i(load<__m128i>(codes[i + 4] + g * kGroupBytes),
-                                           load<__m128i>(codes[i] + g * kGroupBytes));
-            const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
-            const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
-            const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
-            const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
-            const __m256i words[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
-                                      _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
-            for (int w = 0; w < 4; ++w) {
-                store(out[g].codes[w][c], unsigned_values(words[w]));
-                store(out[g].codes[w + 4][c], unsigned_values(_mm256_srli_epi16(words[w], 4)));
-            }
-            for (int i = 0; i < 8; ++i) out[g].exponent[c + i] = scales.exponent[bytes[i][g]];
+            pack_columns(codes, g, c, out[g].codes);
+            for (int i = 0; i < 8; ++i) pack_scales(scales, bytes[i], g, c + i, out);
         }
     }
 }
@@ -123,9 +171,14 @@ inline void fill_factors(const Blocks& x, const Scales& scales, int64_t first, i
     }
 }
 
+// NVFP4's NaN are among its scales.
+inline void fill_factors(const Blocks&, const E4m3Scales&, int64_t, int64_t count, float value, float* factors) {
+    std::fill_n(factors, count, value);
+}
+
 // Tiles `begin` .. `end - 1`, and what their outputs are multiplied by.
-template <class Group>
-void pack(const Blocks& x, const Scales& scales, float value, int64_t begin, int64_t end, Group* out, float* factors) {
+template <class ScalesOf, class Group>
+void pack(const Blocks& x, const ScalesOf& scales, float value, int64_t begin, int64_t end, Group* out, float* factors) {
     for (int64_t tile = begin; tile < end; ++tile)
         pack_tile(x, scales, tile * Group::kCount, out + (tile - begin) * x.groups);
     fill_factors(x, scales, begin * Group::kCount, (end - begin) * Group::kCount, value, factors);

@@ -34,6 +34,33 @@ inline void tile_sums(const RowGroup* rows, const ColumnGroup* columns, int64_t 
         UNROLLED (int v = 0; v < kTileVectors; ++v) store(sums + r * kTileColumns + v * kLanes, total[r][v]);
 }
 
+// `sums[kTileRows][kTileColumns]` of scale * dot over all pairs of NVFP4's groups.
+inline void tile_sums(const RowPair* rows, const ColumnPair* columns, int64_t pairs, float* sums) {
+    f32 total[kTileRows][kTileVectors] = {};
+    for (int64_t g = 0; g < pairs; ++g)
+        UNROLLED (int i = 0; i < 2; ++i) {
+            u32 dot[kTileRows][kTileVectors], column[kTileVectors];
+            UNROLLED (int r = 0; r < kTileRows; ++r)
+                UNROLLED (int v = 0; v < kTileVectors; ++v) dot[r][v] = dot_open(u32{} + rows[g].start[i][r]);
+            UNROLLED (int k = 2 * i; k < kSteps; k += k % 2 ? 3 : 1) {
+                UNROLLED (int v = 0; v < kTileVectors; ++v) column[v] = load<u32>(columns[g].codes[k][v * kLanes]);
+                UNROLLED (int r = 0; r < kTileRows; ++r) {
+                    const u32 row = u32{} + load<uint32_t>(rows[g].codes[r] + 4 * k);
+                    UNROLLED (int v = 0; v < kTileVectors; ++v) dot[r][v] = dot_step(dot[r][v], column[v], row);
+                }
+            }
+            UNROLLED (int v = 0; v < kTileVectors; ++v) {
+                const f32 scale = load<f32>(columns[g].scale[i] + v * kLanes);
+                UNROLLED (int r = 0; r < kTileRows; ++r) {
+                    const i32 whole = (i32)dot_close(dot[r][v], u32{} + rows[g].start[i][r]);
+                    total[r][v] += __builtin_convertvector(whole, f32) * (scale * rows[g].scale[i][r]);
+                }
+            }
+        }
+    UNROLLED (int r = 0; r < kTileRows; ++r)
+        UNROLLED (int v = 0; v < kTileVectors; ++v) store(sums + r * kTileColumns + v * kLanes, total[r][v]);
+}
+
 // Where a tile goes: the part of it that is inside of the output.
 template <class Element>
 struct Place {
