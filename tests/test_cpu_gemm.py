@@ -140,14 +140,11 @@ def test_nvfp4_by_integer_products(m, n, k, monkeypatch):
     a, b = nvfp4(m, k, 1), nvfp4(n, k, 2)
     x, y = decode_nvfp4(a), decode_nvfp4(b)
     exact, bound = -1.5 * (x @ y.t()), 1.5 * (k // 16 + 4) * EPSILON * (x.abs() @ y.abs().t())
-    for threads in (1, 2, 3):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        out = scaled_mm(a, b, -1.5, torch.float32)
-        torch.set_num_threads(before)
-        assert ((out - exact).abs() <= bound).all()
-        assert threads == 1 or torch.equal(out, one)
-        one = out
+    before = torch.get_num_threads()
+    one, *more = [torch.set_num_threads(threads) or scaled_mm(a, b, -1.5, torch.float32) for threads in (1, 2, 3)]
+    torch.set_num_threads(before)
+    assert ((one - exact).abs() <= bound).all()
+    assert all(torch.equal(out, one) for out in more)
     strided = Blocks(*(torch.stack((part, part), dim=1)[:, 1] for part in b[:2]), *b[2:])
     assert torch.equal(scaled_mm(a, strided, -1.5, torch.float32), one)
     for dtype in (torch.bfloat16, torch.float16):
