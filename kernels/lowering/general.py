@@ -39,9 +39,11 @@ class Source:
         }
 
 
-def _tiles(block: int) -> list[dict[str, Any]]:
-    """At most 32 elements a thread: with a whole block of 128 in each, EDEN's sums take all 255 registers and spill."""
-    return [dict(BLOCKS=min(128, 4096 // block), num_warps=4, num_stages=1)]
+def _tiles(spec: Quantizer) -> list[dict[str, Any]]:
+    """At most 32 elements a thread: with a whole block of 128 in each, EDEN's sums take all 255 registers and spill. 8 of
+    four-over-six, whose two candidates are in registers."""
+    elements = 1024 if spec.scale == "four-over-six" else 4096
+    return [dict(BLOCKS=min(128, elements // spec.block), num_warps=4, num_stages=1)]
 
 
 def quantize_blocks(
@@ -69,7 +71,7 @@ def quantize_blocks(
         inputs,
         flat.layout(source.device),
         [length, per_row],
-        _tiles(spec.block),
+        _tiles(spec),
         **constants,
         LARGEST=False,
         BYTES=bytes_a_group,
@@ -116,7 +118,7 @@ def _tensor_scale(
     The template finds the largest of each program, Inductor that of all. Divisions in float64, rounded to float32, are
     those of float32 correctly rounded, which a GPU's own are not.
     """
-    tiles = _tiles(spec.block)
+    tiles = _tiles(spec)
     blocks = tiles[0]["BLOCKS"]
     programs = round_up(length, blocks) * per_row if constants["TALL"] else round_up(length * per_row, blocks)
     programs = V.graph.sizevars.simplify(ir.FloorDiv(programs, blocks))

@@ -20,7 +20,10 @@ _GROUPED_TILES = {  # 8 warps spill on 10, and so would more elements of 8 bits
 }
 """By major compute capability and the bits of an element."""
 
-_GROUPED_TILES_BF16 = [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)]
+_GROUPED_TILES_BF16 = {
+    4: [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
+    8: [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)],
+}
 
 
 def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
@@ -32,16 +35,14 @@ def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, 
     mask, width = following or (None, columns)
     stacked = gemm == "wgrad"
     form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
+    bits = 8 // elements_a_byte(form)
     tensor_scales = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
         [a, a_scales, b, b_scales, ends, *tensor_scales, *([] if mask is None else [realize_inputs(mask)])],
         ir.FixedLayout(device, dtype, [rows, width]),
         [a.get_size()[0], columns, matrices],
-        [
-            dict(t, STAGES=t["num_stages"])
-            for t in _GROUPED_TILES.get((major, 8 // elements_a_byte(form)), _GROUPED_TILES_BF16)
-        ],
+        [dict(t, STAGES=t["num_stages"]) for t in _GROUPED_TILES.get((major, bits), _GROUPED_TILES_BF16[bits])],
         **fields_of(form),
         ALPHA=alpha,
         STACKED=stacked,

@@ -60,7 +60,9 @@ def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, d
     bits = 8 // elements_a_byte(form)
     constants = dict(fields_of(form), ALPHA=alpha, GROUP_M=8, UNROTATED=following is not None, MASKED=mask is not None)
     template, tiles = templates.scaled_mm, _TILES[bits]
-    if through_tensor_memory(device) and _describable(a) and _describable(b):
+    # Triton 3.6 can't compile a persistent NVFP4 product of one step.
+    one_step = form == "nvfp4" and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[bits][0]["BLOCK_K"])
+    if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
         template, tiles = templates.scaled_mm_tma, _TMA_TILES[bits]
         a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
