@@ -133,7 +133,7 @@ def decode_nvfp4(x: Blocks) -> torch.Tensor:
 
 
 @pytest.mark.skipif(toolchain.isa() == "portable", reason="the integer kernels need AVX2")
-@pytest.mark.parametrize("m, n, k", [(0, 5, 32), (1, 1, 16), (33, 5, 48), (70, 130, 1000), (257, 64, 1792)])
+@pytest.mark.parametrize("m, n, k", [(0, 5, 32), (7, 5, 0), (1, 1, 16), (33, 5, 48), (70, 130, 1000), (257, 64, 1792)])
 def test_nvfp4_by_integer_products(m, n, k, monkeypatch):
     """Each group's term is exact, so the error is that of adding K / 16 of them, and of the factors."""
     monkeypatch.delattr(gemm, "_decoded_mm")
