@@ -67,6 +67,7 @@ def test_frozen_layers_get_no_gradient_and_the_others_all_of_it():
     assert by_name["1.up"]["wgrad"] is None and by_name["1.down"]["wgrad"] == "exact-random"
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.11 itself goes on with the graph of the frozen model")
 def test_unfreezing_compiles_again():
     model, x = net(), torch.randn(2, 24, 64)
     model[1].requires_grad_(False)
