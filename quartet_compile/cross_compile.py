@@ -143,7 +143,7 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.stack_bytes:
         spill = f"{kernel.stack_bytes} bytes of stack a thread: registers spill"
         (failures if kernel.op else notes).append(spill)
-    elements = kernel.number_format[-3:]  # "fp4", "fp8": the formats with block scales, which come with the first one's
+    elements = kernel.number_format[-3:]  # "fp4" or "fp8": a target that has block scales for one has them for both
     if is_product(kernel.op) and target.fp4 and format_of_mma(kernel.mma) != elements:
         kinds = ", ".join(kernel.mma) or "none"
         failures.append(f"no {elements.upper()} matrix instruction, which {target.name} has (found: {kinds})")

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quartet_compile.kernels.gpu import blocks, folds, random, rotation, rounding, scales
+from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scales
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def _scale_noise(SEED, OUT, rows: tl.constexpr, groups: tl.constexpr, stream: tl
 @triton.jit
 def _pairwise(X, OUT, groups: tl.constexpr, size: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * size)), (groups, size)))
-    tl.store(OUT + tl.arange(0, groups), folds.pairwise_sum(x))
+    tl.store(OUT + tl.arange(0, groups), rotation.pairwise_sum(x))
 
 
 @triton.jit

@@ -158,28 +158,23 @@ Place<Element> Product<Form>::place(Element* out, int64_t row, int64_t column) c
 }  // namespace
 }  // namespace gemm
 
-// `done` is set to 1; or to 0 if the scales span too much (gemm_layout.h) or memory runs out.
-QUARTET_EXPORT void quartet_scaled_mm(const uint8_t* a_codes, const uint8_t* a_scales, const uint8_t* b_codes,
-                                      const uint8_t* b_scales, void* out, int64_t type, int32_t* done, int64_t rows,
-                                      int64_t columns, int64_t groups, float alpha, int64_t threads) {
+// MXFP4, or NVFP4 where there are tensor scales (else null), with two scales a group of 32. `done` is set to 1; or to 0 if
+// MXFP4's scales span too much (gemm_layout.h) or memory runs out.
+QUARTET_EXPORT void quartet_scaled_mm(const uint8_t* a_codes, const uint8_t* a_scales, const float* a_tensor_scale,
+                                      const uint8_t* b_codes, const uint8_t* b_scales, const float* b_tensor_scale,
+                                      void* out, int64_t type, int32_t* done, int64_t rows, int64_t columns,
+                                      int64_t groups, float alpha, int64_t threads) {
     using namespace gemm;
     const Blocks a{a_codes, a_scales, rows, groups}, b{b_codes, b_scales, columns, groups};
+    if (a_tensor_scale) {
+        const Product<Nvfp4> product{a, b, {}, {}, 0.25f, *b_tensor_scale, *a_tensor_scale * alpha};
+        *done = product.run_as(type, out, threads);
+        return;
+    }
     const Scales a_range = survey(a), b_range = survey(b);
     const PowerOfTwo scale(a_range.high + b_range.high - 2 * 127 - 2 - kLift);
     const Product<Mxfp4> product{a, b, a_range, b_range, scale.first, scale.second, alpha};
     *done = a_range.span + b_range.span <= kSpan && product.run_as(type, out, threads);
-}
-
-// The same of NVFP4. Scales are two a group of 32. `done` is 0 if memory runs out.
-QUARTET_EXPORT void quartet_scaled_mm_nvfp4(const uint8_t* a_codes, const uint8_t* a_scales, const float* a_tensor_scale,
-                                            const uint8_t* b_codes, const uint8_t* b_scales,
-                                            const float* b_tensor_scale, void* out, int64_t type, int32_t* done,
-                                            int64_t rows, int64_t columns, int64_t groups, float alpha,
-                                            int64_t threads) {
-    using namespace gemm;
-    const Blocks a{a_codes, a_scales, rows, groups}, b{b_codes, b_scales, columns, groups};
-    const Product<Nvfp4> product{a, b, {}, {}, 0.25f, *b_tensor_scale, *a_tensor_scale * alpha};
-    *done = product.run_as(type, out, threads);
 }
 
 #endif

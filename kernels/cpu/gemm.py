@@ -38,27 +38,24 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     out = torch.empty(rows, columns, dtype=dtype)
     done = ctypes.c_int32()
     inputs = [*_inputs(a), *_inputs(b)]  # held until the call is over
-    name, signature = "quartet_scaled_mm", "pppppipiiifi"
-    if group == 16:
-        name, signature, groups = "quartet_scaled_mm_nvfp4", "pppppppipiiifi", (groups + 1) // 2
-    function(name, signature)(
-        *(t.data_ptr() for t in inputs),
+    function("quartet_scaled_mm", "pppppppipiiifi")(
+        *(None if t is None else t.data_ptr() for t in inputs),
         out.data_ptr(),
         ELEMENT_TYPES[dtype],
         ctypes.byref(done),
         rows,
         columns,
-        groups,
+        inputs[0].shape[1] // 16,
         alpha,
         torch.get_num_threads(),
     )
     return out if done.value else _decoded_mm(a, b, alpha, dtype)
 
 
-def _inputs(x: Blocks) -> list[torch.Tensor]:
+def _inputs(x: Blocks) -> list[torch.Tensor | None]:
     """What the kernel reads of an operand: codes and scales of whole groups of 32, and NVFP4's tensor scale."""
     if x.scales.dtype == torch.uint8:
-        return [x.codes.contiguous(), x.scales.contiguous()]
+        return [x.codes.contiguous(), x.scales.contiguous(), None]
     codes, scales = x.codes, x.scales.view(torch.uint8)
     if scales.shape[1] % 2:
         codes, scales = torch.nn.functional.pad(codes, (0, 8)), torch.nn.functional.pad(scales, (0, 1))

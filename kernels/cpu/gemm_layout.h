@@ -47,9 +47,10 @@ constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileColumns = kTileVectors * kLanes;
 
-// One group of a tile's rows. For both operands, k runs over the low nibbles of a group, then over the high ones.
+// One group of a tile's rows, kCount of them, with kScales scales each. For both operands, k runs over the low nibbles of a group, then over the high ones.
 struct RowGroup {
     static constexpr int kCount = kTileRows;
+    static constexpr int kScales = 1;
     int8_t codes[kTileRows][kGroup];
     uint32_t unit[kTileRows];   // kMagic + (exponent << 23)
     uint32_t start[kTileRows];  // unit - 12 * sum(codes)
@@ -58,6 +59,7 @@ struct RowGroup {
 // One group of a tile's columns. A vector has four k of kLanes columns.
 struct alignas(64) ColumnGroup {
     static constexpr int kCount = kTileColumns;
+    static constexpr int kScales = 1;
     uint8_t codes[kSteps][kTileColumns][4];
     uint32_t exponent[kTileColumns];  // << 23
 };
@@ -65,6 +67,7 @@ struct alignas(64) ColumnGroup {
 // The same for two groups of NVFP4. The first one's k are those of steps 0, 1, 4 and 5.
 struct RowPair {
     static constexpr int kCount = kTileRows;
+    static constexpr int kScales = 2;
     int8_t codes[kTileRows][kGroup];
     float scale[2][kTileRows];
     uint32_t start[2][kTileRows];  // -12 * sum(codes)
@@ -72,6 +75,7 @@ struct RowPair {
 
 struct alignas(64) ColumnPair {
     static constexpr int kCount = kTileColumns;
+    static constexpr int kScales = 2;
     uint8_t codes[kSteps][kTileColumns][4];
     float scale[2][kTileColumns];
 };

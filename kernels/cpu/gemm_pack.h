@@ -2,7 +2,6 @@
 #pragma once
 
 #include <limits>
-#include <type_traits>
 
 #include "e4m3.h"
 #include "gemm_layout.h"
@@ -72,52 +71,47 @@ QUARTET_INLINE __m256i unsigned_values(__m256i codes) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), _mm256_and_si256(codes, _mm256_set1_epi8(15)));
 }
 
-// The sums of bytes of each eight.
-QUARTET_INLINE void sum_bytes(__m256i bytes, uint64_t sums[4]) {
-    store(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
-}
-
 // One row's codes of a group, signed, to `out`, and the sums of `unsigned_values` of each eight of them.
 QUARTET_INLINE void pack_row(const uint8_t* codes, int8_t* out, uint64_t sums[4]) {
     const __m128i packed = load<__m128i>(codes);
     const __m256i values = unsigned_values(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed));
     store(out, _mm256_sub_epi8(values, _mm256_set1_epi8(kOffset)));
-    sum_bytes(values, sums);
+    store(sums, _mm256_sad_epu8(values, _mm256_setzero_si256()));
 }
 
-// Rows `first` .. `first + kTileRows - 1`, as `out[groups]`.
-inline void pack_tile(const Blocks& x, const Scales& scales, int64_t first, RowGroup* out) {
-    uint64_t sums[4];
-    for (int r = 0; r < kTileRows; ++r) {
-        const int64_t start = row_of(x, first, r) * x.groups;
-        for (int64_t g = 0; g < x.groups; ++g) {
-            pack_row(x.codes + (start + g) * kGroupBytes, out[g].codes[r], sums);
-            const uint32_t sum = uint32_t(sums[0] + sums[1] + sums[2] + sums[3]) - kGroup * kOffset;
-            const uint32_t unit = kMagic + (kLift << kMantissaBits) + scales.exponent[x.scales[start + g]];
-            out[g].unit[r] = unit;
-            out[g].start[r] = unit - kOffset * sum;
-        }
+// Row r's scales of a group, and what they and the sums of its codes make of `start`.
+QUARTET_INLINE void pack_row_scales(const Scales& scales, const uint8_t* bytes, const uint64_t sums[4], int r,
+                                    RowGroup& out) {
+    const uint32_t sum = uint32_t(sums[0] + sums[1] + sums[2] + sums[3]) - kGroup * kOffset;
+    out.unit[r] = kMagic + (kLift << kMantissaBits) + scales.exponent[bytes[0]];
+    out.start[r] = out.unit[r] - kOffset * sum;
+}
+
+QUARTET_INLINE void pack_row_scales(const E4m3Scales& scales, const uint8_t* bytes, const uint64_t sums[4], int r,
+                                    RowPair& out) {
+    for (int i = 0; i < 2; ++i) {
+        const uint32_t sum = uint32_t(sums[i] + sums[i + 2]) - kGroup / 2 * kOffset;
+        out.scale[i][r] = scales.value[bytes[i]];
+        out.start[i][r] = -kOffset * sum;
     }
 }
 
-inline void pack_tile(const Blocks& x, const E4m3Scales& scales, int64_t first, RowPair* out) {
+// Rows `first` .. `first + kTileRows - 1`, as `out[groups]`.
+template <class ScalesOf, class Rows>
+void pack_rows(const Blocks& x, const ScalesOf& scales, int64_t first, Rows* out) {
     uint64_t sums[4];
     for (int r = 0; r < kTileRows; ++r) {
         const int64_t start = row_of(x, first, r) * x.groups;
         for (int64_t g = 0; g < x.groups; ++g) {
             pack_row(x.codes + (start + g) * kGroupBytes, out[g].codes[r], sums);
-            for (int i = 0; i < 2; ++i) {
-                const uint32_t sum = uint32_t(sums[i] + sums[i + 2]) - kGroup / 2 * kOffset;
-                out[g].scale[i][r] = scales.value[x.scales[2 * (start + g) + i]];
-                out[g].start[i][r] = -kOffset * sum;
-            }
+            pack_row_scales(scales, x.scales + (start + g) * Rows::kScales, sums, r, out[g]);
         }
     }
 }
 
 // The codes of a group of eight rows, as columns `c` .. `c + 7`: row i in the low half of a register, i + 4 in the high
 // half, and a transpose of 4x4 words in each.
-QUARTET_INLINE void pack_columns(const uint8_t* const codes[8], int64_t group, int c, uint8_t (*out)[kTileColumns][4]) {
+QUARTET_INLINE void pack_eight(const uint8_t* const codes[8], int64_t group, int c, uint8_t (*out)[kTileColumns][4]) {
     __m256i rows[4];
     for (int i = 0; i < 4; ++i)
         rows[i] = _mm256_set_m128i(load<__m128i>(codes[i + 4] + group * kGroupBytes),
@@ -134,29 +128,27 @@ QUARTET_INLINE void pack_columns(const uint8_t* const codes[8], int64_t group, i
     }
 }
 
-QUARTET_INLINE void pack_scales(const Scales& scales, const uint8_t* bytes, int64_t g, int column, ColumnGroup* out) {
-    out[g].exponent[column] = scales.exponent[bytes[g]];
+QUARTET_INLINE void pack_column_scales(const Scales& scales, const uint8_t* bytes, int c, ColumnGroup& out) {
+    out.exponent[c] = scales.exponent[bytes[0]];
 }
 
-QUARTET_INLINE void pack_scales(const E4m3Scales& scales, const uint8_t* bytes, int64_t g, int column,
-                                ColumnPair* out) {
-    for (int i = 0; i < 2; ++i) out[g].scale[i][column] = scales.value[bytes[2 * g + i]];
+QUARTET_INLINE void pack_column_scales(const E4m3Scales& scales, const uint8_t* bytes, int c, ColumnPair& out) {
+    for (int i = 0; i < 2; ++i) out.scale[i][c] = scales.value[bytes[i]];
 }
 
 // Rows `first` .. `first + kTileColumns - 1` as the columns of `out[groups]`, eight at a time.
 template <class ScalesOf, class Columns>
-inline void pack_tile(const Blocks& x, const ScalesOf& scales, int64_t first, Columns* out) {
-    const int64_t scales_a_row = x.groups * (std::is_same_v<Columns, ColumnPair> ? 2 : 1);
+void pack_columns(const Blocks& x, const ScalesOf& scales, int64_t first, Columns* out) {
     for (int c = 0; c < kTileColumns; c += 8) {
         const uint8_t *codes[8], *bytes[8];
         for (int i = 0; i < 8; ++i) {
-            const int64_t row = row_of(x, first, c + i);
-            codes[i] = x.codes + row * x.groups * kGroupBytes;
-            bytes[i] = x.scales + row * scales_a_row;
+            const int64_t start = row_of(x, first, c + i) * x.groups;
+            codes[i] = x.codes + start * kGroupBytes;
+            bytes[i] = x.scales + start * Columns::kScales;
         }
         for (int64_t g = 0; g < x.groups; ++g) {
-            pack_columns(codes, g, c, out[g].codes);
-            for (int i = 0; i < 8; ++i) pack_scales(scales, bytes[i], g, c + i, out);
+            pack_eight(codes, g, c, out[g].codes);
+            for (int i = 0; i < 8; ++i) pack_column_scales(scales, bytes[i] + g * Columns::kScales, c + i, out[g]);
         }
     }
 }
@@ -179,8 +171,13 @@ inline void fill_factors(const Blocks&, const E4m3Scales&, int64_t, int64_t coun
 // Tiles `begin` .. `end - 1`, and what their outputs are multiplied by.
 template <class ScalesOf, class Group>
 void pack(const Blocks& x, const ScalesOf& scales, float value, int64_t begin, int64_t end, Group* out, float* factors) {
-    for (int64_t tile = begin; tile < end; ++tile)
-        pack_tile(x, scales, tile * Group::kCount, out + (tile - begin) * x.groups);
+    for (int64_t tile = begin; tile < end; ++tile) {
+        Group* to = out + (tile - begin) * x.groups;
+        if constexpr (Group::kCount == kTileRows)
+            pack_rows(x, scales, tile * Group::kCount, to);
+        else
+            pack_columns(x, scales, tile * Group::kCount, to);
+    }
     fill_factors(x, scales, begin * Group::kCount, (end - begin) * Group::kCount, value, factors);
 }
 

@@ -1,11 +1,11 @@
 """The GPU backend: Triton tile functions, one idea a file, and the templates that Inductor renders around them.
 
     random      Philox noise and signs
-    rotation    Hadamard butterflies, means by halves
+    rotation    Hadamard butterflies, sums and means by halves
     rounding    E2M1 codes, packing
     scales      E8M0 and E4M3 scales
     blocks      groups of a tile to codes, scales and mask, and back: MXFP4
-    folds       sums by halves, what a block or a square of blocks agrees on
+    folds       what a block or a square of blocks agrees on
     general     blocks of every quantizer to codes, scales and mask, and back
     templates/  the kernels: what they load, which tile functions they call, what they store
 

@@ -1,4 +1,4 @@
-"""What the elements of a block, and the rows of a square of blocks, agree on: sums by pairwise halves, largest, least.
+"""What the elements of a block, and the rows of a square of blocks, agree on: sums and largest.
 
 A tile is `[block, blocks]`, one block a column; its groups are `[group, groups]`, the first group of every block, then the
 second of every block. Both are the same registers.
@@ -7,7 +7,7 @@ second of every block. Both are the same registers.
 import triton
 import triton.language as tl
 
-from .rotation import fold
+from .rotation import pairwise_sum
 
 
 @triton.jit
@@ -43,19 +43,10 @@ def each_group(of_block, of_block_groups: tl.constexpr):
 
 
 @triton.jit
-def pairwise_sum(x):
-    """float32[groups]: the sums of the columns of `x: [size, groups]`, size 16 to 128, by halves: `x[:h] + x[h:]`, and
-    again."""
-    size: tl.constexpr = x.shape[0]
-    groups: tl.constexpr = x.shape[1]
-    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
-    if size >= 128:
-        x = fold(x)
-    if size >= 64:
-        x = fold(x)
-    if size >= 32:
-        x = fold(x)
-    return tl.reshape(fold(fold(fold(fold(x)))), (groups,))
+def _each_row(of_square, rows: tl.constexpr):
+    """[squares * rows] of [squares]: what a square has, for each of its rows."""
+    squares: tl.constexpr = of_square.shape[0]
+    return tl.reshape(tl.broadcast_to(of_square[:, None], (squares, rows)), (squares * rows,))
 
 
 @triton.jit
@@ -65,8 +56,7 @@ def most_in_square(x, rows: tl.constexpr):
         return x
     else:
         groups: tl.constexpr = x.shape[0]
-        largest = tl.max(tl.reshape(x, (groups // rows, rows)), axis=1)
-        return tl.reshape(tl.broadcast_to(largest[:, None], (groups // rows, rows)), (groups,))
+        return _each_row(tl.max(tl.reshape(x, (groups // rows, rows)), axis=1), rows)
 
 
 @triton.jit
@@ -76,5 +66,4 @@ def sum_in_square(x, rows: tl.constexpr):
         return x
     else:
         groups: tl.constexpr = x.shape[0]
-        sums = pairwise_sum(tl.trans(tl.reshape(x, (groups // rows, rows))))
-        return tl.reshape(tl.broadcast_to(sums[:, None], (groups // rows, rows)), (groups,))
+        return _each_row(pairwise_sum(tl.trans(tl.reshape(x, (groups // rows, rows)))), rows)

@@ -11,7 +11,16 @@ from .folds import each_group, most_in_square, pairwise_sum, sum_in_square, to_b
 from .random import noise, scale_noise, sign_bits
 from .rotation import butterflies, root
 from .rounding import nearest_magnitude, pack_bits, pack_nearest, pack_stochastic
-from .scales import e4m3_code, e4m3_encode, e4m3_stochastic, e4m3_value, magnitude_bits, power_of_two
+from .scales import (
+    e4m3_code,
+    e4m3_encode,
+    e4m3_stochastic,
+    e4m3_value,
+    magnitude_bits,
+    power_of_two,
+    quest_scale,
+    squared,
+)
 
 NOT_FINITE = tl.constexpr(0x7F800000)
 """The magnitude bits of infinity; those of a NaN are larger."""
@@ -68,26 +77,10 @@ def _signed(magnitude, like):
 
 
 @triton.jit
-def _squared(x):
-    return tl.fma(x, x, tl.zeros_like(x))
-
-
-@triton.jit
-def _quest_scale(groups):
-    """float32[groups]: QuEST's `c * std + 1e-8`."""
-    each: tl.constexpr = 1.0 / groups.shape[0]
-    mean = pairwise_sum(groups) * each
-    variance = pairwise_sum(_squared(groups)) * each - _squared(mean)
-    deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
-    clip = tl.full(mean.shape, 2.92247856 / 6.0, tl.float32)
-    return tl.fma(deviation, clip, tl.zeros_like(mean)) + 1e-8
-
-
-@triton.jit
 def _exponent(groups, largest, lift, e4m3: tl.constexpr, scale: tl.constexpr, scale_rounding: tl.constexpr):
     """int32[groups]: E8M0 bytes, at least 0; 255 where the statistics are not finite."""
     if scale == "quest":
-        statistic = magnitude_bits(_quest_scale(groups))
+        statistic = magnitude_bits(quest_scale(groups))
         below: tl.constexpr = 0
         full: tl.constexpr = 0
     else:
@@ -113,8 +106,8 @@ def _scaled(groups, byte, lift, shrink: tl.constexpr):
 def _one_above_is_better(groups, byte, lift):
     """int32[groups]: 1 where twice the scale has the smaller squared error."""
     scaled = tl.abs(_scaled(groups, tl.minimum(byte, 254), lift, 1.0))
-    error = pairwise_sum(_squared(nearest_magnitude(scaled) - scaled))
-    above = pairwise_sum(_squared(2 * nearest_magnitude(scaled * 0.5) - scaled))
+    error = pairwise_sum(squared(nearest_magnitude(scaled) - scaled))
+    above = pairwise_sum(squared(2 * nearest_magnitude(scaled * 0.5) - scaled))
     return ((above < error) & (byte < 255)).to(tl.int32)
 
 
@@ -127,7 +120,7 @@ def _eden_factor(scaled, kept, of_block: tl.constexpr):
     blocks: tl.constexpr = scaled.shape[1] // of_block
     y = to_blocks(tl.abs(scaled), blocks)
     q = to_blocks(nearest_magnitude(tl.abs(scaled)) * kept[None, :], blocks)
-    above, below = pairwise_sum(_squared(y)), pairwise_sum(tl.fma(y, q, tl.zeros_like(y)))
+    above, below = pairwise_sum(squared(y)), pairwise_sum(tl.fma(y, q, tl.zeros_like(y)))
     factor = tl.where(below == 0, 1.0, tl.div_rn(above, tl.where(below == 0, 1.0, below)))
     return each_group(factor, of_block)
 
@@ -208,7 +201,7 @@ def _squared_error(groups, scaled, unit, power, group_rows: tl.constexpr):
     """float32[groups]: of E2M1 to nearest at this unit, over the group or square; of the values times a power of two."""
     wide = tl.broadcast_to((unit * power)[None, :], groups.shape)
     made = tl.fma(_signed(nearest_magnitude(tl.abs(scaled)), scaled), wide, tl.zeros_like(wide))
-    return sum_in_square(pairwise_sum(_squared(made - groups * power[None, :])), group_rows)
+    return sum_in_square(pairwise_sum(squared(made - groups * power[None, :])), group_rows)
 
 
 @triton.jit

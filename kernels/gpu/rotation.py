@@ -1,4 +1,4 @@
-"""Block Hadamard rotation by butterflies in registers, and the pairwise mean; bit for bit `kernels/reference.py`."""
+"""Block Hadamard rotation by butterflies in registers, and sums by pairwise halves; bit for bit `kernels/reference.py`."""
 
 import triton
 import triton.language as tl
@@ -59,17 +59,33 @@ def hadamard(x):
 
 
 @triton.jit
-def fold(x):
+def _fold(x):
     """`x[:h] + x[h:]` of `x: [2 h, groups]`."""
     low, high = halves(x)
     return low + high
 
 
 @triton.jit
+def pairwise_sum(x):
+    """float32[groups]: the sums of the columns of `x: [size, groups]`, size 16 to 128, by halves: `x[:h] + x[h:]`, and
+    again."""
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
+    if size >= 128:
+        x = _fold(x)
+    if size >= 64:
+        x = _fold(x)
+    if size >= 32:
+        x = _fold(x)
+    return tl.reshape(_fold(_fold(_fold(_fold(x)))), (groups,))
+
+
+@triton.jit
 def mean(x):
-    """float32[groups]: the mean of `x: float32[32, groups]`, by pairwise halves."""
-    tl.static_assert(x.shape[0] == 32)
-    return tl.reshape(fold(fold(fold(fold(fold(x))))), (x.shape[1],)) * 0.03125
+    """float32[groups]: the means of the columns of `x: [size, groups]`, by pairwise halves."""
+    each: tl.constexpr = 1.0 / x.shape[0]
+    return pairwise_sum(x) * each
 
 
 @triton.jit

@@ -14,15 +14,25 @@ def magnitude_bits(x):
 
 
 @triton.jit
-def quest_exponent(rotated):
-    """int32[groups]: exponent field of QuEST's `c * std + 1e-8`; 255 where the statistics overflow or are NaN."""
-    average = mean(rotated)
-    zero = tl.zeros_like(average)
-    square = mean(tl.fma(rotated, rotated, tl.zeros_like(rotated)))
-    variance = square - tl.fma(average, average, zero)
+def squared(x):
+    """`x * x`, which no compiler contracts with what follows."""
+    return tl.fma(x, x, tl.zeros_like(x))
+
+
+@triton.jit
+def quest_scale(groups):
+    """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
+    average = mean(groups)
+    variance = mean(squared(groups)) - squared(average)
     deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
-    scale = tl.fma(deviation, tl.full(average.shape, 2.92247856 / 6.0, tl.float32), zero) + 1e-8
-    return magnitude_bits(scale) >> 23
+    clip = tl.full(average.shape, 2.92247856 / 6.0, tl.float32)
+    return tl.fma(deviation, clip, tl.zeros_like(average)) + 1e-8
+
+
+@triton.jit
+def quest_exponent(rotated):
+    """int32[groups]: exponent field of `quest_scale`; 255 where the statistics overflow or are NaN."""
+    return magnitude_bits(quest_scale(rotated)) >> 23
 
 
 @triton.jit

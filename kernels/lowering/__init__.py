@@ -1,7 +1,7 @@
 """Inductor lowerings of `torch.ops.quartet` on CUDA: each op to a Triton template of `gpu/templates`.
 
-Everywhere else (CPU tensors, formats that round nothing, grouped products of two formats) an op stays a
-call. What is private to torch is in `inductor.py`.
+Everywhere else (CPU tensors, formats that round nothing, grouped products of two formats) an op stays a call. What is
+private to torch is in `inductor.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from . import templates
 from .inductor import V, ir, realize_inputs
 from .operands import Flat, place
-from .templates import select
+from .templates import over_k, select
 
 _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
     8: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
@@ -28,10 +28,7 @@ def fp8_mm(a, a_scales, b, b_scales, alpha, dtype):
         [a, a_scales, b, b_scales, *_in_fp8(a, a_scales), *_in_fp8(b, b_scales)],
         ir.FixedLayout(device, dtype, [m, n]),
         [m, n],
-        [
-            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
-            for t in _FP8_TILES[major]
-        ],
+        over_k(_FP8_TILES[major], k),
         ALPHA=alpha,
         GROUP_M=8,
         DESCRIPTORS=major == 9,

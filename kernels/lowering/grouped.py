@@ -8,7 +8,7 @@ from ..grouped import product_shape
 from . import templates
 from .device import has_fp4
 from .inductor import ir, realize_inputs
-from .operands import elements_a_byte, fields_of, form_of
+from .operands import bits_of, fields_of, form_of
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
@@ -35,7 +35,7 @@ def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, 
     mask, width = following or (None, columns)
     stacked = gemm == "wgrad"
     form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
-    bits = 8 // elements_a_byte(form)
+    bits = bits_of(form)
     tensor_scales = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,

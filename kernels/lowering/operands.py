@@ -86,14 +86,15 @@ def fields_of(form: str) -> dict[str, Any]:
     return {
         "FORM": repr(form),
         "GROUP": 16 if form == "nvfp4" else 32,
-        "PACK": elements_a_byte(form),
+        "PACK": 8 // bits_of(form),
         "E4M3": form == "mxfp8",
         "TENSOR_SCALED": form == "nvfp4",
     }
 
 
-def elements_a_byte(form: str) -> int:
-    return 1 if form == "mxfp8" else 2
+def bits_of(form: str) -> int:
+    """Of an element."""
+    return 8 if form == "mxfp8" else 4
 
 
 def in_float8(x: ir.TensorBox, wanted: bool) -> ir.TensorBox:

@@ -12,9 +12,9 @@ from .decoded import decoded_mm
 from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
-from .operands import elements_a_byte, fields_of, form_of
+from .operands import bits_of, fields_of, form_of
 from .scales import blocked_scales
-from .templates import select
+from .templates import over_k, select
 from .unrotate import following_unrotate, rotated_back
 
 _TILES = {  # 128 columns have registers for themselves, not for a long epilogue as well
@@ -52,12 +52,12 @@ def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, d
     if form != form_of(b, b_scales) or not has_fp4(device):
         return decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
     a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
-    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * elements_a_byte(form)
+    bits = bits_of(form)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * (8 // bits)
     following = following_unrotate()
     mask, columns = following or (None, n)
     extra = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     extra += [] if mask is None else [realize_inputs(mask)]
-    bits = 8 // elements_a_byte(form)
     constants = dict(fields_of(form), ALPHA=alpha, GROUP_M=8, UNROTATED=following is not None, MASKED=mask is not None)
     template, tiles = templates.scaled_mm, _TILES[bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
@@ -71,10 +71,7 @@ def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, d
         [a, a_scales, b, b_scales, *extra],
         ir.FixedLayout(device, dtype, [m, columns]),
         [m, n],
-        [
-            dict(t, STAGES=t["num_stages"], EVEN_K=V.graph.sizevars.statically_known_multiple_of(k, t["BLOCK_K"]))
-            for t in tiles
-        ],
+        over_k(tiles, k),
         **constants,
     )
     if following is not None:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .inductor import SymbolicGridFn, TritonTemplate, autotune_select_algorithm, config, ir
+from .inductor import SymbolicGridFn, TritonTemplate, V, autotune_select_algorithm, config, ir
 
 _GPU = pathlib.Path(__file__).parent.parent / "gpu"
 
@@ -92,6 +92,12 @@ unrotate = _template("unrotate", _grid_of_rotations)
 
 GROUP_TILES = [dict(GROUPS=128, num_warps=4, num_stages=1), dict(GROUPS=256, num_warps=8, num_stages=1)]
 """For templates whose programs take groups, wherever in the matrix."""
+
+
+def over_k(tiles: Sequence[dict[str, Any]], k: Any) -> list[dict[str, Any]]:
+    """The tiles of a product whose templates walk over `k` elements, BLOCK_K a step."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    return [dict(t, STAGES=t["num_stages"], EVEN_K=known(k, t["BLOCK_K"])) for t in tiles]
 
 
 def select(

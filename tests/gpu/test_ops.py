@@ -262,9 +262,9 @@ def test_scaled_mm_then_unrotate():
         assert_within(result, exact[:, :-3], bound[:, :-3])
 
 
-@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
-def test_scaled_grouped_mm(gemm):
-    """Groups of no row, of one block and of several tiles, and rows of no group after them."""
+def assert_grouped(gemm: str, make) -> None:
+    """A grouped product of operands `make(rows, columns)`: groups of no row, of one block and of several tiles, and rows
+    of no group after them."""
     n, k, tokens, groups = 96, 160, 416, torch.tensor([32, 32, 352, 384], dtype=torch.int32)
     rows, columns = {
         "fprop": ((tokens, k), (4 * n, k)),
@@ -272,7 +272,7 @@ def test_scaled_grouped_mm(gemm):
         "wgrad": ((n, tokens), (k, tokens)),
     }[gemm]
     torch.manual_seed(4)
-    a, b = random_blocks(*rows), random_blocks(*columns)
+    a, b = make(*rows), make(*columns)
 
     def product(*operands):
         return quartet.scaled_grouped_mm(*operands, 4, gemm, 16 / 9, FP32)
@@ -281,6 +281,11 @@ def test_scaled_grouped_mm(gemm):
     wanted = grouped.scaled_grouped_mm(a, b, groups, 4, gemm, 16 / 9, FP32, reference.scaled_mm)
     assert torch.equal(result.isnan(), wanted.isnan())
     assert (result - wanted).nan_to_num(0.0).abs().max() <= 1e-4 * wanted.nan_to_num(0.0).abs().max()
+
+
+@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
+def test_scaled_grouped_mm(gemm):
+    assert_grouped(gemm, random_blocks)
 
 
 def ordered(x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@ the quantizers bit for bit the reference on the CPU, the products within accumul
 
 from __future__ import annotations
 
+import itertools
+
 import captured
 import generated_ops
 import pytest
@@ -10,11 +12,11 @@ import torch
 import torch._dynamo
 from compiled_ops import HAS_FP4, gpu, run_compiled
 from test_generated_blocks import CASES, expected_templates
-from test_ops import BF16, FP32, assert_within, float32_reductions  # noqa: F401  (a fixture)
+from test_ops import BF16, FP32, assert_grouped, assert_within, float32_reductions  # noqa: F401  (a fixture)
 from test_training import batch, cosine, llama, loss_and_gradients
 
 from quartet_compile.formats import quantizer
-from quartet_compile.kernels import grouped, reference
+from quartet_compile.kernels import reference
 
 pytestmark = gpu
 quartet = torch.ops.quartet
@@ -56,21 +58,8 @@ def test_scaled_mm(made_by, dtype):
 @pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize("made_by", FORMS)
 def test_scaled_grouped_mm(made_by, gemm):
-    """Groups of no row, of one block and of several tiles, and rows of no group after them."""
-    n, k, tokens, groups = 96, 160, 416, torch.tensor([32, 32, 352, 384], dtype=torch.int32)
-    shapes = {
-        "fprop": ((tokens, k), (4 * n, k)),
-        "dgrad": ((tokens, n), (k, 4 * n)),
-        "wgrad": ((n, tokens), (k, tokens)),
-    }
-    a, b = (getattr(generated_ops, made_by)(*shape, seed) for seed, shape in enumerate(shapes[gemm]))
-
-    def product(*operands):
-        return quartet.scaled_grouped_mm(*operands, 4, gemm, 16 / 9, FP32)
-
-    (result,), _ = run_compiled(product, [(*a[:3], *b[:3], groups)], ["scaled_grouped_mm"], dynamic=False)
-    wanted = grouped.scaled_grouped_mm(a, b, groups, 4, gemm, 16 / 9, FP32, reference.scaled_mm)
-    assert (result - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    seeds = itertools.count()
+    assert_grouped(gemm, lambda *shape: getattr(generated_ops, made_by)(*shape, next(seeds)))
 
 
 @pytest.mark.parametrize("recipe", ["quartet2", "nvfp4-4over6", "tetrajet2", "mxfp4-bwd", "mxfp8", "jetfire-fp4"])
