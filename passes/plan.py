@@ -106,24 +106,42 @@ def decide(
 def _policy(
     site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None
 ) -> tuple[bool, str]:
-    if recipe is None:
-        return False, "no rule of the option 'recipe' matches it; end the list with ('*', 'quartet') for the rest"
-    if not recipe.rewrites:
-        return False, f"recipe {recipe.name!r} keeps high precision"
+    refusal = refused(names, mark, policy, recipe)
+    if refusal:
+        return False, refusal
     if not quantized(site, recipe):
         roles = " and ".join(role for role, _ in recipe.gemms())
         return False, f"recipe {recipe.name!r} quantizes {roles} only, which this matmul hasn't here"
-    if mark == "no_fp4":
-        return False, "in a region marked no_fp4"
-    for pattern in policy.exclude:
-        if matches(pattern, names):
-            return False, f"excluded by {pattern!r}"
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
     obstacle = _too_small(site) or _sparse_tail(site, recipe)
     if obstacle:
         return False, obstacle
+    wanted, reason = chosen(names, mark, policy)
+    if reason:
+        return wanted, reason
+    tied = _tied(site)
+    return tied is None, tied or _kind(site)
+
+
+def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:
+    """What the user wrote that keeps a matmul of these names in high precision whatever its size; None if nothing."""
+    if recipe is None:
+        return "no rule of the option 'recipe' matches it; end the list with ('*', 'quartet') for the rest"
+    if not recipe.rewrites:
+        return f"recipe {recipe.name!r} keeps high precision"
+    if mark == "no_fp4":
+        return "in a region marked no_fp4"
+    for pattern in policy.exclude:
+        if matches(pattern, names):
+            return f"excluded by {pattern!r}"
+    return None
+
+
+def chosen(names: tuple[str, ...], mark: str | None, policy: Policy) -> tuple[bool, str]:
+    """Whether a matmul of these names that nothing refuses is wanted in low precision, and by what the user wrote; an
+    empty reason if by default."""
     if mark == "fp4":
         return True, "in a region marked fp4"
     if policy.scope == "marked":
@@ -133,19 +151,19 @@ def _policy(
             if matches(pattern, names):
                 return True, f"included by {pattern!r}"
         return False, "not in include"
-    return _default(site, names)
-
-
-def _default(site: MatmulSite, names: tuple[str, ...]) -> tuple[bool, str]:
     last = {name.rpartition(".")[2] for name in names}
     for kind, known in (("output head", HEADS), ("router", ROUTERS)):
         hit = last & set(known)
         if hit:
             return False, f"{kind} by its name {min(hit)!r}; include=['*'] rewrites it too"
+    return True, ""
+
+
+def _tied(site: MatmulSite) -> str | None:
     for source in site.sources:
         if any(strip(user.args[0]) is source for user in _embeddings(source)):
-            return False, "output head: its weight is an embedding table too; include=['*'] rewrites it too"
-    return True, _kind(site)
+            return "output head: its weight is an embedding table too; include=['*'] rewrites it too"
+    return None
 
 
 def _kind(site: MatmulSite) -> str:

@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("recipes", help="the recipes: what runs in which format")
-    command.add_argument("names", nargs="*", metavar="RECIPE", help="names, or TOML files, to be shown operand by operand")
+    command.add_argument(
+        "names", nargs="*", metavar="RECIPE", help="names, or TOML files, to be shown operand by operand"
+    )
     command.set_defaults(run=run_recipes)
     for name, run, text in (
         ("explain", run_explain, "a table of a model's matmuls: which run in FP4, and why the others don't"),

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import inspect
+import itertools
 import logging
+import os
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -52,11 +56,17 @@ ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback
 OpOverload: type = _private("torch._ops:OpOverload")
 FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
 OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
+DispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
 ValueRead: tuple[type[Exception], ...] = (
     _private("torch._subclasses.fake_tensor:DataDependentOutputException"),
     _private("torch._subclasses.fake_tensor:DynamicOutputShapeException"),
 )
 """Errors of code that needs a tensor's values, where only its shape is known."""
+NotCompiled: tuple[type[Exception], ...] = (
+    _private("torch._dynamo.exc:Unsupported"),
+    _private("torch._dynamo.exc:FailOnRecompileLimitHit"),
+)
+"""What Dynamo raises under `fullgraph=True` for code that it would else run eagerly."""
 CustomGraphPass: type = _private("torch._inductor.custom_graph_pass:CustomGraphPass")
 GradOutput: type = _private("torch._functorch._aot_autograd.descriptors:GradAOTOutput")
 PlainInput: type = _private("torch._functorch._aot_autograd.descriptors:PlainAOTInput")
@@ -137,12 +147,123 @@ def compile_apart(function: Callable, backend: Callable) -> Callable:
     return torch.compile(function, backend=backend, dynamic=False, **apart)
 
 
-def compile_in_place(module: torch.nn.Module, **how: Any) -> None:
-    """`module.compile(**how)`, also for torch's own modules as `nn.Linear`, whose code Dynamo skips at a frame's start."""
-    module.compile(**how)
+class Watcher(Protocol):
+    """What is told of the calls of one compiled object."""
+
+    def __call__(self) -> contextlib.AbstractContextManager | None:
+        """What the next call runs in, None for nothing."""
+
+    def inlined(self, backend: Any) -> None:
+        """Dynamo compiles a function that calls the object, and takes its code into the graph for this backend."""
+
+
+def watch_calls(watcher_of: Callable[[Any, Any, dict[str, Any]], Watcher | None]) -> None:
+    """From now on, tell of each call of what `torch.compile` makes; `watcher_of` gives the watcher for a slot (see
+    `backend_slot`), the function that is compiled, and the arguments of `torch.compile` besides the backend; or None.
+
+    A backend's own `backend_ctx_ctor` is no place for it: a dispatch mode that is entered there is still half active
+    afterwards, since `torch.compile` saves the dispatch keys after it and puts them back.
+    """
+    context = _private("torch._dynamo.eval_frame:OptimizeContext")
+    original = context.__call__
+
+    @functools.wraps(original)
+    def call(self: Any, function: Any) -> Any:
+        made = original(self, function)
+        slot = None if isinstance(made, (torch.nn.Module, type)) else backend_slot(made)
+        how = {"dynamic": self._dynamic, "fullgraph": self.fullgraph}
+        watcher = watcher_of(slot, function, how) if slot is not None else None
+        return made if watcher is None else _watched(made, watcher)
+
+    context.__call__ = call
+
+
+def _watched(made: Callable, watcher: Watcher) -> Callable:
+    @functools.wraps(made)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        context = watcher()
+        if context is None:
+            return made(*args, **kwargs)
+        with context:
+            return made(*args, **kwargs)
+
+    comptime, number = _private("torch._dynamo.comptime:comptime"), next(_numbers)
+    inline = made._torchdynamo_inline
+
+    def inlined(*args: Any, **kwargs: Any) -> Any:
+        inlined_number = number  # noqa: F841  `_tell_inlined` reads it
+        comptime(_tell_inlined)
+        return inline(*args, **kwargs)
+
+    _watchers[number] = watcher
+    watched._torchdynamo_inline = inlined
+    watched._torchdynamo_wrapper_id = id(watched)  # it stands for `made`, whose attributes it has
+    watched._quartet_compiled = made
+    _private("torch._dynamo.eval_frame:skip_code")(watched.__code__)
+    return watched
+
+
+_watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def _tell_inlined(context: Any) -> None:
+    """Called by Dynamo while it takes a watched function into a graph."""
+    watcher = _watchers.get(context.get_local("inlined_number").as_python_constant())
+    translator = context._i_will_not_complain_if_bc_breaks_InstructionTranslator()
+    if watcher is not None:
+        held = translator.output.compiler_fn
+        held = getattr(held, _BACKEND, held)
+        watcher.inlined(getattr(held, "compiler_fn", held))
+
+
+def is_watched_call(frame: Any) -> bool:
+    """Whether a frame is the outermost one of a call that `watch_calls` runs something around."""
+    return frame.f_code.co_name == "watched" and frame.f_code.co_filename == __file__
+
+
+def compilations_tried() -> int:
+    """How many frames Dynamo has tried to compile in this process, failures and recompilations included."""
+    return _private("torch._dynamo.utils:counters")["frames"]["total"]
+
+
+def reasons_not_compiled() -> dict[str, int]:
+    """Why Dynamo could not compile something, in its own words, and how often so far."""
+    return dict(_private("torch._dynamo.utils:counters")["unimplemented"])
+
+
+def is_at_limit(code: Any) -> bool:
+    """Whether Dynamo has compiled a code object so often that it compiles nothing new for it."""
+    config = _private("torch._dynamo.config")
+    entries = _private("torch._C._dynamo.eval_frame")._debug_get_cache_entry_list(code)
+    return len(entries) >= config.recompile_limit
+
+
+def is_in_graph(filename: str) -> bool:
+    """Whether a frame of this source file is a compiled graph, or an FX graph that runs op by op."""
+    return filename.startswith(_GRAPHS)
+
+
+_GRAPHS = (os.path.join(os.path.dirname(torch.__file__), "_inductor") + os.sep, "<eval_with_key>")
+
+
+def annotation() -> dict[str, Any]:
+    """What `torch.fx.traceback.annotate` says where the program is now."""
+    return _private("torch.fx.traceback").current_meta.get("custom") or {}
+
+
+def hides_errors() -> bool:
+    """Whether Dynamo runs eagerly what a backend raises for (`torch._dynamo.config.suppress_errors`)."""
+    return _private("torch._dynamo.config").suppress_errors
+
+
+def compiled_forward(module: torch.nn.Module, **how: Any) -> Callable:
+    """The module's class's forward, compiled for this module. Dynamo skips the code of torch's own modules at a frame's
+    start, and inlines it into this frame."""
+    forward = type(module).forward.__get__(module)
     if type(module).forward.__module__.startswith("torch.nn."):
-        inline = _private("torch._dynamo.external_utils:wrap_inline")
-        module._compiled_call_impl = torch.compile(inline(module._call_impl), **how)
+        forward = _private("torch._dynamo.external_utils:wrap_inline")(forward)
+    return torch.compile(forward, **how)
 
 
 _BACKEND = "_torchdynamo_orig_backend"
@@ -236,6 +357,12 @@ def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     with fake_tensor.in_kernel_invocation_manager(mode):
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return fake_tensor.FakeTensor(mode, meta, tensor.device)
+
+
+def is_fully_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP2's `fully_shard` was given this module."""
+    available = torch.distributed.is_available()
+    return available and isinstance(module, _private("torch.distributed.fsdp:FSDPModule"))
 
 
 def group_ranks(name: str) -> list[int]:

@@ -6,8 +6,6 @@ compiled, and knows every module's full name also where graph breaks, DDP or per
 
 from __future__ import annotations
 
-import copy
-import fnmatch
 import functools
 import inspect
 import re
@@ -19,11 +17,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import _compat
+from . import watch
 from .backend import compile_graph, warn_unmatched
 from .config import Config, Policy, configure
 from .errors import OptionError, PatternError, suggest
-from .names import clean, lineage, matches
+from .in_place import compile_regions, unbroken_parts
+from .names import clean, lineage, matches, names_in
 from .passes.plan import HEADS, ROUTERS
 from .sandbox import argument_names, modules_of
 
@@ -56,20 +55,56 @@ def quartet(
     return functools.partial(_compile, **how) if model is None else _compile(model, **how)
 
 
+class _Family:
+    """What the backends of one model share, whatever their regions and recipes: the modules whose names they know, each
+    with its name (empty for a whole model), the names of a function's arguments, and the keys by which Dynamo tells the
+    backends apart. A deep copy of a model stays in the family; a pickle doesn't keep the modules alive, nor names them.
+    """
+
+    def __init__(self) -> None:
+        self.models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self.arguments: set[str] = set()
+        self.keys: set[tuple] = set()
+
+    def __deepcopy__(self, memo: dict) -> _Family:
+        for model, name in list(self.models.items()):
+            if id(model) in memo:
+                self.models[memo[id(model)]] = name
+        return self
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
+    @property
+    def whole(self) -> list[nn.Module]:
+        """The whole models among the modules."""
+        return [model for model, name in self.models.items() if not name]
+
+
 class Backend:
     """A Dynamo backend with a validated configuration and the models whose parameters it knows by name.
 
     options: what the configuration was made of. Backends of one model's regions are equal, so that Dynamo shares what
-    they compile, where every pattern matches the same names inside of both.
+    they compile, where every pattern matches the same names inside of both. region: the name of the module that it
+    compiles, with the names inside of it; empty for all of the model.
     """
 
-    def __init__(self, config: Config, options: Mapping[str, Any]) -> None:
+    is_quartet = is_watched = True
+
+    def __init__(
+        self,
+        config: Config,
+        options: Mapping[str, Any],
+        family: _Family | None = None,
+        region: str = "",
+        names: tuple[str, ...] = (),
+    ) -> None:
         self.config, self.options = config, dict(options)
-        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._arguments: set[str] = set()
-        self._region, self._names = "", ()
-        self._key: tuple = (object(), config, frozenset())  # an object: an id may come again
-        self._keys, self._variants = {self._key}, {config: self}
+        self._family = family or _Family()
+        self._region, self._names = region, names
+        self._key = (self._family, config, _rules_for(region, names, config.policy))
+        self._family.keys.add(self._key)
+        self._variants = {config: self}
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Backend) and self._key == other._key)
@@ -80,47 +115,53 @@ class Backend:
     @property
     def kinds(self) -> int:
         """How many different backends there are of this model."""
-        return len(self._keys)
+        return len(self._family.keys)
 
     def learn(self, models: Iterable[nn.Module], arguments: Iterable[str] = ()) -> None:
         """Check the patterns against the models and the names of a function's arguments, and use the models' names from
         now on. Raises `PatternError`."""
         models = list(models)
-        if all(model in self._models for model in models):
+        if all(model in self._family.models for model in models):
             return
         for variant in self._variants.values():
             check_patterns(variant.config.policy, models, arguments)
-        self._models.update(models)
-        self._arguments.update(arguments)
+        self._family.models.update((model, "") for model in models)
+        self._family.arguments.update(arguments)
+
+    def learn_part(self, module: nn.Module, name: str) -> None:
+        """Use the names of a module that has this name in its model."""
+        self._family.models[module] = name
 
     def of_region(self, name: str, module: nn.Module) -> Backend:
         """The backend of one module of the model, which is compiled by itself."""
-        made = copy.copy(self)
-        made._region, made._names = name, _names_inside(module)
-        made._variants = {}
-        return made.variant(self.config, self.options)
+        return Backend(self.config, self.options, self._family, name, _names_inside(module))
 
     def variant(self, config: Config, options: Mapping[str, Any]) -> Backend:
         """The backend of the same models under another configuration, one for each. Raises `PatternError`."""
         if config not in self._variants:
-            if self._models and all(config != known for _, known, _ in self._keys):
-                check_patterns(config.policy, list(self._models), self._arguments)
-            made = copy.copy(self)
-            made.config, made.options = config, dict(options)
-            made._key = (self._key[0], config, _rules_for(self._region, self._names, config.policy))
-            self._keys.add(made._key)
+            whole = self._family.whole
+            if whole and all(config != known for _, known, _ in self._family.keys):
+                check_patterns(config.policy, whole, self._family.arguments)
+            made = Backend(config, options, self._family, self._region, self._names)
+            made._variants = self._variants
             self._variants[config] = made
         return self._variants[config]
 
+    def full_names(self) -> dict[int, str]:
+        """The names of the modules and parameters that it knows, by `id`."""
+        found: dict[int, str] = {}
+        for model, prefix in list(self._family.models.items()):
+            found = {key: f"{prefix}.{name}".strip(".") for key, name in names_in(model).items()} | found
+        return found
+
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
-        names = {}
-        for model in self._models:
-            names.update(parameter_names(model))
-        compiled = compile_graph(gm, example_inputs, self.config, names)
+        names = self.full_names()
+        with watch.reported():
+            compiled = compile_graph(gm, example_inputs, self.config, names)
         part = _part_of(gm, names)
-        for model in self._models if part else ():
+        for model in self._family.whole if part else ():
             self._warn_shared(part, {clean(name): module for name, module in model.named_modules()})
-        if not self._models:
+        if not self._family.models:
             warn_unmatched(self.config)
         return compiled
 
@@ -201,8 +242,10 @@ def _compile(
     regions: list[str],
 ) -> Any:
     backend = Backend(config, options)
+    if not regions and isinstance(model, nn.Module):
+        regions = unbroken_parts(model)
     if regions:
-        return _compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
+        return compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
     compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
     if isinstance(model, nn.Module):
         backend.learn([model])
@@ -219,30 +262,6 @@ def _compile(
         f"quartet_compile.quartet got {model!r} of type {type(model).__name__}; expected a Module, a Module class, "
         "a function or a method. Options are given by name: quartet(model, recipe='quartet-rtn')."
     )
-
-
-def _compile_regions(model: Any, regions: list[str], backend: Backend, **how: Any) -> Any:
-    """Compile in place the outermost modules that a glob matches by its own name."""
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"regions={regions!r} needs a Module, whose parts they name; got {model!r}.")
-    backend.learn([model])
-    modules = {clean(name): module for name, module in model.named_modules() if clean(name)}
-    chosen: list[str] = []
-    for pattern in regions:
-        found = [name for name in modules if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            raise PatternError(
-                f"The region {pattern!r} matches no module of {type(model).__name__}{suggest(pattern, modules)}. Regions "
-                f"are globs over names as in named_modules(), for instance: {', '.join(list(modules)[:6])}."
-            )
-        chosen += found
-    kinds = set()
-    for name in dict.fromkeys(chosen):
-        if not any(ancestor in chosen for ancestor in lineage(name)[1:]):
-            kinds.add(part := backend.of_region(name, modules[name]))
-            _compat.compile_in_place(modules[name], backend=part, **how)
-    _compat.allow_variants(len(kinds))
-    return model
 
 
 def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:

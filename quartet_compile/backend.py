@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import _compat, kernels, passes, records
+from . import _compat, kernels, passes, records, watch
 from .config import Config, Policy, configure
 from .kernels.emulation import product_format
 from .names import clean, matches, root_name
@@ -31,10 +31,14 @@ def quartet_backend(
     gm: fx.GraphModule, example_inputs: list, *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Any:
     """The backend that `torch.compile(model, backend="quartet", options=..., mode=...)` finds by its entry point."""
-    config = configure(options, mode)
-    compiled = compile_graph(gm, example_inputs, config)
+    with watch.reported():
+        config = configure(options, mode)
+        compiled = compile_graph(gm, example_inputs, config)
     warn_unmatched(config)
     return compiled
+
+
+quartet_backend.is_quartet = quartet_backend.is_watched = True
 
 
 def compile_graph(

@@ -25,6 +25,8 @@ from .sandbox import argument_names, modules_of, untouched
 class Capture:
     """A Dynamo backend that runs the pass and keeps its reports; compiled graphs run as plain FX graphs."""
 
+    is_quartet = True
+
     def __init__(self, config: Config, names: Mapping[int, str] | None = None, text: bool = True) -> None:
         self.config, self.names, self.text = config, names or {}, text
         self.graphs: list[GraphReport] = []

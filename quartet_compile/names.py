@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _ROOT = re.compile(r"^(?:G\[['\"]__import_\w+['\"]\]\.(\w+)|[LG]\[(?:'([^']*)'|\"([^\"]*)\")\])")
 """The variable at the root of a Dynamo source: `L['self']`, or a global of another module, `G['__import_m'].model`."""
@@ -20,6 +21,7 @@ def clean(path: str) -> str:
     """A Dynamo source or module path without its root, its item syntax and the names of wrappers (a first `module` is
     that of data parallel wrappers)."""
     path = re.sub(r"\.__closure__\[\d+\]\.cell_contents", "", _ROOT.sub("", _WRAPPED.sub("", path)))
+    path = path.replace(".forward._quartet_compiled._torchdynamo_inline", "")
     path = _ITEM.sub(lambda m: "." + next(group for group in m.groups() if group is not None), path)
     path = re.sub(r"\.(_modules|_parameters|_buffers)(?=\.|$)", "", path)
     parts = [part for part in path.split(".") if part and part not in _WRAPPERS]
@@ -41,3 +43,9 @@ def lineage(name: str) -> list[str]:
 def matches(pattern: str, names: Iterable[str]) -> bool:
     """Whether a glob matches one of the names or an ancestor of one: `layers.0` covers `layers.0.mlp.up_proj`."""
     return any(fnmatch.fnmatchcase(ancestor, pattern) for name in names for ancestor in lineage(name))
+
+
+def names_in(model: Any) -> dict[int, str]:
+    """The names of all parameters and modules of a model, by `id`; of what has several, the first."""
+    named = [*model.named_parameters(), *model.named_modules()]
+    return {id(item): clean(name) for name, item in named}

@@ -20,6 +20,7 @@ from .api import Backend, check_patterns
 from .backend import quartet_backend
 from .config import Config, Policy, configure
 from .errors import OptionError
+from .in_place import CompiledForward
 from .recipe import Recipe
 from .rules import EVERYTHING, Rules, rules
 from .sandbox import modules_of, uncompiled
@@ -145,7 +146,9 @@ def _methods(owner: Any) -> Iterator[Any]:
 def _inner(function: Any) -> Any:
     """The function that `torch.compile` made, where others are around it."""
     function = getattr(function, "__func__", function)
-    while inspect.isfunction(function) and _compat.backend_slot(function) is None:
+    while (inspect.isfunction(function) or isinstance(function, CompiledForward)) and not _compat.backend_slot(
+        function
+    ):
         inside = getattr(function, "_quartet_compiled", getattr(function, "__wrapped__", None))
         if inside is None:
             break
