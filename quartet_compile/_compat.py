@@ -217,6 +217,13 @@ def _tell_inlined(context: Any) -> None:
         watcher.inlined(getattr(held, "compiler_fn", held))
 
 
+def owner_of(function: Any) -> torch.nn.Module | None:
+    """The module that a function which `torch.compile` was given calls: a bound method's, or one with a frame around it."""
+    inner = _variable(function, "fn")
+    found = getattr(function, "__self__", None) if inner is None else getattr(inner, "__self__", inner)
+    return found if isinstance(found, torch.nn.Module) else None
+
+
 def is_watched_call(frame: Any) -> bool:
     """Whether a frame is the outermost one of a call that `watch_calls` runs something around."""
     return frame.f_code.co_name == "watched" and frame.f_code.co_filename == __file__

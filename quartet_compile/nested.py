@@ -23,8 +23,8 @@ def is_ours(backend: Any) -> bool:
 def parts_inside(function: Any, backend: Any) -> list[str]:
     """The names of the modules that our backend compiles by themselves, inside of a function or of a module's method that
     another backend was given."""
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, nn.Module):
+    owner = _compat.owner_of(function)
+    if owner is not None:
         _outer[owner] = backend
         named = list(owner.named_modules())[1:]
     elif inspect.isfunction(function):

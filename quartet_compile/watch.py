@@ -334,10 +334,10 @@ def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
     if is_ours(backend):
         if not getattr(backend, "is_watched", False):
             return None
-        owner = getattr(function, "__self__", None)
-        if isinstance(owner, nn.Module) and function.__name__ == "_call_impl":
+        owner = _compat.owner_of(function)
+        if owner is not None and function.__name__ == "_call_impl":
             vars(owner)[CopiesToo.ATTRIBUTE] = CopiesToo(owner, lambda: {**_given(slot), **how})
-        compiled = type(owner) if isinstance(owner, nn.Module) else function
+        compiled = function if owner is None else type(owner)
         watch, outer = Watch(slot, getattr(compiled, "__qualname__", repr(compiled))), outer_of(owner)
         if outer is not None:
             watch.inlined(outer)

@@ -24,3 +24,21 @@ def _same_path():
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile by Capture instead of Inductor, in milliseconds; gives the list of reports, which fills."""
+    from quartet_compile import _compat
+    from quartet_compile.capture import compile_plainly
+
+    torch._dynamo.reset()
+    reports = []
+
+    def compile_fx(gm, inputs, config_patches):
+        run = config_patches["joint_custom_pre_pass"]
+        run.record = reports.append
+        return compile_plainly(gm, inputs, run)
+
+    monkeypatch.setattr(_compat, "compile_fx", compile_fx)
+    return reports

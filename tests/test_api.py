@@ -12,24 +12,8 @@ from torch import nn
 
 import quartet_compile as qc
 from quartet_compile import _compat, backend
-from quartet_compile.capture import compile_plainly
 
 X = torch.randn(2, 16, 64)
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """Compile by Capture instead of Inductor; gives the list of reports that fills."""
-    torch._dynamo.reset()
-    reports = []
-
-    def compile_fx(gm, inputs, config_patches):
-        run = config_patches["joint_custom_pre_pass"]
-        run.record = reports.append
-        return compile_plainly(gm, inputs, run)
-
-    monkeypatch.setattr(_compat, "compile_fx", compile_fx)
-    return reports
 
 
 def names(graphs):
