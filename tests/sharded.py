@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -302,6 +305,79 @@ def tensor_parallel_by_hand() -> dict[str, Any]:
 def policy_by_full_names() -> dict[str, Any]:
     """What `exclude` keeps by full names where DDP splits the graph into buckets, and where FSDP2 and checkpoints wrap each
     layer and each is compiled by itself."""
+
+    def decided(reports: list) -> dict[str, Any]:
+        return {"sites": {s.name: s.rewritten for graph in reports for s in graph.sites}, "graphs": len(reports)}
+
+    found = {}
+    with _graphs() as reports:
+        replica = DistributedDataParallel(Net(blocks=3, hidden=4096), bucket_cap_mb=1)
+        qc.quartet(replica, exclude=["layers.1", "out"])(batch())
+    found["ddp"] = decided(reports)
+    model = model_of()
+    for index, layer in enumerate(model.layers):
+        model.layers[index] = checkpoint_wrapper(layer)
+        fully_shard(model.layers[index])
+    fully_shard(model)
+    with _graphs() as reports:
+        qc.quartet(model, regions=["layers.*"], exclude=["layers.1.attention.*", "layers.*.mlp.up"])
+        model(batch()).square().sum().backward()
+    found["fsdp"] = decided(reports)
+    return found
+
+
+class Encoders(nn.Module):
+    """Blocks of torch's own class between two linears that the model's own forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(64, 2, 96, dropout=0.0, batch_first=True) for _ in range(2)
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
+def fsdp_ways() -> dict[str, Any]:
+    """FSDP2 over blocks of torch's own class, under `exact` against one process: what each way of compiling has in graphs,
+    and what it warns of."""
+    world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
+    torch.manual_seed(1)
+    reference = Encoders()
+    plain = gradients(reference, x)[1]
+    ways = {
+        "quartet": lambda model: qc.quartet(model, recipe="exact"),
+        "regions": lambda model: qc.quartet(model, regions=["layers.*", "first", "last"], recipe="exact"),
+        "by name": lambda model: torch.compile(model, backend="quartet", options={"recipe": "exact"}),
+    }
+    found = {}
+    for name, way in ways.items():
+        model = copy.deepcopy(reference)
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        state = list(model.state_dict())
+        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function = way(model)
+            ours = backward(function, model, x[2 * rank : 2 * rank + 2])
+        found[name] = {
+            "worst": worst(ours, plain, world),
+            "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
+            "told": [str(w.message) for w in caught if "ran eagerly" in str(w.message)],
+            "state unchanged": list(model.state_dict()) == state,
+        }
+    return found
+
+
+@contextlib.contextmanager
+def _graphs() -> Iterator[list]:
+    """Compile without Inductor inside; gives the reports, which fill."""
     reports: list = []
 
     def compile_fx(gm, inputs, config_patches):
@@ -309,31 +385,13 @@ def policy_by_full_names() -> dict[str, Any]:
         run.record = reports.append
         return compile_plainly(gm, inputs, run)
 
-    def decided() -> dict[str, Any]:
-        found = {site.name: site.rewritten for graph in reports for site in graph.sites}
-        graphs = len(reports)
-        reports.clear()
-        torch._dynamo.reset()
-        return {"sites": found, "graphs": graphs}
-
     torch._dynamo.reset()
     plainly, _compat.compile_fx = _compat.compile_fx, compile_fx
     try:
-        found = {}
-        replica = DistributedDataParallel(Net(blocks=3, hidden=4096), bucket_cap_mb=1)
-        qc.quartet(replica, exclude=["layers.1", "out"])(batch())
-        found["ddp"] = decided()
-        model = model_of()
-        for index, layer in enumerate(model.layers):
-            model.layers[index] = checkpoint_wrapper(layer)
-            fully_shard(model.layers[index])
-        fully_shard(model)
-        qc.quartet(model, regions=["layers.*"], exclude=["layers.1.attention.*", "layers.*.mlp.up"])
-        model(batch()).square().sum().backward()
-        found["fsdp"] = decided()
+        yield reports
     finally:
         _compat.compile_fx = plainly
-    return found
+        torch._dynamo.reset()
 
 
 def noise() -> dict[str, Any]:
@@ -358,6 +416,7 @@ def two() -> dict[str, Any]:
         "tensor parallel, quartet": tensor_parallel("quartet", inductor=False),
         "tensor parallel, by hand": tensor_parallel_by_hand(),
         "policy": policy_by_full_names(),
+        "fsdp, ways": fsdp_ways(),
     }
 
 

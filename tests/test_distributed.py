@@ -85,6 +85,26 @@ def test_exclude_under_fsdp_and_checkpoint_wrappers(two):
         assert kept == {"layers.0.mlp.up", "layers.1.mlp.up", *projections}
 
 
+ENCODER = ["linear1", "linear2", "self_attn", "self_attn.out_proj"]
+
+
+@pytest.mark.parametrize("way", ["quartet", "regions"])
+def test_fsdp_over_torchs_own_blocks_is_in_graphs(two, way):
+    for rank in two:
+        found = rank["fsdp, ways"][way]
+        assert found["worst"] < 2e-5 and found["state unchanged"] and not found["told"]
+        names = [name.replace(".in_proj_weight", "") for name in found["rewritten"]]
+        assert names == ["first", "last", *(f"layers.0.{part}" for part in ENCODER)]  # layers.1 has the code of layers.0
+
+
+def test_fsdp_that_is_compiled_whole_by_name_says_what_runs_eagerly(two):
+    for rank in two:
+        found = rank["fsdp, ways"]["by name"]
+        (message,) = found["told"]
+        assert "'first', 'layers.0.self_attn'" in message and "hooks of FSDP2" in message
+        assert "quartet_compile.quartet(model)" in message and found["rewritten"] == []
+
+
 def test_tensor_parallel_ranks_agree_on_shared_operands(two):
     one, other = (rank["tensor parallel, quartet"] for rank in two)
     assert one["replicated gradient"] == other["replicated gradient"]
