@@ -231,12 +231,15 @@ def is_watched_call(frame: Any) -> bool:
 
 def compilations_tried() -> int:
     """How many frames Dynamo has tried to compile in this process, failures and recompilations included."""
-    return _private("torch._dynamo.utils:counters")["frames"]["total"]
+    return _counters["frames"]["total"]
 
 
 def reasons_not_compiled() -> dict[str, int]:
     """Why Dynamo could not compile something, in its own words, and how often so far."""
-    return dict(_private("torch._dynamo.utils:counters")["unimplemented"])
+    return dict(_counters["unimplemented"])
+
+
+_counters: dict[str, Any] = _private("torch._dynamo.utils:counters")
 
 
 def is_at_limit(code: Any) -> bool:
