@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -70,18 +71,18 @@ class Watch:
     def __init__(self, slot: Any, name: str) -> None:
         self._slot, self._name = slot, name
         self._always = False
-        self._tried: int | None = None
+        self._tried: dict[bool, int] = {}  # with and without gradients, which may have recipes of their own
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self) -> _Inspection | None:
         """What the next call runs in: an inspection, or nothing."""
-        tried = _compat.compilations_tried()
-        if tried == self._tried and not self._always:
+        tried, training = _compat.compilations_tried(), torch.is_grad_enabled()
+        if tried == self._tried.get(training) and not self._always:
             return None
-        self._tried = tried
+        self._tried[training] = tried
         config = self._config()
         self._always = config is not None and config.policy.strict
-        return _Inspection(config, self._full_names(), self._told)
+        return _Inspection(config, self._full_names, self._told)
 
     def inlined(self, backend: Any) -> None:
         """Warn, or with `strict=True` raise, of another backend that compiles what this object was to compile."""
@@ -124,16 +125,18 @@ class _Eager:
 class _Inspection(_compat.DispatchMode):
     """One call during which eager products are noted.
 
-    names: of modules and parameters, where the whole model is known. told: what was warned of before. failures: what our
-    backend raised during the call.
+    full_names: gives those of modules and parameters, where the whole model is known. told: what was warned of before.
+    failures: what our backend raised during the call.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, config: Config | None, names: dict[int, str], told: set[tuple[str, str]]) -> None:
+    def __init__(
+        self, config: Config | None, full_names: Callable[[], dict[int, str]], told: set[tuple[str, str]]
+    ) -> None:
         super().__init__()
         self.failures: list[Exception] = []
-        self._config, self._names, self._told = config, names, told
+        self._config, self._full_names, self._told = config, functools.cache(full_names), told
         self._of_root: dict[int, dict[int, str]] = {}
         self._found: dict[_Eager, None] = {}
         self._reasons: dict[str, int] = {}
@@ -201,7 +204,7 @@ class _Inspection(_compat.DispatchMode):
         wanted = [*map(id, modules[:1]), id(weight)]
         for module in reversed(modules):
             known = self._of_root.setdefault(id(module), names_in(module))
-            found = [self._names.get(key) or known.get(key) for key in wanted]
+            found = [self._full_names().get(key) or known.get(key) for key in wanted]
             if any(found):
                 return tuple(dict.fromkeys(name for name in found if name))
         return ()

@@ -124,6 +124,15 @@ def test_the_recipe_of_evaluation_decides_without_gradients(graphs):
     assert not warned
 
 
+def test_training_is_looked_at_after_an_evaluation_that_left_nothing_to_compile(graphs):
+    function = torch.compile(Broken(), backend="quartet", options={"eval": "bf16", "exclude": ["up", "down"]})
+    with told() as early, torch.no_grad():
+        function(X), function(X), function(X)
+    with told() as late:
+        function(X)
+    assert not [m for m in early if "ran eagerly" in m] and "'first', 'last'" in late[0]
+
+
 class Small(nn.Module):
     """Products that no graph would have in FP4: too small, of another dtype, of two activations, by a table, by a mark."""
 
