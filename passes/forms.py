@@ -25,7 +25,7 @@ from ..formats import padded
 from ..recipe import Gemm
 from .graph import Builder, Matrix, aten
 from .match import MatmulSite
-from .products import CONVOLUTION, ends, output
+from .products import CONVOLUTION, ends, is_scaled, output
 from .share import Quantized, quartet
 from .windows import channels_first, channels_last, fold, unfold, windows
 
@@ -314,17 +314,23 @@ def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: G
     return _cast(build, like, product)
 
 
+def convert(build: Builder, like: fx.Node, value: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """A value in another dtype; itself if it has that."""
+    if value.meta["val"].dtype == dtype:
+        return value
+    return build.call(like, torch.ops.prims.convert_element_type.default, value, dtype)
+
+
 def _output(like: fx.Node, gemm: Gemm) -> torch.dtype:
-    """What a product is rounded to."""
-    return like.meta["val"].dtype if gemm.output == "same" else getattr(torch, gemm.output)
+    """What a product is rounded to. One that `alpha` multiplies next is not rounded before, as torch's isn't."""
+    if gemm.output != "same":
+        return getattr(torch, gemm.output)
+    return torch.float32 if is_scaled(like) else like.meta["val"].dtype
 
 
 def _cast(build: Builder, like: fx.Node, product: fx.Node) -> fx.Node:
-    """The product in the dtype of the graph."""
-    dtype = like.meta["val"].dtype
-    if product.meta["val"].dtype == dtype:
-        return product
-    return build.call(like, torch.ops.prims.convert_element_type.default, product, dtype)
+    """The product in the dtype of the graph, or for what multiplies it next."""
+    return product if is_scaled(like) else convert(build, like, product, like.meta["val"].dtype)
 
 
 def _arange(build: Builder, like: fx.Node, start: int, end: int, step: int) -> fx.Node:

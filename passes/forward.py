@@ -17,9 +17,10 @@ from torch import fx
 
 from ..kernels import philox
 from ..recipe import Recipe
-from .forms import Form, form_of
+from .forms import Form, convert, form_of
 from .graph import Builder, Matrix, aten
 from .match import MatmulSite
+from .products import ADDING, factor
 from .share import Operands, Quantized
 
 
@@ -56,18 +57,18 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
 
 
 def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:
-    """`beta * bias + alpha * product` for an addmm or baddbmm; else the product itself."""
-    if node.target not in (aten.addmm.default, aten.baddbmm.default):
+    """`beta * bias + alpha * product` for an addmm or baddbmm; else the product itself. A bias times 0 isn't read."""
+    if node.target not in ADDING:
         return product
-    bias = node.args[0]
-    for name, value in node.kwargs.items():
-        if value == 1:
-            continue
-        if name == "alpha":
-            product = build.call(node, aten.mul.Tensor, product, value)
-        else:
-            bias = build.call(node, aten.mul.Tensor, bias, value)
-    return build.call(node, aten.add.Tensor, product, bias)
+    alpha, beta, bias = factor(node, "alpha"), factor(node, "beta"), node.args[0]
+    if alpha != 1:
+        product = build.call(node, aten.mul.Tensor, product, alpha)
+    if beta != 0:
+        bias = convert(build, node, bias, product.meta["val"].dtype)
+        if beta != 1:
+            bias = build.call(node, aten.mul.Tensor, bias, beta)
+        product = build.call(node, aten.add.Tensor, product, bias)
+    return convert(build, node, product, node.meta["val"].dtype)
 
 
 def _masked(sites: list[MatmulSite], saved: Mapping[int, Saved], recipes: Mapping[int, Recipe]) -> set[tuple]:

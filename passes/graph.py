@@ -231,17 +231,32 @@ class Builder:
         return copies if isinstance(found, (tuple, list)) else copies[0]
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Give every user of `old` the node `new`, which must have its shape and dtype; called where `old` is."""
+        """Give every user of `old` the node `new`, which must have its shape and dtype, in the layout of `old`, which views
+        that read it may count on; called where `old` is."""
         before, after = old.meta["val"], new.meta["val"]
         if before.dtype != after.dtype or [*map(_hashable, before.shape)] != [*map(_hashable, after.shape)]:
             raise VerifyError(
                 f"{old.format_node()} is {before.dtype}{list(before.shape)}, "
                 f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
             )
-        if after.dim() > 2 and before.is_contiguous() and not after.is_contiguous():  # later views may count on it
-            new = self.call(old, aten.clone.default, new, kwargs={"memory_format": torch.contiguous_format})
+        if _layout(before) != _layout(after):
+            new = self._laid_out(old, new)
         old.replace_all_uses_with(new)
         self._replaced[old] = new
+
+
+    def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
+        """The values of `new` with the strides of `old`."""
+        order = _dense_order(old.meta["val"])
+        if order is None:
+            raise VerifyError(
+                f"{old.format_node()} has strides {[*old.meta['val'].stride()]}, which leave gaps or overlap; its "
+                f"replacement {new.format_node()} has {[*new.meta['val'].stride()]}"
+            )
+        back = [order.index(dim) for dim in range(len(order))]
+        new = self.call(old, aten.permute.default, new, order) if order != sorted(order) else new
+        new = self.call(old, aten.clone.default, new, kwargs={"memory_format": torch.contiguous_format})
+        return self.call(old, aten.permute.default, new, back) if order != sorted(order) else new
 
 
 def region(node: fx.Node) -> tuple:
@@ -261,6 +276,27 @@ def _swaps(node: fx.Node) -> bool:
     else:
         order = [1, 0]
     return order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _layout(value: torch.Tensor) -> list:
+    """The strides that matter, of dimensions with more than one element."""
+    return [_hashable(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if _hashable(size) != 1]
+
+
+def _dense_order(value: torch.Tensor) -> list[int] | None:
+    """The dimensions from the outermost to the innermost, where memory has them without gaps; else None."""
+    sizes, strides = ([_hashable(item) for item in items] for items in (value.shape, value.stride()))
+    left = [dim for dim, size in enumerate(sizes) if size != 1]
+    order, expected = [], 1
+    while left:
+        inner = next((dim for dim in left if strides[dim] == expected), None)
+        if inner is None:
+            return None
+        left.remove(inner)
+        order.append(inner)
+        expected = sizes[inner] * expected
+    order += [dim for dim, size in reversed([*enumerate(sizes)]) if size == 1]
+    return order[::-1]
 
 
 def _swapped(dims: tuple) -> tuple:

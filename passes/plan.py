@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from ..rules import Rules
 from .graph import aten, strip
 from .match import MatmulSite
-from .products import BATCHED, CONVOLUTION
+from .products import BATCHED, CONVOLUTION, factor
 from .weights import Weights, without_weight
 
 SMALLEST = 32
@@ -115,7 +115,7 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = _too_small(site) or _sparse_tail(site, recipe)
+    obstacle = _no_product(site) or _too_small(site) or _sparse_tail(site, recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
@@ -192,6 +192,14 @@ def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
     nodes = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
     unpaired = site.problem is not None
     return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}
+
+
+def _no_product(site: MatmulSite) -> str | None:
+    """An addmm of which torch may leave out one of the two terms, and ours would not."""
+    beta = factor(site.node, "beta")
+    if isinstance(beta, fx.Node):
+        return f"beta is dynamic ({beta.meta['val']}), and torch ignores the bias where it is 0"
+    return "alpha is 0: the product is not used" if factor(site.node, "alpha") == 0 else None
 
 
 def _too_small(site: MatmulSite) -> str | None:

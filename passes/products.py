@@ -11,6 +11,7 @@ convolution           a product where its windows don't overlap
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -20,6 +21,9 @@ from .graph import aten
 MATMULS = (aten.mm.default, aten.addmm.default)
 BATCHED = (aten.bmm.default, aten.baddbmm.default)
 GROUPED = (aten._grouped_mm.default,)
+ADDING = (aten.addmm.default, aten.baddbmm.default)
+"""Those that compute `beta * bias + alpha * product`."""
+
 PRODUCTS = (*MATMULS, *BATCHED, *GROUPED)
 CONVOLUTION = aten.convolution.default
 FALLBACK = "transformers::grouped_mm_fallback"
@@ -32,8 +36,18 @@ def op_name(node: fx.Node) -> str:
 
 def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The two operands that a product multiplies."""
-    adds = node.target in (aten.addmm.default, aten.baddbmm.default)
-    return node.args[1:3] if adds else node.args[:2]
+    return node.args[1:3] if node.target in ADDING else node.args[:2]
+
+
+def factor(node: fx.Node, name: str) -> Any:
+    """`alpha` or `beta` of a product, a number or the node of one; 1 where it has none."""
+    value = node.kwargs.get(name, 1) if node.target in ADDING else 1
+    return value.real if isinstance(value, complex) else value  # torch takes complex numbers without imaginary part
+
+
+def is_scaled(node: fx.Node) -> bool:
+    """Whether a product or its bias has a factor other than 1; torch then rounds the whole once."""
+    return factor(node, "alpha") != 1 or factor(node, "beta") not in (0, 1)
 
 
 def ends(node: fx.Node) -> fx.Node | None:

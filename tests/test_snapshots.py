@@ -362,7 +362,7 @@ def test_a_parameter_used_by_an_operator():
         """\
 --- before
 +++ after
-@@ -1,2 +1,8 @@
+@@ -1,2 +1,9 @@
 -fwd  mm: f32[32, 96] = mm(x, w) -> output
 -bwd  mm_1: f32[64, 96] = mm(x.T, output.grad) -> w.grad
 +fwd  x.q = quantize[mxfp4-quest](x)
@@ -372,7 +372,8 @@ def test_a_parameter_used_by_an_operator():
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad.T, seed[0])
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
 +bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, x.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, w.q.mask) -> w.grad.T
++bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, w.q.mask)
++bwd  clone: f32[64, 96] = clone(unrotate.T, torch.contiguous_format) -> w.grad
 """,
     )
 
