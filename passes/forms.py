@@ -11,11 +11,15 @@ brings the products Y, dX and dW back to the shape of the nodes that they replac
 
 A block is what the recipe's quantizers handle together, the larger of group and rotation. Padding is with zeros, which
 add nothing to any of the three products.
+
+What a form makes of an operand is made once for everything that decides it, and its key is that of the new node: so two
+sites share a quantized operand exactly if they read the same matrix.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ from torch import fx
 
 from ..formats import padded
 from ..recipe import Gemm
-from .graph import Builder, Matrix, aten
+from .graph import Builder, Matrix, Values, aten
 from .match import MatmulSite
 from .products import CONVOLUTION, ends, is_scaled, output
 from .share import Quantized, quartet
@@ -33,11 +37,12 @@ from .windows import channels_first, channels_last, fold, unfold, windows
 @dataclasses.dataclass
 class Form:
     """The plain form. x, w: inserted where the forward matmul is; dy: where the first backward matmul is. block: of the
-    recipe."""
+    recipe. values: of the graph."""
 
     site: MatmulSite
     build: Builder
     block: int
+    values: Values
 
     def x(self) -> Matrix:
         return self._matrix(self.site.x, self.site.node)
@@ -69,6 +74,10 @@ class Form:
     def finish(self, dy: Matrix) -> None:
         """Replace what else the backward nodes computed."""
 
+    def _once(self, key: tuple, make: Callable[[], fx.Node]) -> Matrix:
+        """A matrix made of an operand of the forward matmul; `key` is all that decides its values and its shape."""
+        return self.values.matrix(self.build.once(self.site.node, key, make))
+
     def _matrix(self, operand: Matrix, like: fx.Node) -> Matrix:
         if operand.node.meta["val"].dim() == 2:
             return operand
@@ -97,15 +106,10 @@ class _Groups(Form):
         return self._product(self.site.wgrad, dy, xt, gemm, "wgrad")
 
     def w(self) -> Matrix:
-        return Matrix(self._stacked(self.site.node, self.site.w, pad=True), False, self._key(self.site.w))
+        return self._stack(self.site.w)
 
     def dw(self, result: fx.Node) -> fx.Node:
         return self._unstacked(self.site.wgrad, result, self.site.w.shape[0], self.site.wgrad_transposed)
-
-    def _key(self, operand: Matrix) -> tuple:
-        """Of an operand with padding between its matrices."""
-        root, *layout = operand.key
-        return ((root, self.block), *layout)
 
     def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
         matrices = self.site.matrices
@@ -116,13 +120,18 @@ class _Groups(Form):
         )
         return _cast(self.build, like, product)
 
-    def _stacked(self, like: fx.Node, operand: Matrix, pad: bool) -> fx.Node:
+    def _stack(self, operand: Matrix) -> Matrix:
+        """X or W, stacked."""
+        key = ("stacked", operand.key, operand.batch, self.block)
+        return self._once(key, lambda: self._stacked(self.site.node, operand))
+
+    def _stacked(self, like: fx.Node, operand: Matrix) -> fx.Node:
         """A batch [E, rows, columns] as [E * rows, columns], the rows of each matrix padded to whole groups."""
         node = operand.node
         if operand.transposed:
             node = self.build.call(like, aten.permute.default, node, [0, 2, 1])
         rows, columns = operand.shape
-        if pad and rows % self.block:
+        if rows % self.block:
             node = self.build.call(like, aten.constant_pad_nd.default, node, [0, 0, 0, padded(rows, self.block) - rows])
         return self.build.call(like, aten.reshape.default, node, [-1, columns])
 
@@ -153,11 +162,10 @@ class Stacked(_Groups):
 
     def x(self) -> Matrix:
         self._ends()  # here, before all that reads it, also where a recipe quantizes only the backward
-        return Matrix(self._stacked(self.site.node, self.site.x, pad=True), False, self._key(self.site.x))
+        return self._stack(self.site.x)
 
     def dy(self, like: fx.Node) -> Matrix:
-        node = self._wide(like, self._stacked(like, self.site.dy, pad=True))
-        return Matrix(node, False, self.site.dy.key)
+        return self.values.matrix(self._wide(like, self._stacked(like, self.site.dy)))
 
     def dx(self, result: fx.Node) -> fx.Node:
         return self._unstacked(self.site.dgrad, result, self.site.x.shape[0], self.site.dgrad_transposed)
@@ -183,12 +191,10 @@ class Grouped(_Groups):
     def x(self) -> Matrix:
         operand = self.site.x
         key = ("rows", operand.key, self._offsets(), self.block)
-        node = self.build.once(self.site.node, key, lambda: self._apart(self.site.node, operand))
-        root, *layout = operand.key
-        return Matrix(node, False, ((root, self._offsets(), self.block), *layout))
+        return self._once(key, lambda: self._apart(self.site.node, operand))
 
     def dy(self, like: fx.Node) -> Matrix:
-        return Matrix(self._wide(like, self._apart(like, self.site.dy)), False, self.site.dy.key)
+        return self.values.matrix(self._wide(like, self._apart(like, self.site.dy)))
 
     def dx(self, result: fx.Node) -> fx.Node:
         return self._together(self.site.dgrad, result, self.site.dgrad_transposed)
@@ -266,15 +272,17 @@ class Filters(Form):
         self.windows = windows(self.site.node)
 
     def x(self) -> Matrix:
-        node = unfold(self.build, self.site.node, self.site.x.node, self.windows)
-        return Matrix(node, False, self.site.x.key)
+        like, x = self.site.node, self.site.x
+        key = ("unfolded", x.key, self.windows.read)
+        return self._once(key, lambda: unfold(self.build, like, x.node, self.windows))
 
     def w(self) -> Matrix:
-        node = self.build.call(self.site.node, aten.reshape.default, self.site.w.node, [self.windows.filters, -1])
-        return Matrix(node, False, self.site.w.key)
+        like, w = self.site.node, self.site.w
+        key = ("filters", w.key)
+        return self._once(key, lambda: self.build.call(like, aten.reshape.default, w.node, [self.windows.filters, -1]))
 
     def dy(self, like: fx.Node) -> Matrix:
-        return Matrix(channels_last(self.build, like, self.site.dy.node), False, self.site.dy.key)
+        return self.values.matrix(channels_last(self.build, like, self.site.dy.node))
 
     def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
         y = scaled_mm(self.build, self.site.node, x, w, gemm)
@@ -297,15 +305,19 @@ class Filters(Form):
                 self.build.replace(bias, self.build.call(bias, aten.sum.dim_IntList, dy.node, [0]))
 
 
-def form_of(site: MatmulSite, build: Builder, block: int) -> Form:
+def form_of(site: MatmulSite, build: Builder, block: int, values: Values) -> Form:
     """The form of a site, for quantizers that handle `block` elements together."""
+    return _kind(site)(site, build, block, values)
+
+
+def _kind(site: MatmulSite) -> type[Form]:
     if site.node.target is CONVOLUTION:
-        return Filters(site, build, block)
+        return Filters
     if ends(site.node) is not None:
-        return Grouped(site, build, block)
+        return Grouped
     if site.matrices == 1:
-        return Form(site, build, block)
-    return (Stacked if isinstance(site.x.shape[0], int) else Dynamic)(site, build, block)
+        return Form
+    return Stacked if isinstance(site.x.shape[0], int) else Dynamic
 
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:

@@ -18,7 +18,7 @@ from torch import fx
 from ..kernels import philox
 from ..recipe import Recipe
 from .forms import Form, convert, form_of
-from .graph import Builder, Matrix, aten
+from .graph import Builder, Matrix, Values, aten
 from .match import MatmulSite
 from .products import ADDING, factor
 from .share import Operands, Quantized
@@ -37,10 +37,10 @@ class Saved:
 
 def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], build: Builder) -> dict[int, Saved]:
     """Rewrite every site's forward matmul in place; returns the operands by site index, as the recipes are given."""
-    saved = {}
+    saved, values = {}, Values()
     for site in sites:
         with build.graph.inserting_before(site.node):
-            form = form_of(site, build, recipes[site.index].block)
+            form = form_of(site, build, recipes[site.index].block, values)
             saved[site.index] = Saved(form, form.x(), form.w())
     operands = Operands(build, _masked(sites, saved, recipes))
     for site in sites:

@@ -102,19 +102,19 @@ class Values:
 
     def whole(self, node: fx.Node) -> Matrix:
         """A node of any rank, as it is."""
-        return Matrix(node, False, self._key(node))
+        return Matrix(node, False, self._key(node, whole=True))
 
     def root(self, node: fx.Node) -> fx.Node:
         """The node at the end of the chain of views."""
         return self._stand_in(node)[0]
 
-    def _key(self, node: fx.Node) -> tuple:
+    def _key(self, node: fx.Node, whole: bool = False) -> tuple:
         root, stand_in = self._stand_in(node)
         sizes = tuple(map(_hashable, stand_in.shape))
         strides = tuple(
             0 if size == 1 else _hashable(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
         )
-        if len(sizes) == 3 and sizes[0] == 1:
+        if len(sizes) == 3 and sizes[0] == 1 and not whole:
             sizes, strides = sizes[1:], strides[1:]
         return root, sizes, strides, _hashable(stand_in.storage_offset())
 
@@ -128,10 +128,11 @@ class Values:
         if node.target not in VIEWS:
             return None
         root, source = self._stand_in(node.args[0])
+        target = aten.view.default if node.target is aten.reshape.default else node.target  # which may copy
         arguments = fx.map_arg(node.args[1:], lambda n: n.meta["val"])
         with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
             try:
-                return root, node.target(source, *arguments, **node.kwargs)
+                return root, target(source, *arguments, **node.kwargs)
             except (RuntimeError, ValueError):
                 return None
 

@@ -30,6 +30,11 @@ class Windows:
     groups: int
 
     @property
+    def read(self) -> tuple:
+        """What decides the values of the unfolded matrix of an input."""
+        return tuple(map(tuple, (self.kernel, self.stride, self.padding, self.dilation)))
+
+    @property
     def out(self) -> list:
         """The spatial size of the output."""
         return [(s - k) // t + 1 for s, k, t in zip(self.size, self.kernel, self.stride, strict=True)]
