@@ -53,6 +53,7 @@ def rewrite_backward(
     if any(job.seeded for job in jobs):
         rewriter.draw_seeds(jobs[0].nodes, seeds, shared_by)
     for job in jobs:
+        build.working_on = job.site.index
         rewriter.rewrite(job)
 
 

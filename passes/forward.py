@@ -39,6 +39,7 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
     """Rewrite every site's forward matmul in place; returns the operands by site index, as the recipes are given."""
     saved, values = {}, Values()
     for site in sites:
+        build.working_on = site.index
         with build.graph.inserting_before(site.node):
             form = form_of(site, build, recipes[site.index].block, values)
             saved[site.index] = Saved(form, form.x(), form.w())
@@ -47,6 +48,7 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
         gemm, before = recipes[site.index].fprop, saved[site.index]
         if gemm is None:
             continue
+        build.working_on = site.index
         with build.graph.inserting_before(site.node):
             x = operands.forward(before.x_original, gemm.a, philox.FPROP_X, site.node)
             w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)

@@ -55,6 +55,10 @@ _COPIED_META = (
 class VerifyError(AssertionError):
     """The pass made an illegal graph: a bug in Quartet Compile. Names the offending node."""
 
+    def __init__(self, message: str, node: fx.Node | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+
 
 class Matrix(NamedTuple):
     """One operand of a matmul: a 2-D node, or a 3-D one that is a batch of matrices, read as it is or transposed.
@@ -174,9 +178,12 @@ class Builder:
     node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
 
     made: the last node of each op that stands in for a node, by both.
+    working_on: the index of the site that is being rewritten; author: of the site that each new node was made for.
     """
 
     graph: fx.Graph
+    working_on: int | None = None
+    author: dict[fx.Node, int | None] = dataclasses.field(default_factory=dict)
     made: dict[tuple[fx.Node, Any], fx.Node] = dataclasses.field(default_factory=dict)
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
     _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
@@ -195,6 +202,7 @@ class Builder:
         node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
         if backward_only:
             node.meta["partitioner_tag"] = "must_be_in_backward"
+        self.author[node] = self.working_on
         node.meta["val"] = self._run(like, target, args, kwargs or {})
         self.made[like, target] = node
         return node
@@ -213,6 +221,7 @@ class Builder:
             item = self.graph.call_function(operator.getitem, (node, index))
             item.meta = {key: node.meta[key] for key in _COPIED_META if key in node.meta}
             item.meta["val"] = node.meta["val"][index]
+            self.author[item] = self.author.get(node)
             items.append(item)
         return tuple(items)
 
@@ -245,7 +254,6 @@ class Builder:
         old.replace_all_uses_with(new)
         self._replaced[old] = new
 
-
     def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
         """The values of `new` with the strides of `old`."""
         order = _dense_order(old.meta["val"])
@@ -258,6 +266,20 @@ class Builder:
         new = self.call(old, aten.permute.default, new, order) if order != sorted(order) else new
         new = self.call(old, aten.clone.default, new, kwargs={"memory_format": torch.contiguous_format})
         return self.call(old, aten.permute.default, new, back) if order != sorted(order) else new
+
+
+def snapshot(graph: fx.Graph) -> Callable[[], None]:
+    """A function that gives a graph back the nodes that it has now, and to them what they read now."""
+    before = [(node, node.args, node.kwargs) for node in graph.nodes]
+
+    def restore() -> None:
+        for node, args, kwargs in before:
+            node.args, node.kwargs = args, kwargs
+        known = {node for node, _, _ in before}
+        for node in reversed([node for node in graph.nodes if node not in known]):
+            graph.erase_node(node)
+
+    return restore
 
 
 def region(node: fx.Node) -> tuple:

@@ -1,6 +1,6 @@
 """The pass: every weight matmul of a joint graph, with its dgrad and wgrad, to low precision.
 
-    find sites -> decide -> rewrite forward -> rewrite backward -> measure, if asked to -> verify
+    find sites -> decide -> rewrite (forward, backward, measure if asked to, verify)
 
 It runs as Inductor's `joint_custom_pre_pass`, on training and on inference graphs. Everything that it depends on is in
 its `uuid`, since Inductor's caches skip it when they know the graph.
@@ -9,28 +9,30 @@ its `uuid`, since Inductor's caches skip it when they know the graph.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable
 
 from torch import fx
 
 from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput
 from ..config import Policy
-from ..errors import StrictError
+from ..errors import QuartetError, StrictError
 from ..names import clean
 from ..recipe import Recipe, operands
 from ..regions import mark_of
 from ..report import GraphReport, Observed, Site
 from ..rules import Rules
-from .backward import rewrite_backward
-from .forward import rewrite_forward
-from .graph import Builder, description_of, tangents
+from .graph import description_of, tangents
 from .match import MatmulSite, find_sites
 from .others import OtherProduct, find_others
 from .plan import Decision, decide, quantized
+from .rewrite import RewriteError, rewrite
 from .show import show
-from .stats import Measure, observe
-from .verify import verify
+from .stats import Measure
 from .weights import Weights
+
+log = logging.getLogger("quartet_compile")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,18 @@ class QuartetPass(CustomGraphPass):
         return self._uuid
 
     def __call__(self, graph: fx.Graph) -> None:
+        """Rewrite a graph in place. Where the pass itself fails, what it fails on stays as it was, with a warning, or with
+        `strict=True` a `StrictError`: a bug here must not stop a training."""
+        try:
+            self._run(graph)
+        except QuartetError:
+            raise
+        except Exception as error:
+            self._tell("a graph", error)
+            if not is_nested(graph):
+                self.record(GraphReport(sites=(), training=bool(tangents(graph)), before="", after=""))
+
+    def _run(self, graph: fx.Graph) -> None:
         training = bool(tangents(graph))
         recipes = self.policy.recipe if training else self.policy.eval_recipe
         parameters, state, names = self._placeholders(graph)
@@ -71,19 +85,47 @@ class QuartetPass(CustomGraphPass):
         weights = Weights(graph, parameters, state)
         decisions = self._decide(graph, weights, recipes)
         self._check_strict(decisions)
+        others = find_others(graph, weights)
+        order = {node: position for position, node in enumerate(graph.nodes)}
+        decisions, observed = self._rewrite(graph, decisions)
+        after = show(graph, names) if self.text else ""
         described = {decision.site.node: [_describe(decision)] for decision in decisions}
-        for other in find_others(graph, weights):
+        for other in others:
             if other.node not in described or other.inside:
                 described.setdefault(other.inside or other.node, []).append(_describe_other(other, parameters))
-        sites = tuple(site for node in graph.nodes for site in described.get(node, ()))
-        chosen = {d.site.index: d.recipe for d in decisions if d.rewrite}
-        measure = Measure(self._uuid, {d.site.index: d.name for d in decisions}) if self.policy.stats else None
-        rewritten = [d.site for d in decisions if d.rewrite]
-        observed = rewrite(graph, rewritten, len(decisions), chosen, self.inputs.shared_by, measure)
-        after = show(graph, names) if self.text else ""
+        sites = tuple(site for node in sorted(described, key=order.__getitem__) for site in described[node])
         if is_nested(graph):  # the graph around it reports what is inside
             return
         self.record(GraphReport(sites=sites, training=training, before=before, after=after, observed=observed))
+
+    def _rewrite(self, graph: fx.Graph, decisions: list[Decision]) -> tuple[list[Decision], tuple[Observed, ...]]:
+        """Rewrite what was decided. Returns the decisions, those reversed on which the pass failed, and what the graph
+        measures of itself."""
+        measure = Measure(self._uuid, {d.site.index: d.name for d in decisions}) if self.policy.stats else None
+        while True:
+            chosen = [decision for decision in decisions if decision.rewrite]
+            recipes = {decision.site.index: decision.recipe for decision in chosen}
+            sites = [decision.site for decision in chosen]
+            try:
+                return decisions, rewrite(graph, sites, len(decisions), recipes, self.inputs.shared_by, measure)
+            except RewriteError as failure:
+                decisions = [self._kept(d, failure) if d.site.index in failure.sites else d for d in decisions]
+
+    def _kept(self, decision: Decision, failure: RewriteError) -> Decision:
+        reason = self._tell(repr(decision.name), failure.__cause__)
+        return dataclasses.replace(decision, rewrite=False, reason=reason)
+
+    def _tell(self, what: str, error: BaseException | None) -> str:
+        """Warn, or with `strict=True` raise, of a failure of the pass. Returns the reason for the report."""
+        how = f"{type(error).__name__}: {error}"
+        reason = f"the pass failed on it ({how}), which is a bug of Quartet Compile: please report it"
+        if self.policy.strict:
+            raise StrictError(
+                f"strict=True, and {what} stays in high precision: {reason}. Or set strict=False."
+            ) from error
+        warnings.warn(f"quartet: {what} stays in high precision: {reason}.", stacklevel=2)
+        log.debug("the pass failed on %s", what, exc_info=error)
+        return reason
 
     def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], set[fx.Node], dict[fx.Node, str]]:
         """The parameters by name, the buffers, and every input's name."""
@@ -133,29 +175,6 @@ class QuartetPass(CustomGraphPass):
 def is_nested(graph: fx.Graph) -> bool:
     """Whether a graph is the body of a higher-order op: AOTAutograd describes the inputs of all others."""
     return not any(node.meta.get("desc") for node in graph.nodes)
-
-
-def rewrite(
-    graph: fx.Graph,
-    sites: list[MatmulSite],
-    seeds: int,
-    recipes: Mapping[int, Recipe],
-    shared_by: tuple[str, ...],
-    measure: Measure | None = None,
-) -> tuple[Observed, ...]:
-    """Rewrite the given sites of a graph in place. seeds: how many sites the graph has, kept ones too, so that keeping
-    one more doesn't change the noise of the others. recipes: by the site's index. shared_by: the process groups whose
-    ranks share the noise. Returns what the graph measures of itself, if it is to."""
-    if not sites:
-        return ()
-    build = Builder(graph)
-    replaced = [node for site in sites for node in quantized(site, recipes[site.index]).values()]
-    saved = rewrite_forward(sites, recipes, build)
-    rewrite_backward(sites, saved, recipes, build, seeds, shared_by)
-    observed = observe(build, sites, recipes, measure) if measure else ()
-    graph.eliminate_dead_code()
-    verify(graph, replaced)
-    return observed
 
 
 def _module(node: fx.Node) -> str:

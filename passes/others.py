@@ -72,7 +72,15 @@ def _is_other(node: fx.Node) -> bool:
     known = node.target in (*BATCHED, *GROUPED) or name == FALLBACK
     return known or any(
         part in name
-        for part in ("convolution", "dot_product", "grouped_mm", "_trilinear", "scaled_mm", "addbmm", "addmm_activation")
+        for part in (
+            "convolution",
+            "dot_product",
+            "grouped_mm",
+            "_trilinear",
+            "scaled_mm",
+            "addbmm",
+            "addmm_activation",
+        )
     )
 
 
