@@ -7,7 +7,8 @@ brings the products Y, dX and dW back to the shape of the nodes that they replac
     Stacked   a batch: its matrices one below the other, each padded to whole blocks of rows
     Grouped   rows in groups whose sizes only the data knows: moved apart, so that no block spans two groups
     Dynamic   a batch of matrices whose number of rows is dynamic: each is a group
-    Filters   a convolution whose windows don't overlap
+    Filters   a convolution: X is unfolded, dX folded
+    Transposed  a transposed convolution: Y is folded, dY unfolded
 
 A block is what the recipe's quantizers handle together, the larger of group and rotation. Padding is with zeros, which
 add nothing to any of the three products.
@@ -266,30 +267,28 @@ class Dynamic(Grouped):
 
 @dataclasses.dataclass
 class Filters(Form):
-    """A convolution: X and dX unfolded, Y and dY with their channels last."""
+    """A convolution: X is unfolded and dX folded, Y and dY have their channels last."""
 
     def __post_init__(self) -> None:
         self.windows = windows(self.site.node)
 
     def x(self) -> Matrix:
-        like, x = self.site.node, self.site.x
-        key = ("unfolded", x.key, self.windows.read)
-        return self._once(key, lambda: unfold(self.build, like, x.node, self.windows))
+        return self._unfolded(self.site.x)
 
     def w(self) -> Matrix:
         like, w = self.site.node, self.site.w
-        key = ("filters", w.key)
-        return self._once(key, lambda: self.build.call(like, aten.reshape.default, w.node, [self.windows.filters, -1]))
+        shape = [self.windows.filters, -1]
+        return self._once(("filters", w.key), lambda: self.build.call(like, aten.reshape.default, w.node, shape))
 
     def dy(self, like: fx.Node) -> Matrix:
         return self.values.matrix(channels_last(self.build, like, self.site.dy.node))
 
     def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
-        y = scaled_mm(self.build, self.site.node, x, w, gemm)
-        bias = self.site.node.args[2]
+        like, bias = self.site.node, self.site.node.args[2]
+        y = scaled_mm(self.build, like, x, w, gemm)
         if bias is not None:
-            y = self.build.call(self.site.node, aten.add.Tensor, y, bias)
-        return channels_first(self.build, self.site.node, y, self.windows)
+            y = self.build.call(like, aten.add.Tensor, y, bias)
+        return channels_first(self.build, like, y, self.windows)
 
     def dx(self, result: fx.Node) -> fx.Node:
         return fold(self.build, self.site.dgrad, result, self.windows)
@@ -301,8 +300,43 @@ class Filters(Form):
     def finish(self, dy: Matrix) -> None:
         bias = output(self.site.backward[0].args[0], 2)
         if bias is not None:
+            gradient = self.site.dy.node
+            dims = [dim for dim in range(gradient.meta["val"].dim()) if dim != 1]
             with self.build.graph.inserting_before(bias):
-                self.build.replace(bias, self.build.call(bias, aten.sum.dim_IntList, dy.node, [0]))
+                self.build.replace(bias, self.build.call(bias, aten.sum.dim_IntList, gradient, dims))
+
+    def _unfolded(self, operand: Matrix) -> Matrix:
+        like, key = self.site.node, ("unfolded", operand.key, self.windows.read)
+        return self._once(key, lambda: unfold(self.build, like, operand.node, self.windows))
+
+
+@dataclasses.dataclass
+class Transposed(Filters):
+    """A transposed convolution: Y is folded and dY unfolded, X and dX have their channels last."""
+
+    def x(self) -> Matrix:
+        like, x = self.site.node, self.site.x
+        return self._once(("channels last", x.key), lambda: channels_last(self.build, like, x.node))
+
+    def w(self) -> Matrix:
+        return super().w().t
+
+    def dy(self, like: fx.Node) -> Matrix:
+        return self.values.matrix(unfold(self.build, like, self.site.dy.node, self.windows))
+
+    def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
+        like, bias = self.site.node, self.site.node.args[2]
+        y = fold(self.build, like, scaled_mm(self.build, like, x, w, gemm), self.windows)
+        if bias is None:
+            return y
+        bias = self.build.call(like, aten.reshape.default, bias, [-1, *[1] * len(self.windows.size)])
+        return self.build.call(like, aten.add.Tensor, y, bias)
+
+    def dx(self, result: fx.Node) -> fx.Node:
+        return channels_first(self.build, self.site.dgrad, result, self.windows)
+
+    def dw(self, result: fx.Node) -> fx.Node:
+        return super().dw(self.build.call(self.site.wgrad, aten.permute.default, result, [1, 0]))
 
 
 def form_of(site: MatmulSite, build: Builder, block: int, values: Values) -> Form:
@@ -312,7 +346,7 @@ def form_of(site: MatmulSite, build: Builder, block: int, values: Values) -> For
 
 def _kind(site: MatmulSite) -> type[Form]:
     if site.node.target is CONVOLUTION:
-        return Filters
+        return Transposed if windows(site.node).transposed else Filters
     if ends(site.node) is not None:
         return Grouped
     if site.matrices == 1:

@@ -36,7 +36,7 @@ from .products import (
     output,
 )
 from .weights import Weights
-from .windows import is_product, unfolded_shape
+from .windows import unfolded_shape, windows
 
 AMBIGUOUS = "its backward matmuls can't be told apart from others"
 
@@ -130,7 +130,7 @@ def _site(index: int, node: fx.Node, values: Values, weights: Weights) -> Matmul
 
 def _convolution(index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
     x, w = node.args[:2]
-    if weights.pick(x, w) is not w or not is_product(node):
+    if weights.pick(x, w) is not w or windows(node).obstacle:
         return None
     return MatmulSite(
         index=index,

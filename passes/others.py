@@ -11,9 +11,7 @@ from .graph import descendants, strip, tangents
 from .plan import NESTED
 from .products import BATCHED, CONVOLUTION, FALLBACK, GROUPED, MATMULS, factors, op_name
 from .weights import ACTIVATIONS, Weights, without_weight
-from .windows import windows
-
-NOT_ONE = "only a convolution whose windows don't overlap is one matrix product"
+from .windows import unfolded_shape, windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +57,8 @@ def _inside(body: object, at: fx.Node) -> list[OtherProduct]:
 
 
 def _shape(node: fx.Node) -> tuple:
+    if node.target is CONVOLUTION:
+        return unfolded_shape(node)
     if node.target not in (*MATMULS, *BATCHED):
         return "", "", ""
     a, b = (operand.meta["val"].shape for operand in factors(node))
@@ -89,9 +89,9 @@ def _other(node: fx.Node, weights: Weights) -> OtherProduct:
     operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
     weight = next((root for arg in operands if (root := strip(arg)) in weights.parameters), None)
     if node.target is CONVOLUTION:
-        obstacle = windows(node).obstacle
-        reason = f"{obstacle}; {NOT_ONE}" if obstacle else "a convolution whose filters are no parameter"
-        return OtherProduct(node, name, ("", "", ""), weight, reason)
+        geometry = windows(node)
+        reason = geometry.obstacle or f"{geometry.name} whose filters are no parameter"
+        return OtherProduct(node, name, _shape(node), weight, reason)
     if node.target in BATCHED:
         return OtherProduct(node, name, _shape(node), weight, without_weight(*factors(node), weights))
     if "dot_product" in name or "flex_attention" in name:

@@ -19,6 +19,7 @@ from .graph import aten, strip
 from .match import MatmulSite
 from .products import BATCHED, CONVOLUTION, factor
 from .weights import Weights, without_weight
+from .windows import windows
 
 SMALLEST = 32
 """Below it, in K or N, a group of 32 is mostly padding."""
@@ -121,8 +122,8 @@ def _policy(
     wanted, reason = chosen(names, mark, policy)
     if reason:
         return wanted, reason
-    tied = _tied(site)
-    return tied is None, tied or _kind(site)
+    kept = _tied(site) or _unprofitable(site)
+    return kept is None, kept or _kind(site)
 
 
 def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:
@@ -166,8 +167,14 @@ def _tied(site: MatmulSite) -> str | None:
     return None
 
 
+def _unprofitable(site: MatmulSite) -> str | None:
+    """Why FP4 would be slower; `include` rewrites it all the same."""
+    reason = windows(site.node).unprofitable if site.node.target is CONVOLUTION else None
+    return f"{reason}; include=['*'] rewrites it too" if reason else None
+
+
 def _kind(site: MatmulSite) -> str:
-    what = "convolution" if site.node.target is CONVOLUTION else "matmul"
+    what = windows(site.node).name.removeprefix("a ") if site.node.target is CONVOLUTION else "matmul"
     how_many = f"{site.matrices} matrices of a" if site.matrices != 1 else "a"
     if strip(site.weight) not in site.sources:
         return (

@@ -5,7 +5,7 @@ bmm, baddbmm          [E, M, K] [E, K, N]
 _grouped_mm           [T, K] [E, K, N]: consecutive rows, up to `ends[e]`, go with matrix e
                       [M, T] [T, N]: the same rows contracted, as [E, M, N]
 grouped_mm_fallback   transformers' op for the first form, whose backward is one op for both gradients
-convolution           a product where its windows don't overlap
+convolution           a product of its unfolded windows, where it has one group
 """
 
 from __future__ import annotations

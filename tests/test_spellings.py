@@ -110,7 +110,8 @@ FP4 = {
     "bmm, expanded": ["matmul with 2 matrices of a parameter"],
     "baddbmm": ["matmul with 2 matrices of a parameter"],
     "batched matmul": ["matmul with 4 matrices of a parameter"],
-    **{name: ["convolution with a parameter"] for name in ALL if name.startswith(("1x1", "1-D", "patches"))},
+    **{name: ["convolution with a parameter"] for name in ALL if name.startswith(("1x1", "1-D", "patches", "dilated"))},
+    "transposed convolution": ["transposed convolution with a parameter"],
 }
 KEPT = {
     "cast": ["dtype float64; FP4 replaces float32, bfloat16 and float16 only"],
@@ -121,11 +122,11 @@ KEPT = {
     "an expert by number": ["its weight is a part of 'w' that the data selects"],
     "experts by number": ["its weight is a part of 'w' that the data selects"],
     "few rows a matrix": ["each of its 24 matrices multiplies 4 rows, and groups have 32"],
-    "3x3 convolution": ["a convolution of 3 x 3 with padding 1; only a convolution whose windows don't overlap is one"],
-    "3x3 convolution, no padding": ["a convolution whose windows of 3 x 3 overlap (stride 1); only"],
-    "dilated convolution": ["a convolution of 2 x 2 with dilation 2; only"],
-    "depthwise convolution": ["a convolution in 64 groups; only"],
-    "transposed convolution": ["a transposed convolution of 2 x 2; only"],
+    "3x3 convolution": [
+        "a convolution whose windows of 3 x 3 overlap: unfolding them pays from 512 filters on, and it has"
+    ],
+    "3x3 convolution, no padding": ["a convolution whose windows of 3 x 3 overlap"],
+    "depthwise convolution": ["a convolution in 64 groups, each a product of its own, whose sizes these are"],
     "bilinear": ["trilinear; only"],
 }
 MIXED = {"sum of low rank": ["product of two parameters", "matmul with a weight computed from 3 parameters"]}
@@ -231,7 +232,7 @@ DYNAMIC = {
     "einsum, a matrix a head": ["matmul with 2 matrices of a parameter"],
     "bmm, dynamic rows": ["matmul with 2 matrices of a parameter"],
     "bmm on the left, dynamic rows": ["matmul with 2 matrices of a parameter"],
-    "1-D convolution": ["a convolution of dynamic spatial size; only a convolution whose windows don't overlap is one"],
+    "1-D convolution": ["a convolution of dynamic spatial size; mark it static with torch._dynamo.mark_static"],
     "1x1 convolution, dynamic batch": ["convolution with a parameter"],
 }
 OF_ANY_LENGTH = {
