@@ -283,7 +283,8 @@ def main(argv: list[str] | None = None) -> int:
             draws = [draw(model, each, next(held_out)) for each in weights]
             stream = " ".join(f"{state.square().mean().sqrt():.2g}" for state in draws[0].states)
             loss = model(**draws[-1].inputs).loss.item()
-            print(f"\n{name}, width {args.hidden}, {args.layers} blocks, {steps} steps: loss {loss:.3f}, rms of states {stream}")
+            size = f"width {args.hidden}, {args.layers} blocks"
+            print(f"\n{name}, {size}, {steps} steps: loss {loss:.3f}, rms of states {stream}")
             print("\n| recipe | one | mean | norm | states |\n|-|-|-|-|-|")
             for recipe in args.recipes:
                 rows = measure(model, recipe, draws, args.seeds)
