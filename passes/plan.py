@@ -116,7 +116,7 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = _no_product(site) or _too_small(site) or _sparse_tail(site, recipe)
+    obstacle = _no_product(site) or _too_small(site, names) or _sparse_tail(site, recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
@@ -169,7 +169,11 @@ def _tied(site: MatmulSite) -> str | None:
 
 def _unprofitable(site: MatmulSite) -> str | None:
     """Why FP4 would be slower; `include` rewrites it all the same."""
-    reason = windows(site.node).unprofitable if site.node.target is CONVOLUTION else None
+    m, reason = site.shape[0], None
+    if isinstance(m, int) and m < SMALLEST // 2 and (site.backward or site.problem):
+        reason = f"M is {m} in training, and backward has groups of {SMALLEST} rows"
+    elif site.node.target is CONVOLUTION:
+        reason = windows(site.node).unprofitable
     return f"{reason}; include=['*'] rewrites it too" if reason else None
 
 
@@ -209,7 +213,7 @@ def _no_product(site: MatmulSite) -> str | None:
     return "alpha is 0: the product is not used" if factor(site.node, "alpha") == 0 else None
 
 
-def _too_small(site: MatmulSite) -> str | None:
+def _too_small(site: MatmulSite, names: tuple[str, ...]) -> str | None:
     _, n, k = site.shape
     if site.node.target in BATCHED and site.matrices != 1:
         rows = site.x.shape[0]
@@ -221,8 +225,14 @@ def _too_small(site: MatmulSite) -> str | None:
         if not isinstance(size, int):
             return f"{letter} is dynamic ({size}); mark it static with torch._dynamo.mark_static"
         if size < SMALLEST:
-            return f"{letter} is {size}, below the group of {SMALLEST}"
+            adapter = "; a LoRA adapter of such a rank stays, what it adapts doesn't" if _is_adapter(names) else ""
+            return f"{letter} is {size}, below the group of {SMALLEST}{adapter}"
     return None
+
+
+def _is_adapter(names: tuple[str, ...]) -> bool:
+    """Whether names say that a matmul is half of a low-rank adapter, as peft's `lora_A` and `lora_B`."""
+    return any(part.lower().startswith("lora_") for name in names for part in name.split("."))
 
 
 def _sparse_tail(site: MatmulSite, recipe: Recipe) -> str | None:

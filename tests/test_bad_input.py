@@ -74,7 +74,7 @@ def test_small_matmuls_are_kept_with_the_reason(inputs, outputs, reason):
 
 @pytest.mark.parametrize("inputs, outputs", [(32, 32), (33, 32), (32, 33)])
 def test_the_smallest_that_is_rewritten(inputs, outputs):
-    check_exact(nn.Linear(inputs, outputs), torch.randn(5, inputs, requires_grad=True))
+    check_exact(nn.Linear(inputs, outputs), torch.randn(40, inputs, requires_grad=True))
 
 
 @pytest.mark.parametrize("columns, error", [(33, "1.0"), (34, "0.13"), (67, "0.046")])
@@ -94,7 +94,7 @@ def test_a_last_group_of_few_columns_is_kept_where_quest_would_lose_it(columns, 
 @pytest.mark.parametrize("recipe", ["exact", "quartet"])
 def test_zero_rows(shape, recipe):
     model, x = Block(), torch.randn(shape, requires_grad=True)
-    function, backend = compiled(model, recipe=recipe)
+    function, backend = compiled(model, recipe=recipe, include=["*"])
     y = function(x)
     y.sum().backward()
     assert [site.rewritten for site in sites(backend)] == [True, True]
@@ -104,7 +104,21 @@ def test_zero_rows(shape, recipe):
 
 
 def test_one_vector_is_one_row():
-    check_exact(nn.Linear(64, 64), torch.randn(64, requires_grad=True))
+    check_exact(nn.Linear(64, 64), torch.randn(64, requires_grad=True), include=["*"])
+
+
+@pytest.mark.parametrize("rows, rewritten", [(2, False), (15, False), (16, True)])
+def test_few_rows_are_kept_in_training(rows, rewritten):
+    """As those of adaLN and of timesteps, whose rows are the batch; not in inference, where one token is a row."""
+    model, x = nn.Linear(64, 96), torch.randn(rows, 64)
+    report = qc.explain(model, x)
+    assert set(decisions(report).values()) == {rewritten}
+    if not rewritten:
+        (reason,) = reasons(report).values()
+        assert reason == f"M is {rows} in training, and backward has groups of 32 rows; include=['*'] rewrites it too"
+        assert all(decisions(qc.explain(model, x, include=["*"])).values())
+    with torch.no_grad():
+        assert all(decisions(qc.explain(model, x)).values())
 
 
 LAYOUTS = {

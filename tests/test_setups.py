@@ -78,13 +78,15 @@ def test_unfreezing_compiles_again():
     assert model[1].up.weight.grad is not None and len(backend.graphs) == 2
 
 
-def test_lora_by_peft():
+@pytest.mark.parametrize("rank", [32, 8])
+def test_lora_by_peft(rank):
+    """Adapters of a rank below 32 are kept, and say what they are."""
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, vocab_size=96)
     base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
-    model = peft.get_peft_model(base, peft.LoraConfig(r=32, lora_alpha=64, target_modules=["q_proj", "down_proj"]))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=rank, lora_alpha=64, target_modules=["q_proj", "down_proj"]))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -103,13 +105,17 @@ def test_lora_by_peft():
     assert ours[0].keys() == plain[0].keys() and len(plain[0]) == 4
     for name in plain[0]:
         assert relative(ours[0][name], plain[0][name]) < 1e-4, name
-    rewritten = [site.name for site in sites(backend) if site.rewritten]
-    assert [name for name in rewritten if "lora" in name] == [
+    adapters = [site for site in sites(backend) if "lora" in site.name]
+    assert [site.name for site in adapters] == [
         f"base_model.model.model.layers.0.{layer}.lora_{part}.default"
         for layer in ("self_attn.q_proj", "mlp.down_proj")
         for part in "AB"
     ]
-    assert len(rewritten) == 7 + 4
+    assert [site.rewritten for site in adapters] == [rank == 32] * 4
+    assert sum(site.rewritten for site in sites(backend)) == 7 + (4 if rank == 32 else 0)
+    if rank == 8:
+        assert adapters[0].reason == "N is 8, below the group of 32; a LoRA adapter of such a rank stays, what it adapts doesn't"
+        assert adapters[1].reason.startswith("K is 8, below the group of 32; a LoRA adapter")
 
 
 def test_train_eval_train():

@@ -88,7 +88,7 @@ ALL = {
     "few rows a matrix": (lambda s, x: torch.bmm(x.view(24, 4, 64), s.w), {"w": (24, 64, 64)}),
     "3x3 convolution": (lambda s, x: F.conv2d(_channels(x), s.w, padding=1), {"w": (96, 64, 3, 3)}),
     "3x3 convolution, no padding": (lambda s, x: F.conv2d(_channels(x), s.w), {"w": (96, 64, 3, 3)}),
-    "dilated convolution": (lambda s, x: F.conv2d(_channels(x), s.w, dilation=2, stride=3), {"w": (96, 64, 2, 2)}),
+    "dilated convolution": (lambda s, x: F.conv2d(_channels(x), s.w, dilation=(2, 1), stride=(3, 2)), {"w": (96, 64, 2, 2)}),
     "depthwise convolution": (lambda s, x: F.conv2d(_channels(x), s.w, groups=64), {"w": (64, 1, 1, 1)}),
     "transposed convolution": (lambda s, x: F.conv_transpose2d(_channels(x), s.w, stride=2), {"w": (64, 96, 2, 2)}),
     "bilinear": (lambda s, x: F.bilinear(x, x, s.w), {"w": (32, 64, 64)}),
