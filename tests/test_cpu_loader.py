@@ -12,6 +12,7 @@ import torch._inductor.config
 
 from quartet_compile.errors import CompilerError, OptionError
 from quartet_compile.kernels.cpu import loader, toolchain
+from quartet_compile.kernels.cpu.arrays import Address
 
 SOURCE = 'extern "C" __attribute__((visibility("default"))) int quartet_answer() { return ANSWER; }\n'
 
@@ -183,4 +184,8 @@ def test_openmp_runtime_is_torch_s():
 
 def test_signatures():
     function = loader.function("quartet_quantize", "piiiippi")
-    assert function.argtypes[:2] == [ctypes.c_void_p, ctypes.c_int64] and function.restype is None
+    pointer, integer = function.argtypes[:2]
+    assert integer is ctypes.c_int64 and function.restype is None
+    assert pointer.from_param(Address(8)).value == 8 and pointer.from_param(None).value is None
+    with pytest.raises(TypeError, match="pointer of type int; expected None, Address or byref"):
+        pointer.from_param(8)  # an address that nothing checked

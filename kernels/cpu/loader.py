@@ -1,7 +1,7 @@
 """Builds the C++ kernels of this folder into one shared library, at first use, and loads it.
 
     unrotate = loader.function("quartet_unrotate", "pppiiiiii")
-    unrotate(x.data_ptr(), ...)
+    unrotate(Array(...).address(x), ...)
 
 The library is kept in Inductor's cache folder as `<hash of all that went in>-<hash of its bytes>.so`. So a binary of
 another CPU, compiler or source is never picked up, and a damaged one is seen before it is mapped (a truncated library
@@ -26,16 +26,34 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ... import _compat
+from .arrays import Address
 from .toolchain import Toolchain, run, toolchain
 
 SOURCES = Path(__file__).parent
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+
+
+class _Pointer:
+    """An argument that is None, the address of a checked tensor, or `ctypes.byref` of a structure."""
+
+    _by_reference = type(ctypes.byref(ctypes.c_int32()))
+
+    @classmethod
+    def from_param(cls, value: object) -> object:
+        if value is None or isinstance(value, Address):
+            return ctypes.c_void_p(value)
+        if isinstance(value, cls._by_reference):
+            return value
+        raise TypeError(f"a CPU kernel got a pointer of type {type(value).__name__}; expected None, Address or byref")
+
+
+_TYPES = {"p": _Pointer, "i": ctypes.c_int64, "f": ctypes.c_float}
 _lock = threading.Lock()
 
 
 @functools.cache
 def function(name: str, signature: str) -> ctypes._CFuncPtr:
-    """A C function, to be called with plain integers and floats: `p` is a pointer, `i` an int64_t, `f` a float."""
+    """A C function, to be called with plain integers and floats: `p` is a pointer, of an `Address` or None, `i` an int64_t,
+    `f` a float."""
     found = getattr(library(), name)
     found.argtypes = [_TYPES[kind] for kind in signature]
     found.restype = None
