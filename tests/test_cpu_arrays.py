@@ -45,7 +45,7 @@ def test_anything_else_is_refused(x, words):
     ids=["rank", "dtype", "strides", "device"],
 )
 def test_a_matrix_has_contiguous_rows(x):
-    assert matrix_address(torch.zeros(9, 8)[::2, 3:]) > 0
+    assert matrix_address(torch.zeros(9, 8)[::2, 3:]) > 0 and matrix_address(torch.zeros(9, 8)[:1, ::3][:, :1]) > 0
     with pytest.raises(QuartetError, match="two dimensions, the last contiguous.*x.float"):
         matrix_address(x)
 
@@ -61,6 +61,15 @@ def test_a_seed_is_one_int64(name, seed):
 def test_signs_are_as_many_floats_as_the_rotation(signs):
     with pytest.raises(QuartetError, match=r"as signs; expected torch.float32 of shape \(32,\)"):
         cpu.quantize(torch.zeros(4, 32), QUANTIZERS["mxfp4-rtn"], signs=signs)
+
+
+@pytest.mark.parametrize("name", ["mxfp4-quest", "nvfp4-rtn"])
+def test_one_element_row_or_column_with_any_strides(name):
+    """PyTorch calls them contiguous whatever their strides are, so that a copy would be as they are."""
+    x = torch.randn(40, 60)
+    for view in (x[:0, ::2], x[::3, ::7][:1, :1], x[::3, ::7][:, :1], x[::3, ::7][:1], x.t()[::3, ::7][:, :1]):
+        ours, wanted = (f.quantize(view, QUANTIZERS[name]) for f in (cpu, reference))
+        assert torch.equal(ours.codes, wanted.codes)
 
 
 @pytest.mark.parametrize("name", ["mxfp4-rtn", "nvfp4-rtn", "mxfp8"])

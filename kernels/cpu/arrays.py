@@ -57,14 +57,19 @@ class Array(NamedTuple):
 
 
 def matrix_address(x: torch.Tensor) -> Address:
-    """Where the elements of a matrix are whose rows are contiguous, at any distance from each other."""
-    if x.dim() != 2 or x.dtype not in ELEMENT_TYPES or not x.is_cpu or x.is_neg() or x.stride(1) != 1:
+    """Where the elements of a matrix are whose rows are contiguous; at any distance from each other."""
+    if x.dim() != 2 or x.dtype not in ELEMENT_TYPES or not x.is_cpu or x.is_neg() or not _has_rows(x):
         dtypes = ", ".join(map(str, ELEMENT_TYPES))
         raise QuartetError(
             f"A CPU kernel got {_words(x)} as a matrix; expected two dimensions, the last contiguous, of a dtype of "
             f"{dtypes}, on the CPU. Pass x.float().contiguous()."
         )
     return Address(x.data_ptr())
+
+
+def _has_rows(x: torch.Tensor) -> bool:
+    """Whether the elements of each row lie side by side; PyTorch leaves the strides of one element or none as they were."""
+    return x.stride(1) == 1 or x.is_contiguous()
 
 
 def _words(x: torch.Tensor | None) -> str:

@@ -152,7 +152,7 @@ def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     if x.dtype not in ELEMENT_TYPES:
         x = x.float()
     x = x.resolve_neg()
-    if x.stride(1) == 1:
+    if x.stride(1) == 1 or x.is_contiguous():  # of one element or none, whatever the strides
         return x, False
     if x.stride(0) == 1:
         return x.t(), True
