@@ -79,13 +79,13 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 
 def pack_bits(keep: torch.Tensor) -> torch.Tensor:
     """uint8[..., n / 8] of booleans [..., n]; column `c` is bit `c % 8`."""
-    weights = 1 << torch.arange(8, device=keep.device)
+    weights = 1 << torch.arange(8, dtype=torch.int64, device=keep.device)
     return (keep.reshape(*keep.shape[:-1], keep.shape[-1] // 8, 8) * weights).sum(-1).to(torch.uint8)
 
 
 def unpack_bits(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_bits`."""
-    return ((packed[..., None] >> torch.arange(8, device=packed.device)) & 1).bool().flatten(-2)
+    return ((packed[..., None] >> torch.arange(8, dtype=torch.int64, device=packed.device)) & 1).bool().flatten(-2)
 
 
 def pairwise_sum(values: torch.Tensor) -> torch.Tensor:

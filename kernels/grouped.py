@@ -66,7 +66,7 @@ def separate_groups(ends: torch.Tensor, x: torch.Tensor, block: int) -> tuple[to
     sizes = torch.diff(ends, prepend=ends.new_zeros(1))
     new_ends = padded(sizes, block).cumsum(0)
     shift = torch.cat([new_ends.new_zeros(1), new_ends]) - torch.cat([ends.new_zeros(1), ends])  # of the group after
-    row, old = torch.arange(rows, device=ends.device), torch.arange(count, device=ends.device)
+    row, old = (torch.arange(size, dtype=torch.int64, device=ends.device) for size in (rows, count))
     group = torch.searchsorted(new_ends, row, right=True)
     source = row - shift[group]
     limit = torch.cat([ends, ends.new_zeros(1)])[group]
@@ -78,7 +78,7 @@ def separate_groups(ends: torch.Tensor, x: torch.Tensor, block: int) -> tuple[to
 def separate_matrices(x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`separate_groups` of the rows of `x: [E, rows, columns]`, each matrix a group."""
     matrices, rows, _ = x.shape
-    ends = torch.arange(1, matrices + 1, device=x.device) * rows
+    ends = torch.arange(1, matrices + 1, dtype=torch.int64, device=x.device) * rows
     return separate_groups(ends, x.reshape(matrices * rows, -1), block)
 
 

@@ -59,8 +59,8 @@ def split_key(seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def noise(seed: torch.Tensor, stream: int, rows: int, columns: int) -> torch.Tensor:
     """int64[rows, columns] of 16 random bits each. `seed`: int64 scalar tensor."""
     device = seed.device
-    row = torch.arange(rows, device=device)[:, None]
-    block = torch.arange((columns + 7) // 8, device=device)[None, :]
+    row = torch.arange(rows, dtype=torch.int64, device=device)[:, None]
+    block = torch.arange((columns + 7) // 8, dtype=torch.int64, device=device)[None, :]
     high = ((row >> 32) & 0xFFFF) | (((block >> 32) & 0xFFFF) << 16)
     words = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
     words = torch.stack(torch.broadcast_tensors(*words), dim=-1)
@@ -72,5 +72,5 @@ def signs(seed: torch.Tensor, stream: int, size: int) -> torch.Tensor:
     """float32[size] of +-1 that both operands of the GEMM of `stream` share; `size` at most 128."""
     zero = torch.zeros((), dtype=torch.int64, device=seed.device)
     words = torch.stack(philox((zero, zero, zero, zero + SIGN_STREAM + stream // 2), split_key(seed)))
-    bits = (words[:, None] >> torch.arange(32, device=seed.device)) & 1
+    bits = (words[:, None] >> torch.arange(32, dtype=torch.int64, device=seed.device)) & 1
     return (1 - 2 * bits).reshape(-1)[:size].float()

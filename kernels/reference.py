@@ -210,7 +210,7 @@ def hadamard(groups: torch.Tensor) -> torch.Tensor:
         low, high = pairs.unbind(-2)
         groups = torch.stack((low + high, low - high), dim=-2).reshape(groups.shape)
         stride *= 2
-    return groups * torch.tensor(size**-0.5, dtype=torch.float32)
+    return groups * torch.tensor(size**-0.5, dtype=torch.float32, device=groups.device)
 
 
 def zero_below(quantizer: Quantizer) -> float:
@@ -244,7 +244,8 @@ def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     scales = blocks.scales[..., None]
     if scales.dtype == torch.float8_e4m3fn:
         return (groups * (scales.float() * blocks.tensor_scale)).reshape(rows, full)
-    return (groups * decode_e8m0(scales.clamp(min=1)) * torch.where(scales == 0, 0.5, 1.0)).reshape(rows, full)
+    values = groups * decode_e8m0(scales.clamp(min=1))
+    return torch.where(scales == 0, values * 0.5, values).reshape(rows, full)
 
 
 def _no_scales(values: torch.Tensor) -> torch.Tensor:

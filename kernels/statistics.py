@@ -101,7 +101,7 @@ def of_operand(
     blocks: what `reference.quantize` of the same arguments gave.
     """
     if not x.numel():
-        return [torch.zeros((), device=x.device)] * 4
+        return [torch.zeros((), dtype=torch.float32, device=x.device)] * 4
     amax = torch.stack(x.aminmax()).abs().amax().float()
     scale = torch.where(amax.isfinite(), 1 / amax.clamp(min=2.0**-126), 1.0)  # or a small gradient's squares were 0
     signs = philox.signs(sign_seed, stream, spec.rotation) if spec.random_signs else None
@@ -158,7 +158,7 @@ def _units(blocks: Blocks, spec: Quantizer) -> torch.Tensor | None:
 def of_gradient(gradient: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The cosine of the two, as a float scalar; NaN if one is zero, empty or not finite."""
     if not gradient.numel():
-        return torch.full((), torch.nan, device=gradient.device)
+        return torch.full((), torch.nan, dtype=torch.float32, device=gradient.device)
     d, h = (t.float().flatten() for t in (gradient, expected))
     d, h = (t / torch.stack(t.aminmax()).abs().amax() for t in (d, h))  # or the squares of a small gradient were 0
     return torch.dot(d, h) / (torch.dot(d, d) * torch.dot(h, h)).sqrt()

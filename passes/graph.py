@@ -333,7 +333,7 @@ def _fake_mode(node: fx.Node) -> Any:
 def _same_layout(node: fx.Node) -> torch.Tensor:
     value = node.meta["val"]
     with _fake_mode(node) if _is_symbolic(node) else contextlib.nullcontext():
-        return torch.empty_strided(value.shape, value.stride(), device="meta")
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _is_symbolic(node: fx.Node) -> bool:

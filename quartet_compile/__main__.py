@@ -6,7 +6,7 @@
     python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
     python -m quartet_compile law regions --recipe quartet
 
-What was asked wrongly is one line on stderr, and exit code 2.
+What was asked wrongly is one line on stderr, and exit code 2; so is a result that can't be written, with exit code 1.
 """
 
 from __future__ import annotations
@@ -46,15 +46,42 @@ class UsageError(Exception):
     """What the user typed wrong, in one line."""
 
 
+class OutputError(Exception):
+    """Standard output that takes no more: a full disk, or a reader that is gone."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    name = "quartet_compile"
     try:
-        print(options.run(options).rstrip("\n"))
+        options = _parsed(arguments)
+        name = f"quartet_compile {options.command}"
+        show(options.run(options).rstrip("\n") + "\n")
     except (UsageError, QuartetError) as error:
-        print(f"quartet_compile {options.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except OutputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def show(text: str) -> None:
+    """Put text on standard output, now. Raises `OutputError`."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # for what is buffered, or Python would fail on it once more at its exit
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise OutputError(f"the output can't be written: {error.strerror}") from None
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return parser().parse_args(arguments)
+    except SystemExit:
+        show("")  # what argparse wrote: the help
+        raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -146,7 +173,7 @@ def run_cross_compile(options: argparse.Namespace) -> str:
         artifact = _call(options, cross_compile, target=options.target)
     except CrossCompileError as error:
         _write(options, error.artifact)
-        print(error.artifact.to_json() if options.json else str(error.artifact))
+        show((error.artifact.to_json() if options.json else str(error.artifact)) + "\n")
         raise
     _write(options, artifact)
     return artifact.to_json() if options.json else str(artifact)
@@ -154,7 +181,10 @@ def run_cross_compile(options: argparse.Namespace) -> str:
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:
     if options.out:
-        artifact.write(options.out)
+        try:
+            artifact.write(options.out)
+        except OSError as error:
+            raise UsageError(f"--out {options.out!r} can't be written: {error.strerror}") from None
 
 
 def _report(options: argparse.Namespace) -> Any:
@@ -228,6 +258,8 @@ def _load_module(name: str) -> Any:
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
+    except SyntaxError as error:
+        raise _wrong_syntax(error, name) from None
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             raise UsageError(f"no module {name!r} here or among the installed packages") from None
@@ -243,8 +275,20 @@ def _load_file(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        try:
+            spec.loader.get_code(name)
+        except (OSError, ValueError) as error:  # not readable, or not text
+            raise UsageError(f"{path!r} can't be read: {error}") from None
+        spec.loader.exec_module(module)
+    except SyntaxError as error:  # of the file, or of a module that it imports
+        raise _wrong_syntax(error, path) from None
     return module
+
+
+def _wrong_syntax(error: SyntaxError, source: str) -> UsageError:
+    where = f"{error.filename or source}, line {error.lineno}" if error.lineno else error.filename or source
+    return UsageError(f"{where}: {error.msg}" + (f" in {error.text.strip()!r}" if error.text else ""))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import inspect
 import itertools
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -35,17 +36,29 @@ def _private(path: str) -> Any:
         return getattr(loaded, attribute) if attribute else loaded
     except (ImportError, AttributeError) as error:
         raise _missing(path.replace(":", ".")) from error
+    except OSError as error:  # Dynamo makes the cache folder as it is imported
+        raise _cannot_import(
+            f"torch can't use its cache folder ({error}), so nothing can be compiled. Set TORCHINDUCTOR_CACHE_DIR to a "
+            "folder that may be made and written, or unset it."
+        ) from error
 
 
-def _missing(what: str) -> ImportError:
-    return ImportError(
+def _missing(what: str) -> BaseException:
+    return _cannot_import(
         f"quartet_compile needs {what}, which torch {torch.__version__} lacks. "
         "It is tested with torch 2.11 to 2.13: install one of them, or a newer quartet_compile."
     )
 
 
+def _cannot_import(message: str) -> BaseException:
+    """The error; on the command line, which imports the package before it runs anything, one line and no traceback."""
+    if sys.argv[:1] == ["-m"] and __package__ in sys.orig_argv:
+        return SystemExit(f"{__package__}: {message}")
+    return ImportError(message)
+
+
 if _version() < MINIMUM_TORCH:
-    raise ImportError(
+    raise _cannot_import(
         f"quartet_compile needs torch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}. "
         "Upgrade with: pip install -U torch"
     )

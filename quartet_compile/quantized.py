@@ -110,7 +110,7 @@ def quantize(
     needs_seed = chosen.noisy or (chosen.random_signs and rotation_signs is None)
     seed = _check_seed(seed)
     if seed is None and needs_seed:
-        seed = int(torch.randint(0, 2**63 - 1, ()))
+        seed = int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu"))
     key = torch.tensor(_wrap(seed), dtype=torch.int64, device=rows.device) if needs_seed else None
     if chosen.random_signs and rotation_signs is None:
         rotation_signs = philox.signs(key, _STREAM, chosen.rotation)

@@ -35,7 +35,7 @@ def writer(uuid: str) -> Callable[[GraphReport], None]:
     def write(report: GraphReport) -> None:
         reports.append(report)
         _known[uuid] = reports
-        _store(_path(uuid), reports)
+        _store(uuid, reports)
 
     return write
 
@@ -43,7 +43,7 @@ def writer(uuid: str) -> Callable[[GraphReport], None]:
 def read(uuid: str) -> list[GraphReport]:
     """The reports kept under this uuid; none if neither the process nor the cache folder has them."""
     if uuid not in _known:
-        _known[uuid] = _load(_path(uuid))
+        _known[uuid] = _load(uuid)
     return _known[uuid]
 
 
@@ -51,19 +51,22 @@ def _path(uuid: str) -> pathlib.Path:
     return pathlib.Path(_compat.cache_dir()) / "quartet" / f"{uuid}.json"
 
 
-def _store(path: pathlib.Path, reports: list[GraphReport]) -> None:
+def _store(uuid: str, reports: list[GraphReport]) -> None:
+    text = json.dumps([dataclasses.asdict(report) for report in reports])
     try:
+        path = _path(uuid)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump([dataclasses.asdict(report) for report in reports], file)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+            written = pathlib.Path(folder) / path.name
+            written.write_text(text)
+            os.replace(written, path)
     except OSError as error:
-        log.info("the report of this graph could not be kept in %s: %s", path.parent, error)
+        log.info("the report of this graph could not be kept in Inductor's cache folder: %s", error)
 
 
-def _load(path: pathlib.Path) -> list[GraphReport]:
+def _load(uuid: str) -> list[GraphReport]:
     try:
-        return [_graph(graph) for graph in json.loads(path.read_text())]
+        return [_graph(graph) for graph in json.loads(_path(uuid).read_text())]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -1,5 +1,7 @@
 """What the tests of the C++ quantizers share: inputs, the quantizers that they try, and the instruction sets."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -23,17 +25,25 @@ ROUNDING = {
 every_quantizer = pytest.mark.parametrize("quantizer", ROUNDING.values(), ids=ROUNDING.keys())
 
 
-@pytest.fixture(scope="module", autouse=True, params=toolchain.supported_isas())
-def isa(request):
+@contextlib.contextmanager
+def built_for(isa: str):
+    """The kernels of this instruction set inside."""
+
     def forget() -> None:
         for cached in (toolchain.isa, loader._library, loader.function):
             cached.cache_clear()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(toolchain.ISA_VARIABLE, request.param)
+        patch.setenv(toolchain.ISA_VARIABLE, isa)
         forget()
         yield
     forget()
+
+
+@pytest.fixture(scope="module", autouse=True, params=toolchain.supported_isas())
+def isa(request):
+    with built_for(request.param):
+        yield
 
 
 def awkward(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -230,6 +232,87 @@ def test_an_error_in_the_users_file_is_shown_as_it_is(tmp_path):
     path.write_text("import no_such_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         load_model(f"{path}:Model")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"import torch\ndef build(:\n", ", line 2: invalid syntax in 'def build(:'"),
+        (b"x = 1\n   y = 2\n", ", line 2: unexpected indent in 'y = 2'"),
+        (b"\xff = 3\n", "codec can't decode byte 0xff"),
+        (b"\0\0", "source code string cannot contain null bytes"),
+        (b"import wrong_syntax\n", "wrong_syntax.py, line 1: "),
+    ],
+    ids=["syntax", "indentation", "encoding", "null", "imported"],
+)
+@pytest.mark.parametrize("how", ["file", "module"])
+def test_a_file_that_is_no_python_is_one_line(tmp_path, monkeypatch, capsys, content, words, how):
+    name = f"no_python_{len(content)}"
+    (tmp_path / f"{name}.py").write_bytes(content)
+    (tmp_path / "wrong_syntax.py").write_text("x =\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert main(["explain", f"{name}.py:build" if how == "file" else f"{name}:build"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("quartet_compile explain: ") and words in captured.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_one_line(file, run):
+    file.chmod(0)
+    code, _, err = run("explain", "MODEL:Model")
+    file.chmod(0o644)
+    assert code == 2 and err.count("\n") == 1 and "Permission denied" in err
+
+
+def closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w")
+
+
+OUTPUTS = {"a reader that is gone": (closed_pipe, "Broken pipe")}
+if os.path.exists("/dev/full"):
+    OUTPUTS["a full disk"] = (lambda: open("/dev/full", "w"), "No space left on device")
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_one_line(case, monkeypatch, capsys):
+    make, words = OUTPUTS[case]
+    with make() as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["recipes"]) == 1
+        output.write("what Python would flush at its exit goes nowhere")
+    assert capsys.readouterr().err == f"quartet_compile recipes: the output can't be written: {words}\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(file, run, monkeypatch):
+    def write(folder: str) -> None:
+        (file / folder).mkdir()  # in a file
+
+    artifact = types.SimpleNamespace(write=write)
+    monkeypatch.setattr(sys.modules[main.__module__], "cross_compile", lambda *inputs, **options: artifact)
+    code, out, err = run("cross-compile", "MODEL:build", "--out", "folder")
+    assert (code, out, err) == (2, "", "quartet_compile cross-compile: --out 'folder' can't be written: Not a directory\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, output, code, words",
+    [
+        (["--help"], {}, "/dev/full", 1, "the output can't be written: No space left on device"),
+        (["recipes"], {"TORCHINDUCTOR_CACHE_DIR": __file__}, os.devnull, 1, "Set TORCHINDUCTOR_CACHE_DIR to a folder"),
+    ],
+    ids=["help on a full disk", "a cache folder that is a file"],
+)
+def test_as_a_command_it_is_one_line_too(arguments, environment, output, code, words):
+    if not os.path.exists(output):
+        pytest.skip(f"needs {output}")
+    command = [sys.executable, "-m", "quartet_compile", *arguments]
+    with open(output, "w") as stdout:
+        done = subprocess.run(command, env=os.environ | environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("quartet_compile: ") and words in done.stderr
 
 
 def test_a_module_of_the_working_folder(file):

@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch._inductor.config
 
 from quartet_compile.errors import CompilerError, OptionError
 from quartet_compile.kernels.cpu import loader, toolchain
+from quartet_compile.kernels.cpu.arrays import Address
+from quartet_compile.kernels.cpu.scratch import remove_leftovers, scratch_folder
 
 SOURCE = 'extern "C" __attribute__((visibility("default"))) int quartet_answer() { return ANSWER; }\n'
 
@@ -36,6 +39,20 @@ def fresh(monkeypatch) -> None:
 
 def answer() -> int:
     return loader.library().quartet_answer()
+
+
+@pytest.fixture
+def compiler(sources, monkeypatch):
+    """Put lines of shell in front of the compiler: `compiler(before)`; `$*` is its command line."""
+
+    def put(before: str) -> Path:
+        script, real = sources.parent / "c++", toolchain._inductor_compiler()
+        script.write_text(f'#!/bin/sh\n{before}\nexec "{real}" "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setattr(toolchain, "_inductor_compiler", lambda: str(script))
+        return script
+
+    return put
 
 
 def cached(sources: Path) -> list[Path]:
@@ -135,10 +152,79 @@ def test_a_read_only_folder_falls_back(sources, monkeypatch):
 def test_a_read_only_folder_with_the_library_is_enough(sources, monkeypatch):
     assert answer() == 42
     fresh(monkeypatch)
-    monkeypatch.setattr(loader.tempfile, "TemporaryDirectory", None)  # what a build starts with
+    monkeypatch.setattr(loader, "scratch_folder", None)  # what a build starts with
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert answer() == 42
+
+
+NO_SPACE = 'echo "fatal error: error writing to $TMPDIR/a.s: No space left on device" >&2; exit 1'
+
+
+def test_a_full_disk_falls_back_and_leaves_nothing(sources, compiler, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setattr(loader.tempfile, "tempdir", str(elsewhere))
+    compiler(f'case "$TMPDIR" in {sources.parent / "cache"}/*) {NO_SPACE};; esac')
+    with pytest.warns(UserWarning, match="No space left on device.*writable folder with 10 MB free") as caught:
+        assert answer() == 42
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert cached(sources) == [] and list(elsewhere.iterdir()) == []
+
+
+def test_no_space_anywhere_says_so(sources, compiler):
+    compiler(f'case "$*" in *-o*) {NO_SPACE};; esac')
+    with pytest.raises(CompilerError, match="(?s)No space left.*nor in a temporary one.*No space left.*TMPDIR") as caught:
+        loader.library()
+    assert "GCC" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_library_that_cannot_be_mapped_falls_back(sources, monkeypatch):
+    """A cache on a file system that holds no programs (noexec)."""
+    load = ctypes.CDLL
+
+    def mapped(path: str) -> ctypes.CDLL:
+        if "/cache/" in path:
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(loader.ctypes, "CDLL", mapped)
+    with pytest.warns(UserWarning, match="failed to map segment.*TORCHINDUCTOR_CACHE_DIR"):
+        assert answer() == 42
+
+
+@pytest.mark.parametrize("compiler_is", ["killed", "left behind"])
+def test_a_killed_build_leaves_nothing_to_trip_over(sources, compiler, compiler_is):
+    """The process dies of SIGKILL while the compiler runs; the folder that it built in goes at the next build."""
+    began = sources.parent / "began"
+    hang = f"echo $$ > {began}.new; mv {began}.new {began}; exec sleep 30"
+    compiler(f'case "$*" in *-c*) [ -e {began} ] || {{ {hang}; }};; esac')
+    process = multiprocessing.get_context("fork").Process(target=answer)
+    process.start()
+    while not began.exists():
+        process.join(0.01)
+        assert process.is_alive()
+    (left,) = cached(sources)
+    process.kill()
+    process.join()
+    if compiler_is == "killed":
+        os.kill(int(began.read_text()), signal.SIGKILL)
+    assert answer() == 42 and left in cached(sources)  # it may be of a process that has made it this moment
+    os.utime(left, (0, 0))
+    (sources / "answer.h").write_text("#define ANSWER 7\n")
+    with pytest.MonkeyPatch.context() as patch:
+        fresh(patch)
+        assert answer() == 7
+    assert [path.suffix for path in cached(sources)] == [".so", ".so"]
+    if compiler_is == "left behind":
+        os.kill(int(began.read_text()), signal.SIGKILL)
+
+
+def test_the_folder_of_a_living_process_stays(tmp_path):
+    with scratch_folder(tmp_path) as folder:
+        os.utime(folder, (0, 0))
+        remove_leftovers(tmp_path)
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_compiler(sources, monkeypatch):
@@ -155,6 +241,22 @@ def test_a_failed_compilation_shows_the_command_and_what_it_said(sources):
     assert cached(sources) == []
 
 
+@pytest.mark.parametrize(
+    "version, words",
+    [
+        ("g++ (GCC) 8.5.0", "is GCC 8, which is too old: expected GCC 9, clang 12 or later. Install one and set CXX"),
+        ("Debian clang version 11.0.1-2", "is clang 11, which is too old: expected GCC 9, clang 12 or later"),
+        ("g++ (Debian 12.2.0-14) 12.2.0", "known to compile with GCC 9, clang 12 and later: set CXX to another compiler"),
+        ("something else", "known to compile with GCC 9, clang 12 and later: set CXX to another compiler"),
+    ],
+)
+def test_a_failed_compilation_blames_an_old_compiler_only(sources, compiler, version, words):
+    compiler(f'case "$*" in --version) echo "{version}"; exit;; *) echo "error: no" >&2; exit 1;; esac')
+    with pytest.raises(CompilerError, match="(?s)Command:.*error: no") as caught:
+        loader.library()
+    assert words in str(caught.value)
+
+
 def test_isa_names(monkeypatch):
     def isa(name: str) -> str:
         monkeypatch.setenv(toolchain.ISA_VARIABLE, name)
@@ -163,6 +265,7 @@ def test_isa_names(monkeypatch):
     assert [isa(name) for name in toolchain.supported_isas()] == toolchain.supported_isas()
     with pytest.raises(OptionError, match="'avx1024'.*expected one of avx512vnni, avx512, avx2, portable"):
         isa("avx1024")
+    assert isa("") == toolchain.supported_isas()[0]  # as unset
     monkeypatch.setattr(toolchain, "_cpu_features", lambda: {"avx2", "fma", "f16c", "avx512f"})
     assert isa("avx2") == "avx2" and toolchain.supported_isas() == ["avx2", "portable"]
     with pytest.raises(OptionError, match="lacks avx512bw, avx512cd, avx512dq, avx512vl; it supports avx2, portable"):
@@ -183,4 +286,8 @@ def test_openmp_runtime_is_torch_s():
 
 def test_signatures():
     function = loader.function("quartet_quantize", "piiiippi")
-    assert function.argtypes[:2] == [ctypes.c_void_p, ctypes.c_int64] and function.restype is None
+    pointer, integer = function.argtypes[:2]
+    assert integer is ctypes.c_int64 and function.restype is None
+    assert pointer.from_param(Address(8)).value == 8 and pointer.from_param(None).value is None
+    with pytest.raises(TypeError, match="pointer of type int; expected None, Address or byref"):
+        pointer.from_param(8)  # an address that nothing checked

@@ -114,7 +114,7 @@ def test_lora_by_peft(rank):
     assert [site.rewritten for site in adapters] == [rank == 32] * 4
     assert sum(site.rewritten for site in sites(backend)) == 7 + (4 if rank == 32 else 0)
     if rank == 8:
-        assert adapters[0].reason == "N is 8, below the group of 32; a LoRA adapter of such a rank stays, what it adapts doesn't"
+        assert adapters[0].reason.startswith("N is 8, below the group of 32; a LoRA adapter of such a rank stays")
         assert adapters[1].reason.startswith("K is 8, below the group of 32; a LoRA adapter")
 
 

@@ -9,8 +9,13 @@ import torch
 
 from ...formats import E2M1_MAX, Quantizer, padded
 from ..reference import Blocks
+from .arrays import Array
 
 _QUEST, _STOCHASTIC, _ROTATE, _NEAREST_SCALE, _UP_SCALE = 1, 2, 4, 8, 16
+TENSOR_SCALE = Array("a tensor scale", torch.float32, (1,))
+_NO_TENSOR_SCALE = TENSOR_SCALE._replace(shape=(0,))
+_SEED = Array("a seed", torch.int64, ())
+_SIGN_SEED = Array("a seed of signs", torch.int64, ())
 _POINTERS = ("seed", "signs", "sign_seed", "codes", "scales")
 
 
@@ -58,26 +63,30 @@ def is_fast(quantizer: Quantizer) -> bool:
 
 def request(
     quantizer: Quantizer,
-    blocks: Blocks,
+    shape: tuple[int, int],
     mask: bool,
     stream: int,
     seed: torch.Tensor | None,
     signs: torch.Tensor | None,
     sign_seed: torch.Tensor | None,
-) -> ctypes.Structure:
-    """What fills `blocks` with the codes of `quantizer`. It holds addresses: keep the tensors."""
+) -> tuple[Blocks, ctypes.Structure]:
+    """Blocks of `[rows, columns]`, and what fills them with the codes of `quantizer`. It holds addresses: keep the blocks
+    and the tensors."""
     random = quantizer.random_signs
+    made = [array.empty() for array in layout(quantizer, *shape, mask)]
+    blocks = Blocks(*(part for part, _ in made))
+    codes, scales, tensor_scale, bits = (address for _, address in made)
     pointers = {
-        "seed": seed.data_ptr() if quantizer.noisy else None,
-        "signs": signs.data_ptr() if random and signs is not None else None,
-        "sign_seed": sign_seed.data_ptr() if random and signs is None else None,
-        "codes": blocks.codes.data_ptr(),
-        "scales": blocks.scales.data_ptr(),
-        "mask": blocks.mask.data_ptr() if mask else None,
+        "seed": _SEED.address(seed) if quantizer.noisy else None,
+        "signs": _signs(quantizer).address(signs) if random and signs is not None else None,
+        "sign_seed": _SIGN_SEED.address(sign_seed) if random and signs is None else None,
+        "codes": codes,
+        "scales": scales,
+        "mask": bits if mask else None,
     }
     if is_fast(quantizer):
-        return _Request(flags=_flags(quantizer), stream=stream, shrink=quantizer.shrink, **pointers)
-    return _AnyRequest(
+        return blocks, _Request(flags=_flags(quantizer), stream=stream, shrink=quantizer.shrink, **pointers)
+    return blocks, _AnyRequest(
         **{field: names.index(getattr(quantizer, field)) for field, names in _ENUMS.items()},
         group=quantizer.group,
         group_rows=quantizer.group_rows,
@@ -86,7 +95,7 @@ def request(
         shrink=quantizer.shrink,
         top=E2M1_MAX / quantizer.headroom,
         largest_scale=quantizer.largest_scale,
-        tensor_scale=blocks.tensor_scale.data_ptr() if quantizer.two_level else None,
+        tensor_scale=tensor_scale if quantizer.two_level else None,
         **pointers,
     )
 
@@ -100,16 +109,21 @@ def _flags(quantizer: Quantizer) -> int:
     return flags | {"down": 0, "nearest": _NEAREST_SCALE, "up": _UP_SCALE}[quantizer.scale_rounding]
 
 
-def empty(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> Blocks:
-    """Blocks of `[rows, columns]` to be filled, laid out as kernels/reference.py says."""
+def layout(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> tuple[Array, Array, Array, Array]:
+    """The parts of blocks of `[rows, columns]`, laid out as kernels/reference.py says."""
     full = padded(columns, quantizer.block)
     if quantizer.elements == "e4m3":
-        codes = torch.empty(rows, full, dtype=torch.float8_e4m3fn)
+        codes = Array("codes", torch.float8_e4m3fn, (rows, full))
     else:
-        codes = torch.empty(rows, full // 2, dtype=torch.uint8)
-    return Blocks(
+        codes = Array("codes", torch.uint8, (rows, full // 2))
+    scale_type = torch.float8_e4m3fn if quantizer.two_level else torch.uint8
+    return (
         codes,
-        torch.empty(rows, full // quantizer.group, dtype=torch.float8_e4m3fn if quantizer.two_level else torch.uint8),
-        torch.empty(int(quantizer.two_level)),
-        torch.empty(rows, full // 8 if mask else 0, dtype=torch.uint8),
+        Array("scales", scale_type, (rows, full // quantizer.group)),
+        TENSOR_SCALE if quantizer.two_level else _NO_TENSOR_SCALE,
+        Array("a mask", torch.uint8, (rows, full // 8 if mask else 0)),
     )
+
+
+def _signs(quantizer: Quantizer) -> Array:
+    return Array("signs", torch.float32, (quantizer.rotation,))

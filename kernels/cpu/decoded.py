@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ...errors import QuartetError
 from ..reference import Blocks
+from .arguments import TENSOR_SCALE
+from .arrays import Array
 from .loader import function
 
 
@@ -16,24 +17,18 @@ def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
     e4m3, two_level = (t.dtype == torch.float8_e4m3fn for t in (x.codes, x.scales))
     rows, groups = x.scales.shape
     group = 16 if two_level else 32
-    check(x.codes, rows, groups * (group if e4m3 else group // 2))
+    width = groups * group
     codes, scales = x.codes.contiguous(), x.scales.contiguous()
-    out = torch.empty(rows, groups * group)
+    out, out_address = Array("decoded values", torch.float32, (rows, width)).empty()
     function("quartet_decode", "pippfpiii")(
-        codes.data_ptr(),
+        Array("codes", codes.dtype if e4m3 else torch.uint8, (rows, width if e4m3 else width // 2)).address(codes),
         e4m3,
-        scales.data_ptr(),
-        x.tensor_scale.data_ptr() if two_level else None,
+        Array("scales", scales.dtype if two_level else torch.uint8, (rows, groups)).address(scales),
+        TENSOR_SCALE.address(x.tensor_scale) if two_level else None,
         shrink,
-        out.data_ptr(),
+        out_address,
         rows * groups,
         group,
         torch.get_num_threads(),
     )
     return out
-
-
-def check(x: torch.Tensor, rows: int, columns: int) -> None:
-    """The kernels read as many bytes as this says, so a wrong shape must not reach them."""
-    if x.shape != (rows, columns):
-        raise QuartetError(f"A quantized operand has a part of shape {tuple(x.shape)}; expected {(rows, columns)}.")

@@ -11,10 +11,12 @@ import ctypes
 import torch
 
 from ...errors import QuartetError
+from ...formats import padded
 from ..reference import Blocks
+from .arguments import TENSOR_SCALE
+from .arrays import ELEMENT_TYPES, Address, Array
 from .decoded import decode
 from .loader import function
-from .native import ELEMENT_TYPES
 from .toolchain import isa
 
 
@@ -35,34 +37,43 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
         )
     if isa() == "portable":
         return _decoded_mm(a, b, alpha, dtype)
-    out = torch.empty(rows, columns, dtype=dtype)
+    out, out_address = Array("a product", dtype, (rows, columns)).empty()
     done = ctypes.c_int32()
-    inputs = [*_inputs(a), *_inputs(b)]  # held until the call is over
+    left, right = _whole_groups(a), _whole_groups(b)  # held until the call is over
     function("quartet_scaled_mm", "pppppppipiiifi")(
-        *(None if t is None else t.data_ptr() for t in inputs),
-        out.data_ptr(),
+        *_addresses(left),
+        *_addresses(right),
+        out_address,
         ELEMENT_TYPES[dtype],
         ctypes.byref(done),
         rows,
         columns,
-        inputs[0].shape[1] // 16,
+        padded(groups * group, 32) // 32,
         alpha,
         torch.get_num_threads(),
     )
     return out if done.value else _decoded_mm(a, b, alpha, dtype)
 
 
-def _inputs(x: Blocks) -> list[torch.Tensor | None]:
-    """What the kernel reads of an operand: codes and scales of whole groups of 32, and NVFP4's tensor scale."""
-    if x.scales.dtype == torch.uint8:
-        return [x.codes.contiguous(), x.scales.contiguous(), None]
+def _whole_groups(x: Blocks) -> Blocks:
+    """The operand with whole groups of 32, contiguous."""
     codes, scales = x.codes, x.scales.view(torch.uint8)
-    if scales.shape[1] % 2:
+    if x.scales.dtype == torch.float8_e4m3fn and scales.shape[1] % 2:
         codes, scales = torch.nn.functional.pad(codes, (0, 8)), torch.nn.functional.pad(scales, (0, 1))
-    return [codes.contiguous(), scales.contiguous(), x.tensor_scale]
+    return Blocks(codes.contiguous(), scales.contiguous().view(x.scales.dtype), x.tensor_scale, None)
+
+
+def _addresses(x: Blocks) -> tuple[Address, Address, Address | None]:
+    """What the kernel reads of an operand in whole groups of 32."""
+    (rows, groups), two_level = x.scales.shape, x.scales.dtype == torch.float8_e4m3fn
+    return (
+        Array("codes", torch.uint8, (rows, groups * (8 if two_level else 16))).address(x.codes),
+        Array("scales", x.scales.dtype, (rows, groups)).address(x.scales),
+        TENSOR_SCALE.address(x.tensor_scale) if two_level else None,
+    )
 
 
 def _decoded_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
-    out = torch.empty(a.codes.shape[0], b.codes.shape[0])
+    out = torch.empty((a.codes.shape[0], b.codes.shape[0]), dtype=torch.float32, device="cpu")
     torch.mm(decode(a), decode(b).t(), out=out)  # with `out`, autocast leaves the operands as they are
     return out.mul_(alpha).to(dtype)

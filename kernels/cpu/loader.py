@@ -1,11 +1,12 @@
 """Builds the C++ kernels of this folder into one shared library, at first use, and loads it.
 
     unrotate = loader.function("quartet_unrotate", "pppiiiiii")
-    unrotate(x.data_ptr(), ...)
+    unrotate(Array(...).address(x), ...)
 
 The library is kept in Inductor's cache folder as `<hash of all that went in>-<hash of its bytes>.so`. So a binary of
 another CPU, compiler or source is never picked up, and a damaged one is seen before it is mapped (a truncated library
-dies of SIGBUS, not of an error). It appears by an atomic rename: processes may build at the same time.
+dies of SIGBUS, not of an error). It appears by an atomic rename: processes may build at the same time, and a killed one
+leaves no half of it. Where the folder can't be written, a process builds for itself and says so.
 
 Conventions for a kernel: `QUARTET_EXPORT void`, raw pointers, sizes and strides in elements as int64_t, the number of
 threads last; no torch headers (ATen.h alone takes 8 s to compile), no global state, no exceptions.
@@ -13,12 +14,10 @@ threads last; no torch headers (ATen.h alone takes 8 s to compile), no global st
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import hashlib
 import os
-import shutil
 import tempfile
 import threading
 import warnings
@@ -26,16 +25,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ... import _compat
+from ...errors import CompilerError
+from .arrays import Address
+from .scratch import scratch_folder
 from .toolchain import Toolchain, run, toolchain
 
 SOURCES = Path(__file__).parent
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_SPACE = "10 MB"
+
+
+class _Pointer:
+    """An argument that is None, the address of a checked tensor, or `ctypes.byref` of a structure."""
+
+    _by_reference = type(ctypes.byref(ctypes.c_int32()))
+
+    @classmethod
+    def from_param(cls, value: object) -> object:
+        if value is None or isinstance(value, Address):
+            return ctypes.c_void_p(value)
+        if isinstance(value, cls._by_reference):
+            return value
+        raise TypeError(f"a CPU kernel got a pointer of type {type(value).__name__}; expected None, Address or byref")
+
+
+_TYPES = {"p": _Pointer, "i": ctypes.c_int64, "f": ctypes.c_float}
 _lock = threading.Lock()
 
 
 @functools.cache
 def function(name: str, signature: str) -> ctypes._CFuncPtr:
-    """A C function, to be called with plain integers and floats: `p` is a pointer, `i` an int64_t, `f` a float."""
+    """A C function, to be called with plain integers and floats: `p` is a pointer, of an `Address` or None, `i` an int64_t,
+    `f` a float."""
     found = getattr(library(), name)
     found.argtypes = [_TYPES[kind] for kind in signature]
     found.restype = None
@@ -54,17 +74,28 @@ def _library() -> ctypes.CDLL:
     key = _key(tools)
     try:
         folder = Path(_compat.cache_dir()) / "quartet"
-        path = _intact(folder, key) or _build(tools, key, folder)
+        return ctypes.CDLL(str(_intact(folder, key) or _build(tools, key, folder)))
     except OSError as error:
-        warnings.warn(
-            f"Quartet Compile can't keep its CPU kernels in Inductor's cache folder ({error}), so every process builds "
-            "them again. Set TORCHINDUCTOR_CACHE_DIR to a writable folder.",
-            stacklevel=3,
-        )
-        folder = Path(tempfile.mkdtemp(prefix="quartet-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        path = _build(tools, key, folder)
-    return ctypes.CDLL(str(path))
+        return _uncached(tools, key, error)
+
+
+def _uncached(tools: Toolchain, key: str, reason: OSError) -> ctypes.CDLL:
+    """The library built for this process only, in a temporary folder that is gone once it is mapped."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="quartet-", ignore_cleanup_errors=True) as folder:
+            library = ctypes.CDLL(str(_build(tools, key, Path(folder))))
+    except OSError as error:
+        raise CompilerError(
+            f"Quartet Compile can't keep its CPU kernels in Inductor's cache folder ({reason}), nor in a temporary one "
+            f"({error}); expected {_SPACE} free in a folder that may be written and holds programs. Free some, or set "
+            "TORCHINDUCTOR_CACHE_DIR or TMPDIR to such a folder."
+        ) from error
+    warnings.warn(
+        f"Quartet Compile can't keep its CPU kernels in Inductor's cache folder ({reason}), so every process builds "
+        f"them again. Set TORCHINDUCTOR_CACHE_DIR to a writable folder with {_SPACE} free.",
+        stacklevel=4,
+    )
+    return library
 
 
 def _key(tools: Toolchain) -> str:
@@ -86,13 +117,14 @@ def _named(folder: Path, key: str, built: Path) -> Path:
 def _build(tools: Toolchain, key: str, folder: Path) -> Path:
     """Compile every source, two or more at a time, link, and move the result to its name."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        objects = {source: os.path.join(scratch, source.stem + ".o") for source in sorted(SOURCES.glob("*.cpp"))}
+    with scratch_folder(folder) as scratch:
+        objects = {str(source): str(scratch / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))}
         compile_ = [tools.compiler, *tools.compile_flags, "-c"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(run, ([*compile_, str(source), "-o", target] for source, target in objects.items())))
-        linked = Path(scratch) / "quartet.so"
-        run([tools.compiler, *objects.values(), *tools.link_flags, "-o", str(linked)])
+            commands = [[*compile_, source, "-o", target] for source, target in objects.items()]
+            list(pool.map(functools.partial(run, scratch=scratch), commands))
+        linked = scratch / "quartet.so"
+        run([tools.compiler, *objects.values(), *tools.link_flags, "-o", str(linked)], scratch=scratch)
         path = _named(folder, key, linked)
         os.replace(linked, path)
     return path

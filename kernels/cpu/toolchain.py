@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,8 @@ import torch
 from ...errors import CompilerError, OptionError, suggest
 
 ISA_VARIABLE = "QUARTET_CPU_ISA"
+
+_OLDEST = {"GCC": 9, "clang": 12}
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
@@ -52,9 +56,9 @@ def toolchain() -> Toolchain:
 
 @functools.cache
 def isa() -> str:
-    """The instruction set to build for: the best that this CPU has, or what `QUARTET_CPU_ISA` says."""
+    """The instruction set to build for: the best that this CPU has, or what `QUARTET_CPU_ISA` says. Empty is as unset."""
     supported = supported_isas()
-    wanted = os.environ.get(ISA_VARIABLE, supported[0])
+    wanted = os.environ.get(ISA_VARIABLE) or supported[0]
     if wanted not in ISA_FEATURES:
         raise OptionError(
             f"{ISA_VARIABLE} is {wanted!r}{suggest(wanted, ISA_FEATURES)}; expected one of {', '.join(ISA_FEATURES)}."
@@ -74,19 +78,41 @@ def supported_isas() -> list[str]:
     return [level for level, features in ISA_FEATURES.items() if present.issuperset(features)]
 
 
-def run(command: list[str]) -> str:
-    """The output of a compiler command, or a `CompilerError` with the command and what it wrote."""
+def run(command: list[str], scratch: Path | None = None) -> str:
+    """The output of a compiler command, whose temporary files go to `scratch`.
+
+    Raises `CompilerError` if there is no such compiler, if it is too old, or if it fails; `OSError` if the disk is full.
+    """
+    environment = {**os.environ, "LC_ALL": "C"} | ({} if scratch is None else {"TMPDIR": str(scratch)})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
     except OSError as error:
         raise _no_compiler(command[0]) from error
-    if done.returncode:
-        raise CompilerError(
-            f"Quartet Compile's CPU kernels failed to compile (exit status {done.returncode}).\n"
-            f"Command: {' '.join(command)}\n{done.stderr}\n"
-            "They need GCC 9, clang 12 or later: install one and set CXX to it."
+    if not done.returncode:
+        return done.stdout
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(code) in done.stderr:
+            raise OSError(code, os.strerror(code), None if scratch is None else str(scratch.parent))
+    raise CompilerError(
+        f"Quartet Compile's CPU kernels failed to compile (exit status {done.returncode}).\n"
+        f"Command: {' '.join(command)}\n{done.stderr}\n{_remedy(command[0])}"
+    )
+
+
+def _remedy(compiler: str) -> str:
+    """What to do about a failed compilation, by the compiler's age."""
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace")
+    name = "clang" if "clang" in done.stdout else "GCC"
+    found = re.search(r"(?:clang version|\)) (\d+)", done.stdout)
+    if found and int(found[1]) < _OLDEST[name]:
+        return (
+            f"{compiler} is {name} {found[1]}, which is too old: expected GCC {_OLDEST['GCC']}, clang {_OLDEST['clang']} or "
+            "later. Install one and set CXX to it."
         )
-    return done.stdout
+    return (
+        f"They are known to compile with GCC {_OLDEST['GCC']}, clang {_OLDEST['clang']} and later: "
+        "set CXX to another compiler."
+    )
 
 
 def _inductor_compiler() -> str:

@@ -142,4 +142,4 @@ def _tensor_scale(
 
 
 def _float32(value: float) -> float:
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
