@@ -51,6 +51,7 @@ ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback
 
 OpOverload: type = _private("torch._ops:OpOverload")
 FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
+TorchDispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
 OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
 ValueRead: tuple[type[Exception], ...] = (
     _private("torch._subclasses.fake_tensor:DataDependentOutputException"),
@@ -228,6 +229,19 @@ def map_tensors(function: Callable[[str, torch.Tensor], Any], name: str, value: 
         return function(name + tree.keystr(path), item) if isinstance(item, torch.Tensor) else item
 
     return tree.tree_map_with_path(leaf, value)
+
+
+def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors with storage that a tensor is made of: itself, or the parts of a wrapper, as of a DTensor."""
+    if not _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor, or a part of it, has no values."""
+    return _private("torch._subclasses.fake_tensor:is_fake")(tensor)
 
 
 def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:

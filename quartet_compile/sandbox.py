@@ -35,14 +35,18 @@ def uncompiled(model: Any) -> Any:
     return model
 
 
-def argument_names(model: Callable) -> list[str]:
-    """The names of the arguments that may be given by position; none for a callable without a signature."""
+def signature_of(model: Callable) -> list[inspect.Parameter]:
+    """The arguments of a module's forward, or of a function; none for a callable without a signature."""
     try:
-        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+        return list(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values())
     except (TypeError, ValueError):
         return []
+
+
+def argument_names(model: Callable) -> list[str]:
+    """The names of the arguments that may be given by position."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in positional]
+    return [parameter.name for parameter in signature_of(model) if parameter.kind in positional]
 
 
 @contextlib.contextmanager
@@ -51,8 +55,7 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     Dynamo has learnt of changing sizes."""
     inner = [module for root in modules for module in root.modules()]
     gradients = [(parameter, parameter.grad) for module in inner for parameter in module.parameters(recurse=False)]
-    containers = [box for module in inner for box in _containers(module)]
-    saved = [(box, copy.copy(box)) for box in containers]
+    saved = [(box, copy.copy(box)) for module in inner for box in containers(module)]
     try:
         with _compat.dynamo_sizes_restored():
             yield
@@ -63,7 +66,7 @@ def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _containers(module: nn.Module) -> list[dict | list]:
+def containers(module: nn.Module) -> list[dict | list]:
     """A module's attributes, and the plain dicts and lists among them."""
     return [vars(module), *(value for value in vars(module).values() if type(value) in (dict, list))]
 

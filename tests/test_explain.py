@@ -292,27 +292,6 @@ def test_explaining_uses_up_none_of_the_recompile_limit():
 # What can't be explained.
 
 
-class Reads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
-        if y.sum().item() > 0:
-            return y
-        return self.second(y)
-
-
-def test_code_that_reads_a_value_is_named_with_what_was_seen_before():
-    with pytest.raises(qc.CaptureError) as caught:
-        qc.explain(Reads(), X)
-    message = str(caught.value)
-    assert re.search(r"test_explain.py:\d+, in forward: `if y.sum\(\).item\(\) > 0:`", message)
-    assert "needs a tensor's values" in message
-    assert "Captured up to there: 1 graph with 1 matmul: first." in message
-
-
 class Raises(nn.Module):
     def __init__(self) -> None:
         super().__init__()
