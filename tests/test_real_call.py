@@ -239,6 +239,7 @@ def test_a_batch_in_place_of_an_input_says_how_to_pass_it():
 
 def test_cross_compile_takes_keywords():
     pytest.importorskip("triton")
-    artifact = qc.cross_compile(Denoiser(256), torch.randn(2, 128, 256), kwargs={"timestep": T})
+    model, x = Denoiser(256).bfloat16(), torch.randn(2, 128, 256, dtype=torch.bfloat16)
+    artifact = qc.cross_compile(model, x, kwargs={"timestep": T})
     assert decisions(artifact.report) == {"body": True}
     assert any(kernel.op for kernel in artifact.kernels)
