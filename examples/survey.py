@@ -35,6 +35,7 @@ import torch
 import transformers
 
 import quartet_compile as qc
+from quartet_compile.call import Call
 from quartet_compile.capture import Capture
 from quartet_compile.config import configure
 from quartet_compile.report import Site
@@ -182,9 +183,9 @@ def project(output: torch.Tensor) -> torch.Tensor:
 
 
 def compiled_gradients(model: torch.nn.Module, inputs: dict, recipe: str) -> tuple[Capture, dict[str, torch.Tensor]]:
-    """The same through our pass, without Inductor."""
+    """The same through our pass, without Inductor, by the names that `qc.quartet` gives."""
     torch._dynamo.reset()
-    backend = Capture(configure({"recipe": recipe}), text=False)
+    backend = Capture(configure({"recipe": recipe}), Call(model).parameter_names(), text=False)
     function = torch.compile(model, backend=backend, dynamic=False)
     return backend, gradients(model, function, inputs)
 

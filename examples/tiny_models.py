@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 HEADS = (
     "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "CAUSAL_LM", "MULTIMODAL_LM", "CTC",
@@ -47,8 +48,7 @@ def architectures() -> dict[str, list[tuple[str, str]]]:
     for mapping in (*mappings, modeling_auto.MODEL_MAPPING_NAMES):
         for kind, names in mapping.items():
             for name in (names,) if isinstance(names, str) else names:
-                with contextlib.suppress(KeyError, AttributeError, ImportError):
-                    found.setdefault(CONFIG_MAPPING[kind].__module__.split(".")[2], []).append((kind, name))
+                found.setdefault(model_type_to_module_name(kind), []).append((kind, name))
     return dict(sorted(found.items()))
 
 
@@ -267,24 +267,25 @@ def candidate_inputs(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     made = {name: maker(model.config) for name, maker in MAKERS.items() if name in wanted}
     most = [n for n in made if n in required or n in ALWAYS or n == main]
     yield {n: made[n] for n in most}
-    tokens = [n for n in most if n not in ("pixel_values", "pixel_values_videos", "input_features")]
-    if tokens and tokens != most:
-        yield {n: made[n] for n in tokens}
-    if main in made:
-        yield {n: made[n] for n in {main, *(r for r in required if r in made)}}
-    yield made
     for name, shapes in OTHER_SHAPES.items():
         if name in most:
             for shape in shapes:
                 yield {**{n: made[n] for n in most}, name: torch.randn(shape)}
+    if main in made:
+        yield {n: made[n] for n in {main, *(r for r in required if r in made)}}
+    yield made
+    tokens = [n for n in most if n not in ("pixel_values", "pixel_values_videos", "input_features")]
+    if tokens and tokens != most:
+        yield {n: made[n] for n in tokens}
     with contextlib.suppress(Exception):  # many have none that fits
         yield dict(model.dummy_inputs)
 
 
 def _with_counted_tokens(model: nn.Module, inputs: dict, error: Exception) -> Iterator[dict[str, torch.Tensor]]:
     """The inputs with as many image tokens as an error says that there are image features."""
-    counts = [int(n) for n in re.findall(r"features:? ?(\d+)", str(error))]
-    for count in counts:
+    found = [int(number) for number in re.findall(r"features:? ?(\d+)", str(error))]
+    width = _field(model.config, ("hidden_size",), 64)  # some messages count numbers, not vectors
+    for count in [*found, *(number // width for number in found if number % width == 0)]:
         for name in ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index"):
             token = getattr(model.config, name, None)
             if isinstance(token, int) and "input_ids" in inputs:
