@@ -232,11 +232,25 @@ def map_tensors(function: Callable[[str, torch.Tensor], Any], name: str, value: 
 
 
 def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors with storage that a tensor is made of: itself, or the parts of a wrapper, as of a DTensor."""
-    if not _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+    """The tensors with storage that a tensor is made of: itself, or the parts of a wrapper, as of a DTensor, or of a
+    sparse one; none of a lazy parameter."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return []
+    if _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+    if tensor.layout not in _SPARSE_PARTS:
+        return [tensor] if tensor.layout == torch.strided else []
+    return [getattr(tensor, part)() for part in _SPARSE_PARTS[tensor.layout]]
+
+
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

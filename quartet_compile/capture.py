@@ -132,8 +132,8 @@ def run(call: Call, backend: Capture, mode: FakeEagerProducts | RealEagerProduct
     """Run a call compiled by `backend`; mode: sees what runs outside of the graphs."""
     backend.mode = mode
     error = None
-    modules = modules_of(call.model)
-    kept = settings_restored(), random_state_restored(), memory_restored(tensors_of(modules)), untouched(modules)
+    memory = memory_restored(tensors_of(call.model))
+    kept = settings_restored(), random_state_restored(), memory, untouched(call.model)
     with contextlib.ExitStack() as stack:
         for context in kept:
             stack.enter_context(context)

@@ -125,7 +125,8 @@ class Report:
         lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
         lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
         lines += [f"Graph break at {line}" for line in self.eager]
-        lines += ["Captured by a real call, since the code reads values of tensors."] * (self.captured == REAL)
+        by_call = self.captured == REAL
+        lines += ["Captured by a real call, since the code does not run without the tensors' values."] * by_call
         lines += [f"Not seen: {self.gap}"] * bool(self.gap)
         return lines
 

@@ -9,21 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import _compat
-from .sandbox import containers
+from .sandbox import containers, values_of
 
 
-def tensors_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
-    """Parameters, buffers, and tensors in attributes of the modules, and in the plain dicts and lists among these."""
-    found = []
-    for root in modules:
-        for module in root.modules():
-            for box in containers(module):
-                values = box.values() if isinstance(box, dict) else box
-                found += [value for value in values if isinstance(value, torch.Tensor)]
-    return found
+def tensors_of(model: Callable) -> list[torch.Tensor]:
+    """Parameters, buffers, tensors in attributes of the modules that a callable runs, and in the plain dicts and lists
+    among these; the state of the optimizers that it refers to."""
+    return [value for box in containers(model) for value in values_of(box) if isinstance(value, torch.Tensor)]
 
 
 @contextlib.contextmanager
@@ -95,9 +89,10 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 @contextlib.contextmanager
 def settings_restored() -> Iterator[None]:
     """Put back torch's settings that a model's code may change and not change back."""
-    before = [(put, get()) for get, put in _SETTINGS]
+    before = [(put, get, get()) for get, put in _SETTINGS]
     try:
         yield
     finally:
-        for put, value in before:
-            put(value)
+        for put, get, value in before:
+            if get() != value:
+                put(value)
