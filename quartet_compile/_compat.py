@@ -98,7 +98,8 @@ def aot_module_simplified(gm: torch.fx.GraphModule, inputs: list, **compilers: A
 
 
 def decompositions() -> dict:
-    """The operator decompositions that Inductor uses."""
+    """The operator decompositions that Inductor uses; that of max-pooling needs Inductor's lowerings to be loaded."""
+    _private("torch._inductor.lowering")
     return _private("torch._inductor.decomposition:select_decomp_table")()
 
 
