@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from .recipe_file import load_recipe
 from .targets import TARGETS
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
+NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
 
 
 class UsageError(Exception):
@@ -119,14 +120,14 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="package.module:name or path/file.py:name of a Module, a Module class without arguments, or a function "
-        "that returns a model or (model, inputs)",
+        "that returns a model, (model, inputs) or (model, inputs, kwargs)",
     )
     command.add_argument(
         "--input",
-        metavar="SHAPE[:DTYPE]",
+        metavar="[NAME=]SHAPE[:DTYPE]",
         action="append",
         default=[],
-        help="an input, as 2x128x64 or 2x128:int64; once for each input of the model",
+        help="an input, as 2x128x64 or 2x128:int64, or by keyword, as mask=2x128:bool; once for each input of the model",
     )
     command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
@@ -193,9 +194,11 @@ def _report(options: argparse.Namespace) -> Any:
 
 def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
     """`function(model, *inputs, **options)` as the arguments of the command say."""
-    model, inputs = load_model(options.model)
+    model, inputs, kwargs = load_model(options.model)
     if options.input:
-        inputs = tuple(parse_input(text) for text in options.input)
+        inputs = tuple(parse_input(text) for text in options.input if not NAMED.match(text))
+        named = [found.groups() for text in options.input if (found := NAMED.match(text))]
+        kwargs = {name: parse_input(text) for name, text in named}
     elif inputs is None:
         raise UsageError(
             f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
@@ -204,7 +207,7 @@ def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
         name: value for name in ("recipe", "include", "exclude", "scope", "strict") if (value := getattr(options, name))
     }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
-        return function(model, *inputs, **given)
+        return function(model, *inputs, kwargs=kwargs, **given)
 
 
 def parse_input(text: str) -> torch.Tensor:
@@ -222,8 +225,8 @@ def parse_input(text: str) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, name))
 
 
-def load_model(where: str) -> tuple[Callable, tuple | None]:
-    """A model from `package.module:name` or `path/file.py:name`, and its inputs if it comes with them."""
+def load_model(where: str) -> tuple[Callable, tuple | None, Mapping[str, Any]]:
+    """A model from `package.module:name` or `path/file.py:name`, and its inputs and keywords if it comes with them."""
     source, separator, name = where.rpartition(":")
     if not separator or not source or not name:
         raise UsageError(f"MODEL is {where!r}; expected package.module:name or path/file.py:name")
@@ -237,9 +240,9 @@ def load_model(where: str) -> tuple[Callable, tuple | None]:
     return _build(where, found)
 
 
-def _build(where: str, found: Any) -> tuple[Callable, tuple | None]:
+def _build(where: str, found: Any) -> tuple[Callable, tuple | None, Mapping[str, Any]]:
     if isinstance(found, nn.Module):
-        return found, None
+        return found, None, {}
     if not callable(found):
         raise UsageError(f"{where} is a {type(found).__name__}; expected a Module, a Module class or a function")
     try:
@@ -248,10 +251,13 @@ def _build(where: str, found: Any) -> tuple[Callable, tuple | None]:
         remedy = f"write a function without arguments that returns {found.__name__}(...)"
         raise UsageError(f"{where} can't be called without arguments ({error}); {remedy}") from None
     made = found()
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(model, nn.Module) and not inspect.isroutine(model):
-        raise UsageError(f"{where}() returned a {type(made).__name__}; expected a model, or (model, inputs)")
-    return model, inputs if inputs is None or isinstance(inputs, (tuple, list)) else (inputs,)
+    parts = made if isinstance(made, tuple) and len(made) in (2, 3) else (made,)
+    model, inputs, kwargs = (*parts, *(None, {})[len(parts) - 1 :])
+    if not isinstance(model, nn.Module) and not inspect.isroutine(model) or not isinstance(kwargs, Mapping):
+        raise UsageError(
+            f"{where}() returned a {type(made).__name__}; expected a model, (model, inputs) or (model, inputs, kwargs)"
+        )
+    return model, inputs if inputs is None or isinstance(inputs, (tuple, list)) else (inputs,), kwargs
 
 
 def _load_module(name: str) -> Any:

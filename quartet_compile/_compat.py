@@ -68,6 +68,7 @@ ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback
 
 OpOverload: type = _private("torch._ops:OpOverload")
 FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
+TorchDispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
 OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
 DispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
 ValueRead: tuple[type[Exception], ...] = (
@@ -120,7 +121,8 @@ def aot_module_simplified(gm: torch.fx.GraphModule, inputs: list, **compilers: A
 
 
 def decompositions() -> dict:
-    """The operator decompositions that Inductor uses."""
+    """The operator decompositions that Inductor uses; that of max-pooling needs Inductor's lowerings to be loaded."""
+    _private("torch._inductor.lowering")
     return _private("torch._inductor.decomposition:select_decomp_table")()
 
 
@@ -372,6 +374,33 @@ def map_tensors(function: Callable[[str, torch.Tensor], Any], name: str, value: 
         return function(name + tree.keystr(path), item) if isinstance(item, torch.Tensor) else item
 
     return tree.tree_map_with_path(leaf, value)
+
+
+def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors with storage that a tensor is made of: itself, or the parts of a wrapper, as of a DTensor, or of a
+    sparse one; none of a lazy parameter."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return []
+    if _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+    if tensor.layout not in _SPARSE_PARTS:
+        return [tensor] if tensor.layout == torch.strided else []
+    return [getattr(tensor, part)() for part in _SPARSE_PARTS[tensor.layout]]
+
+
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor, or a part of it, has no values."""
+    return _private("torch._subclasses.fake_tensor:is_fake")(tensor)
 
 
 def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:

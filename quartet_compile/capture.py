@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 import traceback
 import types
@@ -13,13 +15,15 @@ from torch import fx
 
 from . import _compat
 from .backend import graph_inputs, graph_uuid, names_in
+from .call import Call, batch_hint
 from .config import Config
-from .eager import EagerProducts, graph_breaks, is_users, place
+from .eager import EagerProducts, FakeEagerProducts, RealEagerProducts, graph_breaks, is_users, place
 from .errors import CaptureError, QuartetError
 from .passes.graph import VerifyError
 from .passes.joint import QuartetPass
 from .report import GraphReport, Site
-from .sandbox import argument_names, modules_of, untouched
+from .restore import memory_restored, random_state_restored, settings_restored, tensors_of
+from .sandbox import modules_of, untouched
 
 
 class Capture:
@@ -87,15 +91,33 @@ def compile_plainly(
     )
 
 
-def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tuple[str, ...], tuple[Site, ...]]:
-    """Call `model(*inputs)` with the tensors replaced by fakes, compiled by `backend`. Weights, gradients, module
-    attributes, random state and compiled code stay as they are. Returns why parts of it ran outside of graphs, and the
-    matmuls that did.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a call under a capturing backend came to.
+
+    breaks: why parts of it ran outside of graphs. eager_sites: the matmuls that did. error: what ended it before its end.
+    """
+
+    breaks: tuple[str, ...]
+    eager_sites: tuple[Site, ...]
+    error: Exception | None = None
+
+
+def run_on_fakes(call: Call, backend: Capture) -> Ran:
+    """Run a call with the tensors replaced by fakes, compiled by `backend`. Weights, gradients, module attributes, random
+    state and compiled code stay as they are.
 
     Raises `CaptureError`, with what was captured up to there, where the code reads a tensor's value or fails.
     """
-    modules = modules_of(model)
-    mode = backend.mode = EagerProducts(modules)
+    ran = try_on_fakes(call, backend)
+    if ran.error is not None:
+        raise capture_error(call, ran.error, backend.graphs) from ran.error
+    return ran
+
+
+def try_on_fakes(call: Call, backend: Capture) -> Ran:
+    """The same, with what the model's code raised as the result's error."""
+    mode = FakeEagerProducts(modules_of(call.model))
     fakes: dict[str, torch.Tensor] = {}
 
     def fake(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -103,44 +125,56 @@ def run_on_fakes(model: Callable, inputs: tuple, backend: Capture) -> tuple[tupl
         fakes[name] = made
         return made
 
-    arguments = [_compat.map_tensors(fake, name, value) for name, value in _named(model, inputs)]
+    call = call.map(fake)
     backend.names = {**backend.names, **{id(made): name for name, made in reversed(fakes.items())}}
-    with graph_breaks() as breaks, untouched(modules), mode:
+    return run(call, backend, mode)
+
+
+def run(call: Call, backend: Capture, mode: FakeEagerProducts | RealEagerProducts) -> Ran:
+    """Run a call compiled by `backend`; mode: sees what runs outside of the graphs."""
+    backend.mode = mode
+    error = None
+    memory = memory_restored(tensors_of(call.model))
+    kept = settings_restored(), random_state_restored(), memory, untouched(call.model)
+    with contextlib.ExitStack() as stack:
+        for context in kept:
+            stack.enter_context(context)
+        breaks = stack.enter_context(graph_breaks())
+        stack.enter_context(mode)
         try:
-            _compat.compile_apart(_entry(model), backend)(*arguments)
+            _compat.compile_apart(_entry(call.model), backend)(*call.inputs, **call.kwargs)
         except QuartetError:
             raise
-        except Exception as error:  # whatever the model's code raises
-            inner = getattr(error, "inner_exception", None)
+        except Exception as raised:  # whatever the model's code raises
+            inner = getattr(raised, "inner_exception", None)
             if isinstance(inner, VerifyError):  # a bug of ours, and not of the model's
-                raise inner from error
-            raise _capture_error(error, backend.graphs) from error
-    return tuple(breaks), tuple(mode.sites)
+                raise inner from raised
+            error = raised
+    return Ran(breaks=tuple(breaks), eager_sites=tuple(mode.sites), error=error)
 
 
-def _named(model: Callable, inputs: tuple) -> list[tuple[str, Any]]:
-    """Each positional input with the name that the model's signature gives it."""
-    names = argument_names(model)
-    names += [f"input[{index}]" for index in range(len(names), len(inputs))]
-    return list(zip(names, inputs, strict=False))
-
-
-def _capture_error(error: Exception, graphs: list[GraphReport]) -> CaptureError:
+def capture_error(call: Call, error: Exception, graphs: list[GraphReport]) -> CaptureError:
+    """What to tell of a call that could not be captured: where, why, the remedy, and what was seen."""
     sites = [site.name for graph in graphs for site in graph.sites]
-    inner = re.search(r": got (\w+\(.*\))$", str(error), re.MULTILINE)  # what Dynamo's own error wraps
-    message = inner.group(1) if inner else f"{type(error).__name__}: {str(error).partition(chr(10) * 2)[0]}"
     if isinstance(error, _compat.ValueRead):
         remedy = (
-            "The line needs a tensor's values (as .item(), or a branch on one), which a fake tensor doesn't have: call "
-            "explain on the part of the model before it, or without it."
+            "The line needs a tensor's values (as .item(), or a branch on one), which a fake tensor doesn't have: leave the "
+            "part of the model with it out."
         )
     else:
-        remedy = "Check that model(*inputs) runs without torch.compile."
+        remedy = batch_hint(call) or "Check that the model runs without torch.compile on these inputs."
     return CaptureError(
-        f"Could not capture the model{_where(error)}: {message}\n{remedy}\n"
+        f"Could not capture the model{reason_of(error)}\n{remedy}\n"
         f"Captured up to there: {len(graphs)} graph{'s' * (len(graphs) != 1)} with {len(sites)} "
         f"matmul{'s' * (len(sites) != 1)}{': ' * bool(sites)}{', '.join(sites)}."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """` at file:line, in function: code: Error: message` of the user's innermost line."""
+    inner = re.search(r": got (\w+\(.*\))$", str(error), re.MULTILINE)  # what Dynamo's own error wraps
+    message = inner.group(1) if inner else f"{type(error).__name__}: {str(error).partition(chr(10) * 2)[0]}"
+    return f"{_where(error)}: {message}"
 
 
 def _where(error: Exception) -> str:
@@ -158,8 +192,8 @@ def _entry(model: Callable) -> Callable:
     """A function that calls the model, with a code object of its own, so that Dynamo's cache of the model's code is
     left alone."""
 
-    def entry(*args: Any) -> Any:
-        return model(*args)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
 
     return types.FunctionType(
         entry.__code__.replace(co_name="explain"), entry.__globals__, "explain", None, entry.__closure__

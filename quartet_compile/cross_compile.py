@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .api import parameter_names
 from .artifact import Artifact, Kernel, LibraryCall, Module
+from .call import call_of
 from .capture import run_on_fakes
-from .config import configure
 from .errors import QuartetError
-from .names import matches
-from .report import Report
+from .explain import report_of
 from .roofline import format_of_dtype, format_of_mma, predict
-from .sandbox import modules_of, uncompiled
 from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
 from .traffic import is_product, is_reference, marker
 
@@ -32,10 +29,16 @@ class CrossCompileError(QuartetError):
         self.artifact = artifact
 
 
-def cross_compile(model: Callable, *inputs: Any, target: str | Target = "sm_100", **options: Any) -> Artifact:
-    """What Inductor with `backend="quartet"` generates for `model(*inputs)` on a GPU, forward and backward, compiled to
-    PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch and Triton
-    as they are (Triton's own cache keeps the binaries).
+def cross_compile(
+    model: Callable,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    target: str | Target = "sm_100",
+    **options: Any,
+) -> Artifact:
+    """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
+    compiled to PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch
+    and Triton as they are (Triton's own cache keeps the binaries).
 
     model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
     `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", or a `Target`. options: those of
@@ -49,30 +52,20 @@ def cross_compile(model: Callable, *inputs: Any, target: str | Target = "sm_100"
     from .cross_backend import CrossBackend
     from .fake_gpu import code_only, fake_gpu, scratch_folder
 
-    chosen, config = find_target(target), configure(options)
-    original = uncompiled(model)
-    names = {key: name for module in modules_of(original) for key, name in parameter_names(module).items()}
-    backend = CrossBackend(config, chosen, names)
+    chosen = find_target(target)
+    call, config = call_of(model, inputs, kwargs, options)
+    backend = CrossBackend(config, chosen, call.parameter_names())
     with scratch_folder() as folder:
         with code_only(folder, backend.on_joint_graph):
-            breaks, eager_sites = run_on_fakes(original, inputs, backend)
+            ran = run_on_fakes(call, backend)
         with fake_gpu(chosen):
             kernels = tuple(_kernels(backend.modules, chosen, folder))
-    recipes = {(config.policy.recipe if g.training else config.policy.eval_recipe).name: None for g in backend.graphs}
-    patterns = config.policy.patterns
-    report = Report(
-        recipe=", ".join(recipes) or config.policy.recipe.name,
-        graphs=tuple(backend.graphs),
-        unmatched=tuple(f"{option}={glob!r}" for option, glob in patterns if not matches(glob, backend.seen)),
-        eager=breaks,
-        eager_sites=eager_sites,
-    )
     artifact = Artifact(
         target=chosen,
         kernels=kernels,
         library_calls=tuple(_library_calls(backend.modules, chosen)),
         modules=tuple(Module(graph=m.graph, source=m.source, constants=m.constants) for m in backend.modules),
-        report=report,
+        report=report_of(backend, ran),
     )
     if artifact.failures:
         lines = "\n".join(f"  {failure}" for failure in artifact.failures)

@@ -26,22 +26,23 @@ _NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
 _PYTHON = sysconfig.get_path("stdlib") + os.sep
 
 
-class EagerProducts(_compat.FakeTensorMode):
-    """A fake tensor mode that notes the forward products which run while no captured graph does.
+class EagerProducts:
+    """A dispatch mode that notes the forward products which run while no captured graph does.
 
     in_graph: set while a captured graph runs. sites: what was noted.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        super().__init__(allow_non_fake_inputs=True)
-        self.in_graph = False
+    in_graph = False
+
+    def watch(self, modules: list[nn.Module]) -> None:
+        """Start without notes; names are those of these modules."""
         self.sites: list[Site] = []
         self._names = {id(module): clean(name) for root in modules for name, module in root.named_modules()}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+    def note(self, func: Any, args: tuple) -> None:
+        """An op that is about to run."""
         if func in _PRODUCTS and not (self.in_graph or _compat.is_tracing() or _compat.is_in_backward()):
             self.sites.append(self._site(*args[-2:]))
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
     def _site(self, a: torch.Tensor, b: torch.Tensor) -> Site:
         shape = (int(a.shape[-2]), int(b.shape[-1]), int(a.shape[-1]))
@@ -66,6 +67,35 @@ class EagerProducts(_compat.FakeTensorMode):
                 line = place(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
         return line
+
+
+class FakeEagerProducts(EagerProducts, _compat.FakeTensorMode):
+    """The same where tensors are fakes."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.watch(modules)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        self.note(func, args)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+class RealEagerProducts(EagerProducts, _compat.TorchDispatchMode):
+    """The same where tensors have values."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.watch(modules)
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Dynamo compiles under this mode, as it does under none of a user's own."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        self.note(func, args)
+        return func(*args, **(kwargs or {}))
 
 
 def is_users(filename: str) -> bool:

@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from html import escape
 
+FAKES, REAL = "fake tensors", "a real call"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
@@ -78,6 +80,8 @@ class Report:
     unmatched: include and exclude patterns that matched no module.
     eager: where and why parts of the model run outside of compiled graphs, one line each.
     eager_sites: the matmuls of those parts.
+    captured: how the model was run to be seen, `"fake tensors"` or `"a real call"`.
+    gap: which part of it could not be seen, and why; empty if all was.
     """
 
     recipe: str
@@ -85,6 +89,8 @@ class Report:
     unmatched: tuple[str, ...] = ()
     eager: tuple[str, ...] = ()
     eager_sites: tuple[Site, ...] = ()
+    captured: str = FAKES
+    gap: str = ""
 
     @property
     def sites(self) -> list[Site]:
@@ -119,6 +125,9 @@ class Report:
         lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
         lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
         lines += [f"Graph break at {line}" for line in self.eager]
+        by_call = self.captured == REAL
+        lines += ["Captured by a real call, since the code does not run without the tensors' values."] * by_call
+        lines += [f"Not seen: {self.gap}"] * bool(self.gap)
         return lines
 
 

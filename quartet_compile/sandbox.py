@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import _compat
@@ -19,11 +20,20 @@ def modules_of(model: Callable) -> list[nn.Module]:
         return [model]
     if inspect.ismethod(model):
         return [model.__self__] if isinstance(model.__self__, nn.Module) else []
-    if not inspect.isfunction(model):
+    return [value for value in map(uncompiled, _variables(model)) if isinstance(value, nn.Module)]
+
+
+def optimizers_of(model: Callable) -> list[torch.optim.Optimizer]:
+    """The optimizers among a function's variables, as of a training step."""
+    return [value for value in _variables(model) if isinstance(value, torch.optim.Optimizer)]
+
+
+def _variables(function: Any) -> list[Any]:
+    """What a function has from around it; nothing of anything else."""
+    if not inspect.isfunction(function):
         return []
-    seen = inspect.getclosurevars(model)
-    values = (*seen.nonlocals.values(), *seen.globals.values())
-    return [value for value in map(uncompiled, values) if isinstance(value, nn.Module)]
+    seen = inspect.getclosurevars(function)
+    return [*seen.nonlocals.values(), *seen.globals.values()]
 
 
 def uncompiled(model: Any) -> Any:
@@ -35,37 +45,52 @@ def uncompiled(model: Any) -> Any:
     return model
 
 
-def argument_names(model: Callable) -> list[str]:
-    """The names of the arguments that may be given by position; none for a callable without a signature."""
+def signature_of(model: Callable) -> list[inspect.Parameter]:
+    """The arguments of a module's forward, or of a function; none for a callable without a signature."""
     try:
-        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+        return list(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values())
     except (TypeError, ValueError):
         return []
+
+
+def argument_names(model: Callable) -> list[str]:
+    """The names of the arguments that may be given by position."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in positional]
+    return [parameter.name for parameter in signature_of(model) if parameter.kind in positional]
 
 
 @contextlib.contextmanager
-def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back what the code inside assigns to the modules (a step counter, a cached table, a gradient), and what
-    Dynamo has learnt of changing sizes."""
-    inner = [module for root in modules for module in root.modules()]
-    gradients = [(parameter, parameter.grad) for module in inner for parameter in module.parameters(recurse=False)]
-    containers = [box for module in inner for box in _containers(module)]
-    saved = [(box, copy.copy(box)) for box in containers]
+def untouched(model: Callable) -> Iterator[None]:
+    """Put back what the code inside assigns to the modules and optimizers of a callable (a step counter, a cached table, a
+    gradient, a moment), and what Dynamo has learnt of changing sizes."""
+    parameters = [parameter for module in modules_of(model) for parameter in module.parameters()]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    saved = [(box, copy.copy(box)) for box in containers(model)]
     try:
         with _compat.dynamo_sizes_restored():
             yield
     finally:
         for box, before in saved:
             _restore(box, before)
-        for parameter, gradient in gradients:
+        for parameter, gradient, required in gradients:
             parameter.grad = gradient
+            parameter.requires_grad = required
 
 
-def _containers(module: nn.Module) -> list[dict | list]:
-    """A module's attributes, and the plain dicts and lists among them."""
-    return [vars(module), *(value for value in vars(module).values() if type(value) in (dict, list))]
+def containers(model: Callable) -> list[dict | list]:
+    """The attributes of each module and optimizer of a callable, and the plain dicts and lists among them."""
+    found: list[dict | list] = []
+    for module in (inner for root in modules_of(model) for inner in root.modules()):
+        found += [vars(module), *(value for value in vars(module).values() if type(value) in (dict, list))]
+    for optimizer in optimizers_of(model):
+        found += [vars(optimizer), optimizer.state, *optimizer.state.values()]
+        found += [optimizer.param_groups, *optimizer.param_groups]
+    return found
+
+
+def values_of(box: dict | list) -> Iterable[Any]:
+    """What a container holds."""
+    return box.values() if isinstance(box, dict) else box
 
 
 def _restore(box: dict | list, before: dict | list) -> None:

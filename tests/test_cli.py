@@ -55,6 +55,9 @@ def build_with_one_input():
 def build_model():
     return Model()
 
+def build_with_keywords():
+    return Tokens(), (torch.zeros(2, 16, dtype=torch.long),), {"scale": torch.tensor(2.0)}
+
 def build_nothing():
     return 3
 
@@ -166,6 +169,11 @@ def test_inputs_of_several_types(run):
     assert rewritten(run, "MODEL:Tokens", "--input", "2x16:int64", "--input", ":float32") == {"body": True}
 
 
+def test_inputs_by_keyword(run):
+    assert rewritten(run, "MODEL:build_with_keywords") == {"body": True}
+    assert rewritten(run, "MODEL:Tokens", "--input", "2x16:int64", "--input", "scale=:float32") == {"body": True}
+
+
 def test_a_diff_as_json(run):
     _, out, _ = run("diff", "MODEL:build", "--json")
     assert "+fwd  x.q = quantize" in json.loads(out)["diff"]
@@ -199,7 +207,10 @@ WRONG = {
     "no attribute": (["explain", "MODEL:Modle"], "has no 'Modle' (did you mean 'Model'?)"),
     "not a model": (["explain", "MODEL:width"], "is a int; expected a Module, a Module class or a function"),
     "needs arguments": (["explain", "MODEL:Sized"], "missing a required argument: 'width'"),
-    "returns no model": (["explain", "MODEL:build_nothing"], "returned a int; expected a model, or (model, inputs)"),
+    "returns no model": (
+        ["explain", "MODEL:build_nothing"],
+        "returned a int; expected a model, (model, inputs) or (model, inputs, kwargs)",
+    ),
     "no input": (["explain", "MODEL:Model"], "give their shapes, as --input 2x128x64"),
     "bad input": (["diff", "MODEL:Model", "--input", "8,64"], "--input '8,64' is not a shape"),
     "bad dtype": (["diff", "MODEL:Model", "--input", "8:flaot32"], "dtype 'flaot32' (did you mean 'float32'?)"),
