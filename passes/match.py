@@ -103,9 +103,7 @@ def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:
     if backward:
         by_structure = [site for site in sites if site.node.target in PRODUCTS]
         _pair(by_structure, [n for n in graph.nodes if n.target in PRODUCTS and n in backward], values, graph)
-        for site in sites:
-            if site.node.target not in PRODUCTS:
-                _pair_by_op(site, values, graph)
+        _pair_by_op([site for site in sites if site.node.target not in PRODUCTS], values, graph)
     return sites
 
 
@@ -143,14 +141,33 @@ def _convolution(index: int, node: fx.Node, values: Values, weights: Weights) ->
     )
 
 
-def _pair_by_op(site: MatmulSite, values: Values, graph: fx.Graph) -> None:
-    """Pair a site whose gradients are outputs of one op."""
-    convolution = site.node.target is CONVOLUTION
-    op = backward_of(site.node, "_backward")
-    if op is None:
-        if _Gradients(graph, site.sources).reaches(site):
+def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> None:
+    """Pair sites whose gradients are outputs of one op: the one with their number, or the only one that there is."""
+    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
+    candidates = {site.index: backward_of(site.node, "_backward") for site in sites}
+    taken: set[fx.Node] = set()
+    for by_number in (True, False):
+        for site in sites:
+            found = [op for op in candidates[site.index] if op not in taken]
+            if by_number:
+                found = [op for op in found if _number(op) == _number(site.node)]
+            rivals = [other for other in sites if other is not site and other.dy is None]
+            contested = any(op in candidates[other.index] for op in found for other in rivals)
+            if site.dy is None and len(found) == 1 and (by_number or not contested):
+                _accept_op(site, found[0], values)
+                taken.add(found[0])
+    owned = {_number(op) for op in taken}
+    for site in sites:
+        if site.dy is not None:
+            continue
+        number, found = _number(site.node), candidates[site.index]
+        without = number is not None and (number in owned or not gradients.has_number(site, number))
+        if not taken.issuperset(found) or not found and gradients.reaches(site) and not without:
             _give_up(site)
-        return
+
+
+def _accept_op(site: MatmulSite, op: fx.Node, values: Values) -> None:
+    convolution = site.node.target is CONVOLUTION
     site.dgrad, site.wgrad, site.wgrad_transposed = output(op, 0), output(op, 1), not convolution
     site.dy = values.whole(op.args[0]) if convolution else values.matrix(op.args[3])
 
@@ -158,15 +175,18 @@ def _pair_by_op(site: MatmulSite, values: Values, graph: fx.Graph) -> None:
 def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
     readers = _index_readers(backward, values)
     gradients = _Gradients(graph, [source for site in sites for source in site.sources])
+    taken: set[fx.Node] = set()
     for site in sites:
-        _pair_both(site, readers, gradients)
-    taken = {node for site in sites for node in (site.dgrad, site.wgrad)}
-    for site in sites:
-        if site.dy is None and site.problem is None:
-            _pair_one(site, readers, gradients, taken)
+        _pair_by_number(site, sites, readers, gradients, taken)
+        taken.update(site.backward)
+    for pair in (_pair_both, _pair_one):
+        for site in sites:
+            if site.dy is None and site.problem is None:
+                pair(site, readers, gradients, taken)
+        taken = {node for site in sites for node in site.backward}
     claims = defaultdict(list)
     for site in sites:
-        for node in {site.dgrad, site.wgrad} - {None}:
+        for node in site.backward:
             claims[node].append(site)
     for claimants in claims.values():
         if len(claimants) > 1:
@@ -197,6 +217,7 @@ class _Gradients:
         (output,) = (node for node in graph.nodes if node.op == "output")
         descriptions = output.meta.get("desc")
         self.known = descriptions is not None
+        self._backward = descendants(tangents(graph))
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
         sources = {description_of(node.meta.get("desc")): node for node in inputs}
@@ -213,6 +234,14 @@ class _Gradients:
         """Whether no other matmul comes between this one and the gradient of a parameter of the site's weight."""
         return not self._ends_in[node].isdisjoint(site.sources)
 
+    def may_end_in(self, node: fx.Node, site: MatmulSite) -> bool:
+        """The same, as far as is known."""
+        return not self.known or self.ends_in(node, site)
+
+    def has_number(self, site: MatmulSite, number: int | None) -> bool:
+        """Whether the backward of this sequence number goes into the gradient of the site's weight, as far as is known."""
+        return not self.known or any(_number(n) == number and self.ends_in(n, site) for n in self._backward)
+
     def _follow(self, result: fx.Node, source: fx.Node) -> None:
         self._differentiated.add(source)
         stack = [result]
@@ -224,11 +253,49 @@ class _Gradients:
                     stack.extend(node.all_input_nodes)
 
 
-def _pair_both(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> None:
+def _pair_by_number(
+    site: MatmulSite,
+    sites: list[MatmulSite],
+    readers: dict[tuple, list[_Reader]],
+    gradients: _Gradients,
+    taken: set[fx.Node],
+) -> None:
+    """Pair a site with the matmuls that carry its sequence number, where they tell it from all others.
+
+    Of sites with the same operands and number, it is the first one's: autograd counts when it records a matmul, and what
+    is computed next without gradient (`no_grad`, a teacher) has the number of what was recorded last.
+    """
+    number = _number(site.node)
+    dgrads, wgrads = (
+        [r for r in found if _number(r.node) == number is not None and r.node not in taken]
+        for found in (readers.get((site.w.key, ends(site.node)), []), _wgrads(site, readers, gradients))
+    )
+    pairs = _of_one_gradient(dgrads, wgrads)
+    same = [other for other in sites if _number(other.node) == number and other is not site]
+    if len(pairs) == 1:
+        _accept(site, *pairs[0])
+    elif len(wgrads) == 1 and not dgrads:
+        rivals = [other for other in same if other.x.key == site.x.key and other.w.key != site.w.key]
+        if not any(gradients.may_end_in(wgrads[0].node, other) for other in rivals):
+            _accept(site, None, wgrads[0])
+    elif len(dgrads) == 1 and not wgrads and site.weight is not None:
+        rivals = [other for other in same if other.w.key == site.w.key and other.x.key != site.x.key]
+        if not rivals and not (gradients.reaches(site) and gradients.has_number(site, number)):
+            _accept(site, dgrads[0], None)
+
+
+def _of_one_gradient(dgrads: list[_Reader], wgrads: list[_Reader]) -> list[tuple[_Reader, _Reader]]:
+    """The dgrads and wgrads that read one dY."""
+    return [(d, w) for d in dgrads for w in wgrads if d.node is not w.node and d.other.key == w.other.t.key]
+
+
+def _pair_both(
+    site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients, taken: set[fx.Node]
+) -> None:
     """Pair a site whose dgrad and wgrad read one dY."""
-    wgrads = _wgrads(site, readers, gradients)
-    dgrads = readers.get((site.w.key, ends(site.node)), [])
-    pairs = [(d, w) for d in dgrads for w in wgrads if d.node is not w.node and d.other.key == w.other.t.key]
+    dgrads = [r for r in readers.get((site.w.key, ends(site.node)), []) if r.node not in taken]
+    wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
+    pairs = _of_one_gradient(dgrads, wgrads)
     if pairs:
         pair = _only(pairs, site)
         _give_up(site) if pair is None else _accept(site, *pair)
@@ -262,9 +329,14 @@ def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _G
 def _only(choices: list[tuple], site: MatmulSite) -> tuple | None:
     """The one choice, or the one whose nodes carry the site's sequence number."""
     if len(choices) > 1:
-        number = site.node.meta.get("seq_nr")
-        choices = [c for c in choices if all(r.node.meta.get("seq_nr") == number is not None for r in c)]
+        number = _number(site.node)
+        choices = [c for c in choices if all(_number(r.node) == number is not None for r in c)]
     return choices[0] if len(choices) == 1 else None
+
+
+def _number(node: fx.Node) -> int | None:
+    """Autograd's sequence number, which a forward op and its backward have in common."""
+    return node.meta.get("seq_nr")
 
 
 def _accept(site: MatmulSite, dgrad: _Reader | None, wgrad: _Reader | None) -> None:

@@ -61,13 +61,12 @@ def is_plain(node: fx.Node) -> bool:
     return node.target not in GROUPED or len(node.args) == 3 and not any(node.kwargs.values())
 
 
-def backward_of(node: fx.Node, suffix: str) -> fx.Node | None:
-    """The one op that computes all gradients of `node`, where it reads both of its operands; None if not exactly one."""
+def backward_of(node: fx.Node, suffix: str) -> list[fx.Node]:
+    """The ops that compute all gradients of a product of the operands of `node` at once."""
     name = op_name(node) + suffix
     operands = set(node.args[:2])
-    found = {user for operand in operands for user in operand.users if op_name(user) == name}
-    found = [user for user in found if operands <= set(user.args)]
-    return found[0] if len(found) == 1 else None
+    found = dict.fromkeys(user for operand in node.args[:2] for user in operand.users if op_name(user) == name)
+    return [user for user in found if operands <= set(user.args)]
 
 
 def output(node: fx.Node, index: int) -> fx.Node | None:
