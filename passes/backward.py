@@ -48,7 +48,7 @@ def rewrite_backward(
     first_of_x: dict[tuple, int] = {}
     for job in sorted(jobs, key=lambda job: job.site.index):
         if job.wgrad is not None:
-            first_of_x.setdefault(job.x_key, job.site.index)
+            first_of_x.setdefault(job.x_value, job.site.index)
     rewriter = _Rewriter(build, order, first_of_x)
     if any(job.seeded for job in jobs):
         rewriter.draw_seeds(jobs[0].nodes, seeds, shared_by)
@@ -83,17 +83,22 @@ class _Job:
         return any(quantizer.seeded for gemm in gemms for quantizer in (gemm.a, gemm.b))
 
     @property
+    def x_value(self) -> tuple:
+        """What X^T is made of and how: its values, wherever they are computed."""
+        codes = None if self.recipe.x_from == "original" else self.recipe.fprop.a
+        return self.saved.x_original.key, codes, self.recipe.x_from, self.recipe.wgrad.b
+
+    @property
     def x_key(self) -> tuple:
-        """What X^T is made of and how: sites with the same key share it."""
-        source = self.recipe.x_from
-        operand = (self.saved.x_original.key, region(self.site.node)) if source == "original" else self.saved.x.codes
-        return source, operand, self.recipe.wgrad.b
+        """The same in one checkpointed region: sites with the same key share the nodes."""
+        return *self.x_value, *region(self.site.node)
 
 
 @dataclasses.dataclass
 class _Rewriter:
-    """order: position of each node. first_of_x: by the key of X^T, the first site that shares it; its seed gives the
-    signs of wgrad, which every dY that meets this X must use."""
+    """order: position of each node. first_of_x: by the value of X^T, the first site that reads it; its seed gives the
+    signs of wgrad, which every dY that meets this X must use. Checkpointed regions don't count, so that they change no
+    noise."""
 
     build: Builder
     order: dict[fx.Node, int]
@@ -120,7 +125,7 @@ class _Rewriter:
             seed = self._seed(site.index, first) if job.seeded else None
             x_seed = seed
             if job.seeded and job.wgrad is not None:
-                x_seed = self._seed(self.first_of_x[job.x_key], first)
+                x_seed = self._seed(self.first_of_x[job.x_value], first)
             dy = form.dy(first)
             rows, columns = self._quantize_dy(job, dy, first, seed, x_seed)
         if job.dgrad is not None:

@@ -21,12 +21,27 @@ def _policy(context, op, *args, **kwargs):
     )
 
 
+def _every_second():
+    """torchtitan's policy: of the products, every second one is kept."""
+    count = {True: 0, False: 0}
+
+    def policy(context, op, *args, **kwargs):
+        if op not in (aten.mm.default, aten.addmm.default):
+            return CheckpointPolicy.PREFER_RECOMPUTE
+        count[context.is_recompute] += 1
+        kept = count[context.is_recompute] % 2 == 0
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
 SELECTIVE = functools.partial(create_selective_checkpoint_contexts, _policy)
 KINDS = {
     "none": None,
     "non-reentrant": {"use_reentrant": False},
     "reentrant": {"use_reentrant": True},
     "selective": {"use_reentrant": False, "context_fn": SELECTIVE},
+    "every second": {"use_reentrant": False, "context_fn": _every_second},
 }
 
 
@@ -61,7 +76,7 @@ def assert_same(a, b):
         assert torch.equal(a[1][name], b[1][name]), name
 
 
-@pytest.mark.parametrize("kind", ["non-reentrant", "reentrant", "selective"])
+@pytest.mark.parametrize("kind", ["non-reentrant", "reentrant", "selective", "every second"])
 def test_gradients_and_noise_are_those_without(kind):
     plain, rewritten = trained("none", "captured", "quartet")
     ours, also = trained(kind, "captured", "quartet")
@@ -69,7 +84,7 @@ def test_gradients_and_noise_are_those_without(kind):
     assert sorted(also) == sorted(rewritten) and sum(also) == 13
 
 
-@pytest.mark.parametrize("kind", ["non-reentrant", pytest.param("selective", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["non-reentrant", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "every second"))])
 def test_the_same_under_inductor(kind):
     assert_same(trained(kind, "inductor", "quartet")[0], trained("none", "inductor", "quartet")[0])
 
