@@ -11,6 +11,8 @@ import torch
 
 pytest.importorskip("transformers")
 import survey  # noqa: E402
+import survey_page  # noqa: E402
+import survey_step  # noqa: E402
 import tiny_models  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,10 +28,10 @@ SAMPLE = (
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLE)])
 def test_an_architecture(name):
-    *_, result = survey.survey(name)
+    *_, result = survey_step.stages(name)
     assert result["stage"] == "explained", result
-    assert result["gradients"] != survey.OTHER, result
-    assert survey.coverage(result).rewritten > 0
+    assert result["gradients"] != survey_step.OTHER, result
+    assert survey_page.coverage(result).rewritten > 0
     assert result["explain"] == "agrees"
 
 
@@ -39,27 +41,27 @@ def test_the_sample_has_forty():
 
 def test_a_gradient_that_differs_or_lacks_is_seen():
     plain = {"a": torch.ones(64), "b": torch.zeros(64)}
-    assert survey.compare(plain, plain, ())["gradients"] == survey.SAME
+    assert survey_step.compare(plain, plain, ())["gradients"] == survey_step.SAME
     off = {**plain, "a": torch.ones(64) + 1e-3}
-    assert survey.compare(plain, off, ())["gradients"] == survey.OTHER
-    assert survey.compare(plain, off, ())["worst"] == "a"
-    assert survey.compare(plain, {"a": plain["a"]}, ())["missing"] == ["b"]
-    assert survey.compare(plain, {**plain, "b": plain["b"] * float("nan")}, ())["gradients"] == survey.OTHER
+    assert survey_step.compare(plain, off, ())["gradients"] == survey_step.OTHER
+    assert survey_step.compare(plain, off, ())["worst"] == "a"
+    assert survey_step.compare(plain, {"a": plain["a"]}, ())["missing"] == ["b"]
+    assert survey_step.compare(plain, {**plain, "b": plain["b"] * float("nan")}, ())["gradients"] == survey_step.OTHER
 
 
 def test_results_go_on_from_a_file_and_make_a_page(tmp_path, monkeypatch, capsys):
     site = {"name": "up", "shape": [32, 64, 64], "rewritten": True, "reason": "matmul with a parameter"}
     kept = {"name": "head", "shape": [32, 8, 64], "rewritten": False, "reason": "N is 8, below the group of 32"}
     ran = {"name": "one", "stage": "explained", "class": "One", "sites": [site, kept], "gradients": "equal"}
-    ran |= {"error of gradients": 0.0, "explain": "agrees", "captured": "a real call", "eager": [], "seconds": 1.0}
+    ran |= {"error of gradients": 0.0, "explain": "agrees", "eager": [], "seconds": 1.0}
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(ran) + "\n")
     failed = {"name": "two", "stage": "not built", "error": "TypeError: | no", "seconds": 1.0}
     monkeypatch.setattr(survey, "in_a_process", lambda name, seconds: failed)
     monkeypatch.setattr(survey, "load", lambda: None)
-    survey.main(["one", "two", "--results", str(results), "--out", str(tmp_path / "page.md")])
+    survey.main(["--only", "one", "two", "--out", str(results), "--docs", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
-    assert "| one | One | 1 of 2 | 89 % | 0 | 0 | agrees, by a real call |" in page
+    assert "| one | One | 1 of 2 | 89 % | 0 | 0 | agrees | 1 N is .., below the group of .. |" in page
     assert "| N is .., below the group of .. | 1 | 1 |" in page
     assert "| two | TypeError: no |" in page
     assert [json.loads(line)["name"] for line in results.read_text().splitlines()] == ["one", "two"]
@@ -71,7 +73,7 @@ def test_an_architecture_that_kills_its_process_is_a_result(monkeypatch):
         yield {"name": name, "stage": "built"}
         os._exit(1)
 
-    monkeypatch.setattr(survey, "survey", dies)
+    monkeypatch.setattr(survey, "stages", dies)
     assert survey.in_a_process("one", 30)["error"] == "the process died after built"
 
 
@@ -80,6 +82,6 @@ def test_an_architecture_that_hangs_is_ended(monkeypatch):
         yield {"name": name, "stage": "trained"}
         time.sleep(60)
 
-    monkeypatch.setattr(survey, "survey", hangs)
+    monkeypatch.setattr(survey, "stages", hangs)
     result = survey.in_a_process("one", 1)
     assert (result["stage"], result["error"]) == ("trained", "more than 1 s")
