@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 
+import tiny_models
 import torch
 import transformers
 from survey_step import OTHER, RANDOM
@@ -92,15 +93,14 @@ def page(results: Sequence[dict]) -> str:
     lines = [
         "# A survey of architectures",
         "",
-        "Every architecture of transformers of which a tiny random configuration builds and trains, by"
-        " `python examples/survey.py`: one",
+        "Architectures of transformers, tiny and random, by `python examples/survey.py`: one",
         "training step under the recipe `exact`, which rewrites and rounds nothing, against the untouched model; and"
         " `explain` against",
         "the graphs that ran. Path: the capture backend on a CPU: the rewritten graphs op by op in the reference and CPU",
         "kernels, no Inductor.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}, transformers"
-        f" {transformers.__version__}. {len(results)} architectures, {len(built)} of which build and train.",
+        f" {transformers.__version__}. {len(results)} of its {len(tiny_models.architectures())} architectures were tried.",
         "",
         "| | architectures |",
         "|-|-|",

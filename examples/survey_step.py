@@ -70,7 +70,9 @@ def stages(name: str) -> Iterable[dict]:
             result["gradients"] = RANDOM
         model.load_state_dict(state)
         result["float32"] = _own_rounding(model, inputs, plain)
-        if result["gradients"] == OTHER and result["error of gradients"] <= 4 * max(result["without us"], result["float32"]):
+        if result["gradients"] == OTHER and result["error of gradients"] <= 4 * max(
+            result["without us"], result["float32"]
+        ):
             result["gradients"] = CHAOTIC
     yield {**result, "stage": "compared"}
     model.load_state_dict(state)
