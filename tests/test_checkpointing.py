@@ -84,7 +84,10 @@ def test_gradients_and_noise_are_those_without(kind):
     assert sorted(also) == sorted(rewritten) and sum(also) == 13
 
 
-@pytest.mark.parametrize("kind", ["non-reentrant", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "every second"))])
+@pytest.mark.parametrize(
+    "kind",
+    ["non-reentrant", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "every second"))],
+)
 def test_the_same_under_inductor(kind):
     assert_same(trained(kind, "inductor", "quartet")[0], trained("none", "inductor", "quartet")[0])
 
