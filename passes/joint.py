@@ -37,7 +37,8 @@ log = logging.getLogger("quartet_compile")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphInputs:
-    """What Dynamo knows of a graph's inputs, by position: the parameters' names, every input's name, which are buffers.
+    """What Dynamo knows of a graph's inputs, by position: the parameters' names, every input's name, which are buffers, and
+    which are other matrices that get a gradient.
 
     shared_by: the process groups over which inputs are distributed, as in tensor parallelism.
     """
@@ -45,6 +46,7 @@ class GraphInputs:
     parameters: dict[int, str]
     names: dict[int, str]
     state: frozenset[int] = frozenset()
+    leaves: frozenset[int] = frozenset()
     shared_by: tuple[str, ...] = ()
 
 
@@ -80,9 +82,9 @@ class QuartetPass(CustomGraphPass):
     def _run(self, graph: fx.Graph) -> None:
         training = bool(tangents(graph))
         recipes = self.policy.recipe if training else self.policy.eval_recipe
-        parameters, state, names = self._placeholders(graph)
+        parameters, state, leaves, names = self._placeholders(graph)
         before = show(graph, names) if self.text else ""
-        weights = Weights(graph, parameters, state)
+        weights = Weights(graph, parameters, state, leaves)
         decisions = self._decide(graph, weights, recipes)
         self._check_strict(decisions)
         others = find_others(graph, weights)
@@ -127,9 +129,9 @@ class QuartetPass(CustomGraphPass):
         log.debug("the pass failed on %s", what, exc_info=error)
         return reason
 
-    def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], set[fx.Node], dict[fx.Node, str]]:
-        """The parameters by name, the buffers, and every input's name."""
-        parameters, state, names = {}, set(), {}
+    def _placeholders(self, graph: fx.Graph) -> tuple[dict[fx.Node, str], ...]:
+        """The names of the parameters, of the buffers, of other matrices that get a gradient, and of every input."""
+        parameters, state, leaves, names = {}, {}, {}, {}
         for node in graph.nodes:
             if node.op != "placeholder":
                 continue
@@ -137,16 +139,17 @@ class QuartetPass(CustomGraphPass):
             if isinstance(description, ParamInput):
                 parameters[node] = names[node] = description.target
             elif isinstance(description, BufferInput):
-                state.add(node)
-                names[node] = description.target
+                state[node] = names[node] = description.target
             elif isinstance(description, PlainInput):
-                if description.idx in self.inputs.parameters:
-                    parameters[node] = self.inputs.parameters[description.idx]
-                if description.idx in self.inputs.state:
-                    state.add(node)
-                if description.idx in self.inputs.names:
-                    names[node] = self.inputs.names[description.idx]
-        return parameters, state, names
+                index, inputs = description.idx, self.inputs
+                names[node] = inputs.names.get(index, "")
+                if index in inputs.parameters:
+                    parameters[node] = inputs.parameters[index]
+                if index in inputs.state:
+                    state[node] = names[node]
+                if index in inputs.leaves:
+                    leaves[node] = names[node]
+        return parameters, state, leaves, {node: name for node, name in names.items() if name}
 
     def _decide(self, graph: fx.Graph, weights: Weights, recipes: Rules) -> list[Decision]:
         sites = find_sites(graph, weights)

@@ -81,7 +81,7 @@ def decide(
     """
     decisions = []
     for site in sites:
-        name, names = name_of(site, weights.parameters, modules.get(site.node, ""))
+        name, names = name_of(site, weights.names, modules.get(site.node, ""))
         recipe = recipes.of(names)
         if nested:
             wanted, reason = False, NESTED

@@ -1,9 +1,10 @@
-"""Which values of a forward graph are weights: parameters, and what is computed from parameters alone."""
+"""Which values of a forward graph are weights: parameters, what is computed from parameters alone, and, where neither is
+there, a plain tensor that gets a gradient of its own."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -24,11 +25,20 @@ class _Origin(enum.IntEnum):
 class Weights:
     """Where the values of a graph come from.
 
-    parameters: the names of the placeholders that hold parameters. state: placeholders that hold buffers.
+    parameters, state, leaves: the names of the placeholders that hold parameters; buffers; and matrices that are neither,
+    and that a gradient ends in, as those of a function of its weights.
     """
 
-    def __init__(self, graph: fx.Graph, parameters: Mapping[fx.Node, str], state: Iterable[fx.Node]) -> None:
-        self.parameters = parameters
+    def __init__(
+        self,
+        graph: fx.Graph,
+        parameters: Mapping[fx.Node, str],
+        state: Mapping[fx.Node, str],
+        leaves: Mapping[fx.Node, str] | None = None,
+    ) -> None:
+        self.parameters, self.state = parameters, state
+        self._leaves = leaves or {}
+        self.names = {**self._leaves, **parameters}
         fixed = {**dict.fromkeys(state, _Origin.CONSTANT), **dict.fromkeys(self.parameters, _Origin.PARAMETER)}
         self._origin: dict[fx.Node, _Origin] = {}
         for node in graph.nodes:
@@ -40,14 +50,16 @@ class Weights:
 
     def pick(self, a: fx.Node, b: fx.Node) -> fx.Node | None:
         """Which of two operands is the weight: the only one that is a parameter itself, through views and casts, or else
-        one that is computed from parameters and meets data. None if there is no such operand, or there are two."""
+        one that is computed from parameters and meets data, or else the only leaf. None if there is no such operand, or
+        there are two."""
         direct = [operand for operand in (a, b) if strip(operand) in self.parameters]
         if direct:
             return direct[0] if len(direct) == 1 else None
         for operand, other in ((a, b), (b, a)):
             if self.is_computed(operand) and self._origin[other] is _Origin.DATA:
                 return operand
-        return None
+        leaves = [operand for operand in (a, b) if strip(operand) in self._leaves]
+        return leaves[0] if len(leaves) == 1 else None
 
     def is_computed(self, node: fx.Node) -> bool:
         """Whether a value depends on parameters and on nothing that changes with the data."""
@@ -58,11 +70,11 @@ class Weights:
         return self._origin[node] is not _Origin.DATA
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The parameters that a value is computed from, in the order in which they are read."""
+        """The parameters (or the leaf) that a value is computed from, in the order in which they are read."""
         seen, stack, found = {node}, [node], []
         while stack:
             current = stack.pop()
-            if current in self.parameters:
+            if current in self.names:
                 found.append(current)
             for source in reversed(current.all_input_nodes):
                 if source not in seen:
@@ -86,4 +98,8 @@ def without_weight(a: fx.Node, b: fx.Node, weights: Weights) -> str:
         parameter = weights.selected(operand)
         if parameter is not None:
             return f"its weight is a part of {weights.parameters[parameter]!r} that the data selects"
+    for operand in (a, b):
+        buffer = weights.state.get(strip(operand))
+        if buffer is not None:
+            return f"its weight is the buffer {buffer!r}; a Parameter, also one without gradient, is rewritten"
     return ACTIVATIONS

@@ -21,7 +21,7 @@ from torch import fx
 from . import _compat, kernels, passes, records, watch
 from .config import Config, Policy, configure
 from .kernels.emulation import product_format
-from .names import clean, matches, root_name
+from .names import clean, is_parameter_key, matches, root_name
 from .passes.joint import GraphInputs, QuartetPass
 from .regions import KEY, class_mark
 from .stats import remember
@@ -60,8 +60,10 @@ def compile_graph(
 
 
 def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
-    """Names of a Dynamo graph's inputs, and which of them are parameters and buffers, by position."""
-    parameters, state, all_names, groups = {}, set(), {}, {}
+    """Names of a Dynamo graph's inputs, and which of them are parameters, buffers and other matrices that get a gradient, by
+    position. Parameters are also the tensors with a gradient of a dict by the names of parameters, as `functional_call` has
+    it."""
+    parameters, state, leaves, all_names, groups = {}, set(), set(), {}, {}
     for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
         argument = node.meta.get("grapharg")
         if argument is None:
@@ -75,7 +77,18 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
             parameters[index] = all_names[index]
         elif "._buffers[" in source:
             state.add(index)
-    return GraphInputs(parameters=parameters, names=all_names, state=frozenset(state), shared_by=tuple(groups))
+        elif isinstance(example, torch.Tensor) and example.requires_grad and example.is_leaf:
+            if "._parameters[" in source or is_parameter_key(source):
+                parameters[index] = all_names[index]
+            elif example.dim() == 2:
+                leaves.add(index)
+    return GraphInputs(
+        parameters=parameters,
+        names=all_names,
+        state=frozenset(state),
+        leaves=frozenset(leaves),
+        shared_by=tuple(groups),
+    )
 
 
 def parameters_of(gm: fx.GraphModule) -> list[torch.nn.Parameter]:
