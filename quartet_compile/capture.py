@@ -19,7 +19,6 @@ from .call import Call, batch_hint
 from .config import Config
 from .eager import EagerProducts, FakeEagerProducts, RealEagerProducts, graph_breaks, is_users, place
 from .errors import CaptureError, QuartetError
-from .passes.graph import VerifyError
 from .passes.joint import QuartetPass
 from .report import GraphReport, Site
 from .restore import memory_restored, random_state_restored, settings_restored, tensors_of
@@ -146,9 +145,6 @@ def run(call: Call, backend: Capture, mode: FakeEagerProducts | RealEagerProduct
         except QuartetError:
             raise
         except Exception as raised:  # whatever the model's code raises
-            inner = getattr(raised, "inner_exception", None)
-            if isinstance(inner, VerifyError):  # a bug of ours, and not of the model's
-                raise inner from raised
             error = raised
     return Ran(breaks=tuple(breaks), eager_sites=tuple(mode.sites), error=error)
 

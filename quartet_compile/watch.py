@@ -261,7 +261,7 @@ def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
     """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
     for operand in operands:
         root = operand if operand._base is None else operand._base
-        if isinstance(root, nn.Parameter) or root.is_leaf and root.requires_grad:
+        if isinstance(root, nn.Parameter) or root.is_leaf and root.requires_grad and root.dim() == 2:
             return root
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
     sizes = [sorted(operand.shape) for operand in operands]

@@ -64,7 +64,9 @@ def check(model: nn.Module, x: torch.Tensor) -> None:
         assert relative(x.grad, dx0) < 1e-5
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    "product", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in PRODUCTS if name != "linear")]
+)
 @pytest.mark.parametrize("twins", TWINS)
 def test_a_product_and_its_twin(twins, product):
     """A sum gives both products one gradient."""
