@@ -74,6 +74,7 @@ class Watch:
         self._tried: dict[bool, int] = {}  # with and without gradients, which may have recipes of their own
         self._told: set[tuple[str, str]] = set()
 
+    @torch.compiler.disable  # Dynamo sees this frame where another compiled object calls this one
     def __call__(self) -> _Inspection | None:
         """What the next call runs in: an inspection, or nothing."""
         tried, training = _compat.compilations_tried(), torch.is_grad_enabled()
@@ -152,12 +153,14 @@ class _Inspection(_compat.DispatchMode):
                 self._see(args[_FACTORS[func]])
         return func(*args, **(kwargs or {}))
 
+    @torch.compiler.disable
     def __enter__(self) -> _Inspection:
         self._reasons = _compat.reasons_not_compiled()
         _running.inspections.append(self)
         super().__enter__()
         return self
 
+    @torch.compiler.disable
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         super().__exit__(kind, error, trace)
         _running.inspections.remove(self)

@@ -47,10 +47,10 @@ class Tokens(nn.Module):
         return self.body(self.embed(ids)) * scale
 
 def build():
-    return Model(), (torch.zeros(8, 64),)
+    return Model(), (torch.zeros(32, 64),)
 
 def build_with_one_input():
-    return Model(), torch.zeros(8, 64)
+    return Model(), torch.zeros(32, 64)
 
 def build_model():
     return Model()
@@ -94,16 +94,16 @@ def test_recipes(run):
 
 
 def test_explain(run):
-    code, out, err = run("explain", "MODEL:Model", "--input", "8x64")
+    code, out, err = run("explain", "MODEL:Model", "--input", "32x64")
     assert (code, err) == (0, "")
     assert_expected_inline(
         out,
         """\
-matmul  M   N   K  runs in  because
------------------------------------------------------------------------------------------
-inner   8  64  64  fp4      in a region marked fp4
-up      8  96  64  fp4      matmul with a parameter
-head    8  40  96  float32  output head by its name 'head'; include=['*'] rewrites it too
+matmul   M   N   K  runs in  because
+------------------------------------------------------------------------------------------
+inner   32  64  64  fp4      in a region marked fp4
+up      32  96  64  fp4      matmul with a parameter
+head    32  40  96  float32  output head by its name 'head'; include=['*'] rewrites it too
 
 2 of 3 matmuls in FP4, in 1 graph (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
@@ -162,7 +162,7 @@ def test_a_function_may_bring_the_inputs(run, name):
     ],
 )
 def test_options(run, arguments, expected):
-    assert rewritten(run, "MODEL:build_model", "--input", "8x64", *arguments) == expected
+    assert rewritten(run, "MODEL:build_model", "--input", "32x64", *arguments) == expected
 
 
 def test_inputs_of_several_types(run):
@@ -327,7 +327,7 @@ def test_as_a_command_it_is_one_line_too(arguments, environment, output, code, w
 
 
 def test_a_module_of_the_working_folder(file):
-    arguments = ["explain", "my_model:Tokens", "--input", "2x4:int64", "--input", "4x1"]
+    arguments = ["explain", "my_model:Tokens", "--input", "2x16:int64", "--input", "16x1"]
     command = [sys.executable, "-m", "quartet_compile", *arguments]
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -74,7 +74,7 @@ def test_noise_has_16_bits():
 def test_rows_and_columns_beyond_32_bits_enter_the_counter(monkeypatch, row_offset, block_offset):
     """`noise` of 4 rows and 32 columns, moved to where no test can allocate them: its two `arange` calls are offset."""
     offsets, arange = iter((row_offset, block_offset)), torch.arange
-    monkeypatch.setattr(torch, "arange", lambda size, device: arange(size, device=device) + next(offsets))
+    monkeypatch.setattr(torch, "arange", lambda size, **how: arange(size, **how) + next(offsets))
     actual = philox.noise(torch.tensor(99), 2, 4, 32).tolist()
     rows = range(row_offset, row_offset + 4)
     columns = range(8 * block_offset, 8 * block_offset + 32)
