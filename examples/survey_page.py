@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import tiny_models
 import torch
 import transformers
-from survey_step import OTHER, RANDOM
+from survey_step import OTHER, RANDOM, SAME
 
 ACTIVATIONS = re.compile(r"product of two activations|product of two parameters")
 
@@ -145,6 +145,7 @@ def _row(result: dict) -> str:
     explain = _explain(result)
     error = f"{result['error of gradients']:.0e}" if result["error of gradients"] else "0"
     error = f"**{error}**" if result["gradients"] in (OTHER, RANDOM) else error
+    error = error if result["gradients"] == SAME else f"{error} ({result['gradients']})"
     cells = (result["name"], result["class"], f"{cover.rewritten} of {cover.weights}", cover.share, error)
     return "| " + " | ".join([*cells, str(len(result.get("eager", ()))), explain, _kept(result)]) + " |"
 
