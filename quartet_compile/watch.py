@@ -197,7 +197,7 @@ class _Inspection(_compat.DispatchMode):
         mark = _mark(modules)
         if refused(names, mark, policy, recipe) or not chosen(names, mark, policy)[0]:
             return
-        if mark != "fp4" and not policy.include and _is_table(weight, modules):
+        if mark != "fp4" and not policy.include and (_is_table(weight, modules) or _has_few_rows(*operands, weight)):
             return
         where = _where(frames)
         self._found[_Eager(names[0] if names else where, where, _why(frames))] = None
@@ -206,7 +206,9 @@ class _Inspection(_compat.DispatchMode):
         """The names that patterns see: the innermost module and the parameter, in the outermost module that holds them."""
         wanted = [*map(id, modules[:1]), id(weight)]
         for module in reversed(modules):
-            known = self._of_root.setdefault(id(module), names_in(module))
+            if id(module) not in self._of_root:
+                self._of_root[id(module)] = names_in(module)
+            known = self._of_root[id(module)]
             found = [self._full_names().get(key) or known.get(key) for key in wanted]
             if any(found):
                 return tuple(dict.fromkeys(name for name in found if name))
@@ -287,6 +289,12 @@ def _is_table(weight: torch.Tensor, modules: list[nn.Module]) -> bool:
     """Whether a weight is an embedding table too."""
     inner = modules[-1].modules() if modules else ()
     return any(isinstance(module, nn.Embedding) and module.weight is weight for module in inner)
+
+
+def _has_few_rows(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a graph would keep a product for its few rows: those of the operand that isn't the weight, in training."""
+    rows = b.shape[-1] if a is weight or a._base is weight else a.shape[-2]
+    return torch.is_grad_enabled() and rows < SMALLEST // 2
 
 
 def _where(frames: list[types.FrameType]) -> str:

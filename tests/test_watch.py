@@ -134,12 +134,13 @@ def test_training_is_looked_at_after_an_evaluation_that_left_nothing_to_compile(
 
 
 class Small(nn.Module):
-    """Products that no graph would have in FP4: too small, of another dtype, of two activations, by a table, by a mark."""
+    """Products that no graph would have in FP4: too small, of few rows, of another dtype, of two activations, by a table,
+    by a mark."""
 
     def __init__(self) -> None:
         super().__init__()
         self.small, self.wide = nn.Linear(64, 16), nn.Linear(64, 64).double()
-        self.table, self.marked = nn.Embedding(64, 64), _Marked()
+        self.table, self.marked, self.few = nn.Embedding(64, 64), _Marked(), nn.Linear(64, 64)
 
     def forward(self, x):
         torch._dynamo.graph_break()
@@ -147,6 +148,7 @@ class Small(nn.Module):
             torch._dynamo.graph_break()
             y = self.small(x).sum() + self.wide(x.double()).sum() + (x @ x.transpose(1, 2)).sum()
             y = y + (x @ self.table.weight.t()).sum() + self.marked(x).sum()
+            y = y + self.few(x[:, 0]).sum()
             with torch.no_grad():
                 y = y + self.small(x).sum()
         return y
