@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from quartet_compile.formats import quantizer
 from quartet_compile.kernels import cpu
 from quartet_compile.kernels.cpu import toolchain
+from quartet_compile.kernels.quantizer import quantizer
 
 QUANTIZERS = {"MXFP4": "mxfp4-quest", "NVFP4": "nvfp4-rtn", "MXFP8": "mxfp8"}
 SHAPES = ((512, 640, 640), (512, 1792, 640), (512, 640, 1792), (2048, 128, 128), (2048, 512, 128))

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from quartet_compile import Gemm, Recipe
-from quartet_compile.kernels import reference
-from quartet_compile.names import matches
+from quartet_compile.config.names import matches
+from quartet_compile.kernels.numerics import reference
 
 
 class BackwardSeeds:

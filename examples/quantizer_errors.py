@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quartet_compile.formats import Quantizer, quantizer
+from quartet_compile.kernels.quantizer import Quantizer, quantizer
 from quartet_compile.quantized import quantize
 
 GROUP = 32

@@ -1,3 +1,3 @@
 """Kernels and the ops over them. Importing this package registers `torch.ops.quartet`."""
 
-from . import ops, statistics  # noqa: F401
+from . import ops, stats  # noqa: F401

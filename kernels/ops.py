@@ -4,7 +4,7 @@ They are functional: no output aliases an input or another output, and equal inp
 safe. The one exception is `seed`, which draws from torch's generator. On the CPU they run the C++ kernels of
 `kernels/cpu`. In a compiled graph on CUDA they become the Triton templates of `kernels/gpu` (`lowering`); called by
 themselves there, and with formats that round nothing, they run the PyTorch reference. Layouts, rounding and NaN rules:
-`kernels/reference.py`.
+`kernels/numerics/reference.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from types import ModuleType
 import torch
 
 from .._compat import group_ranks
-from ..formats import Quantizer, padded
-from ..formats import quantizer as quantizer_named
-from . import cpu, grouped, reference
-from .reference import Blocks
+from . import cpu
+from .numerics import grouped, reference
+from .numerics.reference import Blocks
+from .quantizer import Quantizer, padded
+from .quantizer import quantizer as quantizer_named
 
 _SCHEMAS = {
     "seed": "(SymInt count, Device device, str[] shared_by) -> Tensor",
@@ -62,7 +63,7 @@ def seed(count: int, device: torch.device, shared_by: Sequence[str] = ()) -> tor
 
 
 def _implement(backend: ModuleType) -> dict[str, Callable]:
-    """The ops over one backend: a module with the functions of `kernels/reference.py`."""
+    """The ops over one backend: a module with the functions of `kernels/numerics/reference.py`."""
 
     def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
         spec = quantizer_named(quantizer)

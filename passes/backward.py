@@ -21,9 +21,9 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..formats import Quantizer
-from ..kernels import philox
-from ..recipe import Recipe
+from ..config.recipe import Recipe
+from ..kernels.numerics import philox
+from ..kernels.quantizer import Quantizer
 from .forward import Saved
 from .graph import Builder, Matrix, aten, region
 from .match import MatmulSite

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..formats import padded
-from ..recipe import Gemm
+from ..config.recipe import Gemm
+from ..kernels.quantizer import padded
 from .graph import Builder, Matrix, Values, aten
 from .match import MatmulSite
 from .products import CONVOLUTION, ends, is_scaled, output

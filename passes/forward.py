@@ -15,8 +15,8 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..kernels import philox
-from ..recipe import Recipe
+from ..config.recipe import Recipe
+from ..kernels.numerics import philox
 from .forms import Form, convert, form_of
 from .graph import Builder, Matrix, Values, aten
 from .match import MatmulSite

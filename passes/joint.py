@@ -16,13 +16,13 @@ from collections.abc import Callable
 from torch import fx
 
 from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput
-from ..config import Policy
+from ..config.marks import mark_of
+from ..config.names import clean
+from ..config.options import Policy
+from ..config.recipe import Recipe, operands
+from ..config.rules import Rules
 from ..errors import QuartetError, StrictError
-from ..names import clean
-from ..recipe import Recipe, operands
-from ..regions import mark_of
-from ..report import GraphReport, Observed, Site
-from ..rules import Rules
+from ..report.report import GraphReport, Observed, Site
 from .graph import description_of, tangents
 from .match import MatmulSite, find_sites
 from .others import OtherProduct, find_others

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from ..config import Policy
-from ..names import matches
-from ..recipe import Recipe
-from ..rules import Rules
+from ..config.names import matches
+from ..config.options import Policy
+from ..config.recipe import Recipe
+from ..config.rules import Rules
 from .graph import aten, strip
 from .match import MatmulSite
 from .products import BATCHED, CONVOLUTION, factor

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..recipe import Recipe
-from ..report import Observed
+from ..config.recipe import Recipe
+from ..report.report import Observed
 from .backward import rewrite_backward
 from .forward import rewrite_forward
 from .graph import Builder, VerifyError, snapshot

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from ..formats import Quantizer
+from ..kernels.quantizer import Quantizer
 from .graph import Builder, Matrix, region
 
 quartet = torch.ops.quartet

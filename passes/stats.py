@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from torch import fx
 
-from ..kernels import philox
-from ..recipe import Recipe
-from ..report import Observed
+from ..config.recipe import Recipe
+from ..kernels.numerics import philox
+from ..report.report import Observed
 from .graph import Builder
 from .match import MatmulSite
 from .plan import quantized

@@ -1,10 +1,14 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
 from . import law
-from .api import quartet
-from .artifact import Artifact
-from .blocks import first_and_last_blocks
-from .cross_compile import CrossCompileError, cross_compile
+from .config.marks import fp4, no_fp4
+from .config.outer_blocks import first_and_last_blocks
+from .config.presets import mix, recipe, recipes, register_recipe
+from .config.recipe import Gemm, Recipe
+from .config.toml import load_recipe, save_recipe
+from .cross.artifact import Artifact
+from .cross.cross_compile import CrossCompileError, cross_compile
+from .cross.targets import TARGETS, Target
 from .errors import (
     CaptureError,
     OptionError,
@@ -15,17 +19,13 @@ from .errors import (
     StatsError,
     StrictError,
 )
-from .explain import explain, graph_diff
-from .formats import Quantizer, quantizer
-from .presets import mix, recipe, recipes, register_recipe
+from .frontend.api import quartet
+from .frontend.set_recipe import set_recipe
+from .kernels.quantizer import Quantizer, quantizer
 from .quantized import QuantizedTensor, quantize
-from .recipe import Gemm, Recipe
-from .recipe_file import load_recipe, save_recipe
-from .regions import fp4, no_fp4
-from .report import Report, Site
-from .schedule import set_recipe
-from .stats import Stats, stats
-from .targets import TARGETS, Target
+from .report.explain import explain, graph_diff
+from .report.report import Report, Site
+from .report.stats import Stats, stats
 
 __all__ = [
     "TARGETS",

@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import law_cli
-from .artifact import Artifact
-from .cross_compile import CrossCompileError, cross_compile
+from .config.presets import recipe as find_recipe
+from .config.presets import recipes
+from .config.recipe import operands
+from .config.toml import load_recipe
+from .cross.artifact import Artifact
+from .cross.cross_compile import CrossCompileError, cross_compile
+from .cross.targets import TARGETS
 from .errors import QuartetError, suggest
-from .explain import explain
-from .presets import recipe as find_recipe
-from .presets import recipes
-from .recipe import operands
-from .recipe_file import load_recipe
-from .targets import TARGETS
+from .law import cli as law_cli
+from .report.explain import explain
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import _compat, kernels, passes, records, watch
-from .config import Config, Policy, configure
-from .kernels.emulation import product_format
-from .names import clean, is_parameter_key, matches, root_name
+from . import _compat, kernels, passes
+from .config.marks import KEY, class_mark
+from .config.names import clean, is_parameter_key, matches, root_name
+from .config.options import Config, Policy, configure
+from .frontend import watch
+from .kernels.architectures import product_format
 from .passes.joint import GraphInputs, QuartetPass
-from .regions import KEY, class_mark
-from .stats import remember
+from .report import records
+from .report.stats import remember
 
 
 def quartet_backend(

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .errors import QuantizerError
-from .formats import E4M3_NAN, E8M0_NAN, Quantizer
-from .formats import quantizer as registered_quantizer
-from .kernels import cpu, philox, reference
+from .kernels import cpu
+from .kernels.numerics import philox, reference
+from .kernels.quantizer import E4M3_NAN, E8M0_NAN, Quantizer
+from .kernels.quantizer import quantizer as registered_quantizer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STREAM = philox.FPROP_X

@@ -1,13 +1,14 @@
-"""Make the shared helpers of tests/ and the baselines of examples/ importable, and the repository's root not: its folder
-`kernels` would hide a package of that name that transformers looks for."""
+"""Make the helpers of tests/support, the second definition of tests/golden and the baselines of examples/ importable; the
+repository's root and tests/ not: a folder `kernels` there would hide a package of that name that transformers looks for."""
 
 import os
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path = [path for path in sys.path if path not in ("", str(ROOT))]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
+TESTS = pathlib.Path(__file__).parent
+ROOT = TESTS.parent
+sys.path = [path for path in sys.path if path not in ("", str(ROOT), str(TESTS))]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS / "golden"), str(ROOT / "examples")]
 
 # The tests keep every core busy by themselves; a pool of compiling processes costs each test in a process of its own 2 s.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -30,7 +31,7 @@ def _same_path():
 def graphs(monkeypatch):
     """Compile by Capture instead of Inductor, in milliseconds; gives the list of reports, which fills."""
     from quartet_compile import _compat
-    from quartet_compile.capture import compile_plainly
+    from quartet_compile.report.capture import compile_plainly
 
     torch._dynamo.reset()
     reports = []

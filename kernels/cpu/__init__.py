@@ -1,6 +1,6 @@
-"""The CPU backend: the functions of `kernels/reference.py`, in C++ built at first use."""
+"""The CPU backend: the functions of `kernels/numerics/reference.py`, in C++ built at first use."""
 
-from ..reference import transposed
+from ..numerics.reference import transposed
 from .gemm import scaled_mm
 from .native import quantize, quantize_pair, requantize, unrotate
 

@@ -7,8 +7,8 @@ import ctypes
 
 import torch
 
-from ...formats import E2M1_MAX, Quantizer, padded
-from ..reference import Blocks
+from ..numerics.reference import Blocks
+from ..quantizer import E2M1_MAX, Quantizer, padded
 from .arrays import Array
 
 _QUEST, _STOCHASTIC, _ROTATE, _NEAREST_SCALE, _UP_SCALE = 1, 2, 4, 8, 16
@@ -110,7 +110,7 @@ def _flags(quantizer: Quantizer) -> int:
 
 
 def layout(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> tuple[Array, Array, Array, Array]:
-    """The parts of blocks of `[rows, columns]`, laid out as kernels/reference.py says."""
+    """The parts of blocks of `[rows, columns]`, laid out as kernels/numerics/reference.py says."""
     full = padded(columns, quantizer.block)
     if quantizer.elements == "e4m3":
         codes = Array("codes", torch.float8_e4m3fn, (rows, full))

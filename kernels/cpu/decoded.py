@@ -1,10 +1,10 @@
-"""The values of quantized operands on the CPU: `kernels/reference.py`'s `decode`, in C++ (gemm_decode.cpp)."""
+"""The values of quantized operands on the CPU: `kernels/numerics/reference.py`'s `decode`, in C++ (gemm_decode.cpp)."""
 
 from __future__ import annotations
 
 import torch
 
-from ..reference import Blocks
+from ..numerics.reference import Blocks
 from .arguments import TENSOR_SCALE
 from .arrays import Array
 from .loader import function

@@ -1,4 +1,4 @@
-// Rounds a tile to E2M1 codes, as kernels/reference.py does, and packs them: dword k of a row has its columns 8k to
+// Rounds a tile to E2M1 codes, as kernels/numerics/reference.py does, and packs them: dword k of a row has its columns 8k to
 // 8k + 7, four bits each, the first lowest.
 //
 // A magnitude `a` is code min(2a, a + 2, a/2 + 4), if codes were real numbers. Rounding is monotonic and the offsets

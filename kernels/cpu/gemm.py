@@ -11,8 +11,8 @@ import ctypes
 import torch
 
 from ...errors import QuartetError
-from ...formats import padded
-from ..reference import Blocks
+from ..numerics.reference import Blocks
+from ..quantizer import padded
 from .arguments import TENSOR_SCALE
 from .arrays import ELEMENT_TYPES, Address, Array
 from .decoded import decode

@@ -1,4 +1,4 @@
-// Quantized operands to float32, as kernels/reference.py decodes them, for products by torch.mm and to quantize again.
+// Quantized operands to float32, as kernels/numerics/reference.py decodes them, for products by torch.mm and to quantize again.
 #include "decode.h"
 #include "e4m3.h"
 #include "element.h"

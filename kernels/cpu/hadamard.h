@@ -1,5 +1,5 @@
 // The Hadamard rotation of a tile of 16 to 128 columns: butterflies at strides 1, 2, 4, ... in the order of
-// kernels/reference.py, then one multiply by 1/sqrt(size). Up to four strides at a time, as many as fit the registers.
+// kernels/numerics/reference.py, then one multiply by 1/sqrt(size). Up to four strides at a time, as many as fit the registers.
 #pragma once
 
 #include "rotate.h"

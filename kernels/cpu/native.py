@@ -1,4 +1,4 @@
-"""The quantizers on the CPU: the functions of kernels/reference.py, with the same bits, in C++.
+"""The quantizers on the CPU: the functions of kernels/numerics/reference.py, with the same bits, in C++.
 
 Inputs are matrices with any strides; float32, bfloat16 and float16 ones that are contiguous along rows or along columns
 are read where they are, others are copied. Exact formats, which round nothing and serve tests, go to the reference.
@@ -13,9 +13,9 @@ import ctypes
 
 import torch
 
-from ...formats import Quantizer, padded
-from .. import philox, reference
-from ..reference import Blocks
+from ..numerics import philox, reference
+from ..numerics.reference import Blocks
+from ..quantizer import Quantizer, padded
 from .arguments import is_fast, request
 from .arrays import ELEMENT_TYPES, Array, matrix_address
 from .decoded import decode

@@ -1,4 +1,4 @@
-// Random bits: Philox4x32-7, the same bits as kernels/philox.py, whose docstring defines key, counter and streams.
+// Random bits: Philox4x32-7, the same bits as kernels/numerics/philox.py, whose docstring defines key, counter and streams.
 #pragma once
 
 #include "simd.h"

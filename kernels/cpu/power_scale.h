@@ -1,4 +1,4 @@
-// Groups of a panel with a power of two as their scale (E8M0), as kernels/power_scales.py.
+// Groups of a panel with a power of two as their scale (E8M0), as kernels/numerics/scales_e8m0.py.
 #pragma once
 
 #include "scale.h"

@@ -1,4 +1,4 @@
-// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/reference.py,
+// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/numerics/reference.py,
 // then one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time, since all 32 don't fit the registers.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Rounds scaled columns to codes, as kernels/codes.py does, and packs them: dwords of 8 codes of E2M1 or 4 of E4M3, the
+// Rounds scaled columns to codes, as kernels/numerics/codes.py does, and packs them: dwords of 8 codes of E2M1 or 4 of E4M3, the
 // first lowest. See encode.h for the arithmetic of E2M1.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Rotates a tile and finds the scale of each of its rows, by the two rules of kernels/reference.py.
+// Rotates a tile and finds the scale of each of its rows, by the two rules of kernels/numerics/reference.py.
 #pragma once
 
 #include "rotate.h"
@@ -35,7 +35,7 @@ QUARTET_INLINE Scales scales_of(i32 exponent, i32 nonzero, i32 lift) {
 template <class Source>
 QUARTET_INLINE Scales rotate_with_quest_scales(const Source& source, const Rotation& rotation, int32_t carry,
                                                Tile& tile) {
-    constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of formats.py
+    constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of quantizer.py
     begin_rotation(source, rotation, tile);
     f32 sum[8], squares[8];
     i32 nonzero = {};

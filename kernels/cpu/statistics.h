@@ -60,7 +60,7 @@ QUARTET_INLINE void agree_on_sum(f32* of_tile, int tiles) {
 
 // QuEST's `c * std + 1e-8` of each row, `c` = clipping point / 6.
 QUARTET_INLINE f32 quest_scale(const f32* column, int count) {
-    constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of formats.py
+    constexpr float kClip = (float)(2.92247856 / 6.0);  // QUEST_GAUSSIAN_CLIP / E2M1_MAX of quantizer.py
     f32 mean = pairwise_sum(count, [&](int i) { return column[i]; }) * (1.0f / count);
     f32 variance = pairwise_sum(count, [&](int i) { return column[i] * column[i]; }) * (1.0f / count) - mean * mean;
     return square_root(variance < 0.0f ? f32{} : variance) * kClip + 1e-8f;

@@ -1,4 +1,4 @@
-// Groups of a panel with an E4M3 scale relative to a float32 scale of the tensor (NVFP4), as kernels/tensor_scales.py.
+// Groups of a panel with an E4M3 scale relative to a float32 scale of the tensor (NVFP4), as kernels/numerics/scales_e4m3.py.
 #pragma once
 
 #include "scale.h"

@@ -1,4 +1,4 @@
-"""Groups of a tile to codes, scales and mask, and back: `kernels/reference.py`'s `quantize` and `decode`, for tiles."""
+"""Groups of a tile to codes, scales and mask, and back: `numerics/reference.py`'s `quantize` and `decode`, for tiles."""
 
 import triton
 import triton.language as tl
@@ -6,15 +6,7 @@ import triton.language as tl
 from .random import noise, sign_bits
 from .rotation import butterflies, largest, root, union
 from .rounding import INTERPRETED, neighbours, pack_bits, pack_nearest, pack_stochastic, values
-from .scales import (
-    absmax_exponent,
-    e4m3_signed,
-    e4m3_value,
-    e8m0_value,
-    magnitude_bits,
-    power_of_two,
-    quest_exponent,
-)
+from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, magnitude_bits, power_of_two, quest_exponent
 
 
 @triton.jit

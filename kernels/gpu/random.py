@@ -1,4 +1,4 @@
-"""The random bits of `kernels/philox.py` (Philox4x32-7, same keys and counters), for tiles."""
+"""The random bits of `kernels/numerics/philox.py` (Philox4x32-7, same keys and counters), for tiles."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Block Hadamard rotation by butterflies in registers, and sums by pairwise halves; bit for bit `kernels/reference.py`."""
+"""Block Hadamard rotation by butterflies in registers, and sums by pairwise halves; bit for bit `numerics/reference.py`."""
 
 import triton
 import triton.language as tl

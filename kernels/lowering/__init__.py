@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...formats import quantizer as quantizer_named
+from ..quantizer import quantizer as quantizer_named
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
 from .operands import form_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..emulation import product_format
+from ..architectures import product_format
 
 
 def has_fp4(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..grouped import product_shape
+from ..numerics.grouped import product_shape
 from . import templates
 from .device import has_fp4
 from .inductor import ir, realize_inputs
@@ -36,10 +36,10 @@ def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, 
     stacked = gemm == "wgrad"
     form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
     bits = bits_of(form)
-    tensor_scales = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
+    scales_e4m3 = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
-        [a, a_scales, b, b_scales, ends, *tensor_scales, *([] if mask is None else [realize_inputs(mask)])],
+        [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],
         ir.FixedLayout(device, dtype, [rows, width]),
         [a.get_size()[0], columns, matrices],
         [dict(t, STAGES=t["num_stages"]) for t in _GROUPED_TILES.get((major, bits), _GROUPED_TILES_BF16[bits])],

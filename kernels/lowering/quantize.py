@@ -1,5 +1,5 @@
 """Lowerings of `quantize`, `quantize_pair` and `requantize`: MXFP4 in groups of 32 with scales rounded down has templates
-of its own; every other quantizer goes through those of `general.py`."""
+of its own; every other quantizer goes through those of `any_blocks.py`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ...formats import Quantizer
-from ...formats import quantizer as quantizer_named
-from .. import philox
+from ..numerics import philox
+from ..quantizer import Quantizer
+from ..quantizer import quantizer as quantizer_named
 from . import templates
+from .any_blocks import Source, quantize_blocks
 from .device import has_fp4
-from .general import Source, quantize_blocks
 from .inductor import realize_inputs
 from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, vector
 from .scales import remember_blocked

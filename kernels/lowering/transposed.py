@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...formats import quantizer as quantizer_named
+from ..quantizer import quantizer as quantizer_named
 from .decoded import int32, nibble_of
 from .inductor import V, ir, lowerings, ops, realize_inputs
 from .operands import as_bytes, in_float8

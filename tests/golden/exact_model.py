@@ -1,7 +1,7 @@
 """A second, independent statement of the numerics (docs/numerics.md) for the tests, one element at a time: elements,
 random bits, rotation. `exact_scales.py` has the groups, `exact_operand.py` whole operands.
 
-The three share no code and no method with `kernels/reference.py`: rounding is exact rational arithmetic on the values of
+The three share no code and no method with the reference: rounding is exact rational arithmetic on the values of
 a format, the random bits are Python integers, exponents come from `math.frexp`, and the float32 arithmetic is numpy
 scalars, one operation each.
 """

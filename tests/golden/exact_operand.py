@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import exact_scales as scales
 import numpy as np
-
-from . import exact_scales as scales
-from .exact_model import E4M3, GRID, F, e2m1, nearest, noise, rotate
+from exact_model import E4M3, GRID, F, e2m1, nearest, noise, rotate
 
 E8M0_NAN, E4M3_NAN = 255, 0x7F
 

@@ -4,7 +4,7 @@ float32: one group, or the rows of a square block."""
 import math
 from fractions import Fraction
 
-from .exact_model import E4M3, GRID, F, add, e2m1, e2m1_value, floor_log2, nearest, quest_scale, stochastic
+from exact_model import E4M3, GRID, F, add, e2m1, e2m1_value, floor_log2, nearest, quest_scale, stochastic
 
 ROOT_OF_TWO = Fraction(float(F(math.sqrt(2))))
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled_ops import DEVICE, HAS_FP4, ON_GPU, gpu, run_compiled
-from test_cpu_gemm import decode, random_blocks
-from test_cpu_kernels import assert_same, awkward
+from compiled_ops import (  # noqa: F401  (a fixture)
+    DEVICE,
+    HAS_FP4,
+    ON_GPU,
+    assert_grouped,
+    assert_within,
+    float32_reductions,
+    gpu,
+    product_bound,
+    run_compiled,
+)
+from cpu_cases import assert_same, awkward
+from products import random_blocks
 
-from quartet_compile.formats import Quantizer, padded, quantizer
-from quartet_compile.kernels import grouped, philox, reference
-from quartet_compile.kernels.reference import Blocks
+from quartet_compile.kernels.numerics import philox, reference
+from quartet_compile.kernels.numerics.reference import Blocks
+from quartet_compile.kernels.quantizer import Quantizer, padded, quantizer
 
 pytestmark = gpu
 quartet = torch.ops.quartet
@@ -182,39 +192,6 @@ def test_requantize(source, name):
         assert_same(Blocks(*result, wanted.mask), wanted)
 
 
-@pytest.fixture
-def float32_reductions(monkeypatch):
-    """cuBLAS may add the parts of a split contraction in bf16; here it must not, or the bound says nothing."""
-    if ON_GPU:
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False)
-
-
-def accumulation_error(codes: list[str], k: int) -> float:
-    """How far a sum of K exact products may be from their exact sum, over the sum of their magnitudes.
-
-    Every partial sum is at most the sum of magnitudes, so each addition adds one relative error of the accumulator. The
-    float32 accumulators of tensor cores truncate where they align: 2^-23, K times. Those of FP8 products on Hopper and
-    Ada keep 14 bits, 2^-13, for 128 products at most, and are then added in float32.
-    """
-    eighth = ON_GPU and not HAS_FP4 and any("fp8" in code or "float8" in code for code in codes)
-    return (min(k, 128) * 2.0**-13 if eighth else 0.0) + (k + 2) * 2.0**-23
-
-
-def product_bound(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype, codes: list[str]):
-    """`alpha a b^T` in float64, and how far from it a result may be: the accumulation's error, then at most two roundings
-    to `dtype`, before and after `alpha`."""
-    x, y = decode(a), decode(b)
-    exact, magnitudes = alpha * (x @ y.t()), abs(alpha) * (x.abs() @ y.abs().t())
-    added = accumulation_error(codes, x.shape[1]) * magnitudes
-    return exact, added + torch.finfo(dtype).eps * (exact.abs() + added)
-
-
-def assert_within(result: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> None:
-    assert torch.equal(result.isnan(), exact.isnan())
-    error = (result.double() - exact).abs() / bound.clamp(min=torch.finfo(torch.float64).tiny)
-    assert error.nan_to_num(0.0).max() <= 1, f"{error.nan_to_num(0.0).max():.2f} times the bound"
-
-
 def factors() -> list[tuple[Blocks, Blocks]]:
     """Pairs `a: [M, K]`, `b: [N, K]`; the second has a NaN group on either side, the last has rows whose scales lie too far
     apart for FP8 with one scale a row."""
@@ -260,27 +237,6 @@ def test_scaled_mm_then_unrotate():
         bound = spread.expand(-1, -1, 32).flatten(1)
         bound = bound + torch.finfo(dtype).eps * (exact.abs() + bound)
         assert_within(result, exact[:, :-3], bound[:, :-3])
-
-
-def assert_grouped(gemm: str, make) -> None:
-    """A grouped product of operands `make(rows, columns)`: groups of no row, of one block and of several tiles, and rows
-    of no group after them."""
-    n, k, tokens, groups = 96, 160, 416, torch.tensor([32, 32, 352, 384], dtype=torch.int32)
-    rows, columns = {
-        "fprop": ((tokens, k), (4 * n, k)),
-        "dgrad": ((tokens, n), (k, 4 * n)),
-        "wgrad": ((n, tokens), (k, tokens)),
-    }[gemm]
-    torch.manual_seed(4)
-    a, b = make(*rows), make(*columns)
-
-    def product(*operands):
-        return quartet.scaled_grouped_mm(*operands, 4, gemm, 16 / 9, FP32)
-
-    (result,), _ = run_compiled(product, [(*a[:3], *b[:3], groups)], ["scaled_grouped_mm"], dynamic=False)
-    wanted = grouped.scaled_grouped_mm(a, b, groups, 4, gemm, 16 / 9, FP32, reference.scaled_mm)
-    assert torch.equal(result.isnan(), wanted.isnan())
-    assert (result - wanted).nan_to_num(0.0).abs().max() <= 1e-4 * wanted.nan_to_num(0.0).abs().max()
 
 
 @pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])

@@ -10,18 +10,20 @@ import generated_ops
 import pytest
 import torch
 import torch._dynamo
-from compiled_ops import HAS_FP4, gpu, run_compiled
-from test_generated_blocks import CASES, expected_templates
-from test_ops import BF16, FP32, assert_grouped, assert_within, float32_reductions  # noqa: F401  (a fixture)
-from test_training import batch, cosine, llama, loss_and_gradients
+from block_cases import CASES
+from compiled_ops import HAS_FP4, assert_grouped, assert_within, float32_reductions, gpu, run_compiled  # noqa: F401  (a fixture)
+from generated_ops import expected_templates
+from gpu_training import batch, cosine, llama, loss_and_gradients
 
-from quartet_compile.formats import quantizer
-from quartet_compile.kernels import reference
+from quartet_compile.kernels.numerics import reference
+from quartet_compile.kernels.quantizer import quantizer
 
 pytestmark = gpu
 quartet = torch.ops.quartet
 
 FORMS = ["nvfp4", "mxfp8"]
+
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import captured
@@ -11,49 +10,16 @@ import torch
 import torch._dynamo
 import torch._inductor.config
 from compiled_ops import DEVICE, ON_GPU, assert_templates, gpu
-from llama import Llama, Size
+from gpu_training import SIZE, batch, cosine, llama, loss_and_gradients
 from models import Net, gradients, relative
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 pytestmark = gpu
 
-SIZE = Size(layers=2, width=256, heads=4, lr=2e-3, batch=4, seq=128)
 TEMPLATES = ("quantize", "quantize_pair", "requantize", "scaled_mm")
 DTYPES = [None, torch.bfloat16]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "autocast-bfloat16"])
-
-
-def llama() -> Llama:
-    torch.manual_seed(0)
-    return Llama(SIZE).to(DEVICE)
-
-
-def batch(length: int = SIZE.seq, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and targets, drawn on the CPU by a generator of their own."""
-    drawn = torch.randint(256, (2, SIZE.batch, length), generator=torch.Generator().manual_seed(seed))
-    return tuple(drawn.to(DEVICE))
-
-
-def autocast(dtype: torch.dtype | None):
-    return torch.autocast(DEVICE.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def loss_and_gradients(model, function, tokens, targets, *, dtype=None, seed=None):
-    """The loss and one float32 vector of all gradients, copies of both."""
-    model.zero_grad(set_to_none=True)
-    if seed is not None:
-        torch.manual_seed(seed)
-    with autocast(dtype):
-        loss = function(tokens, targets)
-    loss.backward()
-    grads = [p.grad.detach().float().flatten() for p in model.parameters() if p.grad is not None]
-    return loss.detach().clone(), torch.cat(grads)
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    a, b = a.double(), b.double()
-    return (a @ b / (a.norm() * b.norm())).item()
 
 
 def with_code(run):

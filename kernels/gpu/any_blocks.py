@@ -1,0 +1,286 @@
+"""Blocks of every quantizer: `kernels/numerics/reference.py`, `scales_e8m0.py` and `scales_e4m3.py` for tiles, bit for bit.
+
+`blocks.py` has the same for MXFP4 in groups of 32 rounded down, tuned. Here a tile is `[block, blocks]`, its groups
+`[group, groups]`, as `reductions.py` says. Names of arguments are the fields of a `Quantizer`, in its words.
+"""
+
+import triton
+import triton.language as tl
+
+from .random import noise, scale_noise, sign_bits
+from .reductions import each_group, most_in_square, pairwise_sum, sum_in_square, to_blocks, to_groups
+from .rotation import butterflies, root
+from .rounding import nearest_magnitude, pack_bits, pack_nearest, pack_stochastic
+from .scales import (
+    e4m3_code,
+    e4m3_encode,
+    e4m3_stochastic,
+    e4m3_value,
+    magnitude_bits,
+    power_of_two,
+    quest_scale,
+    squared,
+)
+
+NOT_FINITE = tl.constexpr(0x7F800000)
+"""The magnitude bits of infinity; those of a NaN are larger."""
+
+
+@triton.jit
+def rotated_groups(
+    x,
+    sign_seed,
+    stream: tl.constexpr,
+    group: tl.constexpr,
+    group_rows: tl.constexpr,
+    rotation: tl.constexpr,
+    random_signs: tl.constexpr,
+    lifts: tl.constexpr,
+):
+    """float32[group, groups] of blocks `x: float32[block, blocks]`, rotated, and int32[groups]: the power of two that a
+    group was multiplied by, 64 where `lifts` and its block is below 2^-63, else 0. What counts as 0 is +0."""
+    block: tl.constexpr = x.shape[0]
+    blocks: tl.constexpr = x.shape[1]
+    magnitude = magnitude_bits(x)
+    least: tl.constexpr = (28 if rotation > 64 else 27) << 23  # 2^-99, 2^-100
+    if lifts:
+        low = (tl.max(magnitude, axis=0) < (64 << 23)).to(tl.int32)
+        low = 1 - most_in_square(1 - low, group_rows)
+        counts = magnitude >= tl.where(low == 1, 1 << 23, least)[None, :]
+        x = x * tl.where(low == 1, 18446744073709551616.0, 1.0)[None, :]
+    else:
+        low = tl.zeros((blocks,), tl.int32)
+        counts = magnitude >= least
+    if random_signs:
+        part = tl.reshape(x, (block // rotation, rotation, blocks)).to(tl.int32, bitcast=True)
+        signs = tl.broadcast_to(sign_bits(sign_seed, stream, rotation)[None, :, :], part.shape)
+        x = tl.reshape((part ^ signs.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True), (block, blocks))
+    x = tl.where(counts, x, 0.0)
+    if rotation > 0:
+        x = to_blocks(butterflies(to_groups(x, rotation)), blocks)
+        x = tl.fma(x, tl.broadcast_to(root(rotation), x.shape), tl.zeros_like(x))
+    return to_groups(x, group), each_group(low * 64, block // group)
+
+
+@triton.jit
+def largest_bits(groups, group_rows: tl.constexpr):
+    """int32[groups]: the bits of the largest magnitude of each group or square; `NOT_FINITE` and above if there is an
+    infinity or a NaN."""
+    return most_in_square(tl.max(magnitude_bits(groups), axis=0), group_rows)
+
+
+@triton.jit
+def _signed(magnitude, like):
+    """float32 `magnitude` with the sign of `like`."""
+    sign = like.to(tl.int32, bitcast=True) & -0x80000000
+    return (magnitude.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exponent(groups, largest, lift, e4m3: tl.constexpr, scale: tl.constexpr, scale_rounding: tl.constexpr):
+    """int32[groups]: E8M0 bytes, at least 0; 255 where the statistics are not finite."""
+    if scale == "quest":
+        statistic = magnitude_bits(quest_scale(groups))
+        below: tl.constexpr = 0
+        full: tl.constexpr = 0
+    else:
+        statistic = largest
+        below: tl.constexpr = 8 if e4m3 else 2
+        full: tl.constexpr = 0x600000 if e4m3 else 0x400000
+    field = statistic >> 23
+    exponent = field - below - lift
+    if scale_rounding == "nearest":
+        exponent += ((statistic & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
+    if scale_rounding == "up":
+        exponent += ((statistic & 0x7FFFFF) > full).to(tl.int32)
+    return tl.where(field >= 255, 255, tl.minimum(tl.maximum(exponent, 0), 255))
+
+
+@triton.jit
+def _scaled(groups, byte, lift, shrink: tl.constexpr):
+    """`groups` over the scale, times `shrink`."""
+    return groups * (power_of_two(254 - byte - lift) * shrink)[None, :]
+
+
+@triton.jit
+def _one_above_is_better(groups, byte, lift):
+    """int32[groups]: 1 where twice the scale has the smaller squared error."""
+    scaled = tl.abs(_scaled(groups, tl.minimum(byte, 254), lift, 1.0))
+    error = pairwise_sum(squared(nearest_magnitude(scaled) - scaled))
+    above = pairwise_sum(squared(2 * nearest_magnitude(scaled * 0.5) - scaled))
+    return ((above < error) & (byte < 255)).to(tl.int32)
+
+
+@triton.jit
+def _eden_factor(scaled, kept, of_block: tl.constexpr):
+    """float32[groups]: `<y, y> / <y, q>` of the block that a group lies in, 1 where `<y, q>` is 0.
+
+    scaled: float32[group, groups], y. kept: float32[groups], 1, or 0 where the codes are 0. of_block: groups a block.
+    """
+    blocks: tl.constexpr = scaled.shape[1] // of_block
+    y = to_blocks(tl.abs(scaled), blocks)
+    q = to_blocks(nearest_magnitude(tl.abs(scaled)) * kept[None, :], blocks)
+    above, below = pairwise_sum(squared(y)), pairwise_sum(tl.fma(y, q, tl.zeros_like(y)))
+    factor = tl.where(below == 0, 1.0, tl.div_rn(above, tl.where(below == 0, 1.0, below)))
+    return each_group(factor, of_block)
+
+
+@triton.jit
+def quantize_e8m0(
+    groups,
+    lift,
+    row,
+    column,
+    seed,
+    stream: tl.constexpr,
+    of_block: tl.constexpr,
+    group_rows: tl.constexpr,
+    e4m3: tl.constexpr,
+    scale: tl.constexpr,
+    scale_rounding: tl.constexpr,
+    shrink: tl.constexpr,
+    rounding: tl.constexpr,
+    masked: tl.constexpr,
+    native: tl.constexpr,
+):
+    """Blocks with powers of two as scales: codes uint8[bytes, groups], E8M0 bytes uint8[groups], mask
+    uint8[group / 8, groups].
+
+    groups, lift: of `rotated_groups`. row, column: int[groups], the place of each group's first element in the operand.
+    of_block: groups a block of the rotation. e4m3: elements are E4M3, a byte each; else E2M1, two a byte.
+    """
+    group: tl.constexpr = groups.shape[0]
+    largest = largest_bits(groups, group_rows)
+    byte = tl.where(largest == 0, 0, _exponent(groups, largest, lift, e4m3, scale, scale_rounding))
+    if scale_rounding == "error":
+        byte = tl.where(largest == 0, 0, byte + _one_above_is_better(groups, byte, lift))
+    valid = byte < 255
+    scaled = _scaled(groups, tl.where(valid, byte, 0), lift, shrink)
+    if rounding == "eden":  # what overflowed has no part in its block's factor
+        scaled = tl.where(valid[None, :], scaled, 0.0)
+    mask = tl.zeros((group // 8, groups.shape[1]), tl.int32)
+    if e4m3:
+        codes = e4m3_code(tl.where(valid[None, :], scaled, 0.0))
+        if masked:
+            mask = tl.full(mask.shape, 255, tl.int32)
+    else:
+        if masked:
+            mask = pack_bits(tl.abs(scaled) < 6.0)
+        if rounding == "stochastic":
+            codes = pack_stochastic(_within(scaled), valid, noise(seed, stream, row, column, group))
+        else:
+            codes = pack_nearest(scaled, valid, native)
+    if rounding == "eden":
+        factor = magnitude_bits(_eden_factor(scaled, valid.to(tl.float32), of_block))
+        up = (((factor & 0x7FFFFF) >> 7) + scale_noise(seed, stream, row, column // group).to(tl.int32)) >> 16
+        corrected = tl.minimum(tl.maximum(byte + (factor >> 23) - 127 + up, 0), 254)
+        byte = tl.where((largest != 0) & valid, corrected, byte)
+    return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
+
+
+@triton.jit
+def _within(scaled):
+    return tl.minimum(tl.maximum(scaled, -6.0), 6.0)
+
+
+@triton.jit
+def _divided(x, by):
+    """float32 `x / by` of `x: [group, groups]` and `by: [groups]`, correctly rounded."""
+    return tl.div_rn(x, tl.broadcast_to(by[None, :], x.shape))
+
+
+@triton.jit
+def _group_scale(wanted):
+    """int32[groups]: E4M3 bytes to nearest, 1 for 0."""
+    byte = e4m3_encode(wanted).to(tl.int32)
+    return tl.where(byte == 0, 0x38, byte)
+
+
+@triton.jit
+def _squared_error(groups, scaled, unit, power, group_rows: tl.constexpr):
+    """float32[groups]: of E2M1 to nearest at this unit, over the group or square; of the values times a power of two."""
+    wide = tl.broadcast_to((unit * power)[None, :], groups.shape)
+    made = tl.fma(_signed(nearest_magnitude(tl.abs(scaled)), scaled), wide, tl.zeros_like(wide))
+    return sum_in_square(pairwise_sum(squared(made - groups * power[None, :])), group_rows)
+
+
+@triton.jit
+def quantize_e4m3(
+    groups,
+    tensor_scale,
+    row,
+    column,
+    seed,
+    stream: tl.constexpr,
+    of_block: tl.constexpr,
+    group_rows: tl.constexpr,
+    top: tl.constexpr,
+    scale: tl.constexpr,
+    rounding: tl.constexpr,
+    masked: tl.constexpr,
+    native: tl.constexpr,
+):
+    """NVFP4 blocks: codes uint8[8, groups], E4M3 bytes uint8[groups], mask uint8[2, groups].
+
+    groups: float32[16, groups] of `rotated_groups`; tensor_scale: float32 scalar; top: 6 / headroom. The rest is as in
+    `quantize_e8m0`.
+    """
+    group: tl.constexpr = groups.shape[0]
+    count: tl.constexpr = groups.shape[1]
+    largest = largest_bits(groups, group_rows)
+    valid = largest < NOT_FINITE
+    groups = tl.where(valid[None, :], groups, 0.0)
+    of_tensor = tl.zeros((count,), tl.float32) + tensor_scale
+    wanted = tl.where(valid, largest, 0).to(tl.float32, bitcast=True)
+    wanted = tl.div_rn(tl.div_rn(wanted, tl.full((count,), top, tl.float32)), of_tensor)
+    byte = _group_scale(wanted)
+    unit = e4m3_value(byte) * of_tensor
+    scaled = _divided(groups, unit)
+    if scale == "four-over-six":
+        byte_of_4 = _group_scale(wanted * 1.5)
+        unit_of_4 = e4m3_value(byte_of_4) * of_tensor
+        scaled_to_4 = _divided(groups, unit_of_4)
+        power = power_of_two(254 - (magnitude_bits(of_tensor) >> 23))  # so that no error over- or underflows
+        error_of_4 = _squared_error(groups, scaled_to_4, unit_of_4, power, group_rows)
+        better = error_of_4 < _squared_error(groups, scaled, unit, power, group_rows)
+        byte = tl.where(better, byte_of_4, byte)
+        scaled = tl.where(better[None, :], scaled_to_4, scaled)
+    if rounding == "stochastic":
+        codes = pack_stochastic(_within(scaled), valid, noise(seed, stream, row, column, group))
+    else:
+        codes = pack_nearest(scaled, valid, native)
+    if rounding == "eden":
+        corrected = e4m3_value(byte) * _eden_factor(scaled, tl.where(valid, 1.0, 0.0), of_block)
+        byte = e4m3_stochastic(corrected, scale_noise(seed, stream, row, column // group))
+    mask = tl.zeros((group // 8, count), tl.int32)
+    if masked:
+        mask = tl.broadcast_to(tl.where(valid, 255, 0)[None, :], mask.shape)
+    return codes, tl.where(valid, byte, 0x7F).to(tl.uint8), mask.to(tl.uint8)
+
+
+@triton.jit
+def decoded(
+    code,
+    odd,
+    scale,
+    tensor_scale,
+    e4m3: tl.constexpr,
+    two_level: tl.constexpr,
+    shrink: tl.constexpr,
+):
+    """float32 values of codes and scales of one shape. code: uint8, an E4M3 element (`e4m3`) or two of E2M1, the high one
+    where `odd`; scale: uint8, E4M3 (`two_level`, with a float32 scalar `tensor_scale`) or E8M0."""
+    if e4m3:
+        x = e4m3_value(code)
+    else:
+        nibble = (code.to(tl.int32) >> (odd * 4)) & 15
+        x = ((nibble << 22) | (nibble << 28)) & -0x7E400000
+        x = x.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126: see rounding.values
+    if shrink != 1.0:
+        x = tl.div_rn(x, tl.full(x.shape, shrink, tl.float32))
+    if two_level:
+        return x * (e4m3_value(scale) * tensor_scale)
+    else:
+        field = scale.to(tl.int32)
+        power = tl.where(field == 255, 0x7FC00000, tl.maximum(field, 1) << 23).to(tl.float32, bitcast=True)
+        return x * power * tl.where(field == 0, 0.5, 1.0)

@@ -1,0 +1,1 @@
+"""The reference: every op of `quartet` in plain PyTorch, one operand after the other."""

@@ -1,0 +1,256 @@
+"""The numerics, once: every op in plain PyTorch. All other backends agree with this page bit for bit on codes, scales,
+masks and random bits, and within accumulation error on GEMMs.
+
+Operands are matrices `[rows, columns]` with the contraction along the columns. `columns` is padded with zeros to the
+quantizer's block, the larger of group and rotation; the zeros are exact on both sides of a product. Methods: arXiv
+2505.14669, sections 4.2 and 4.3 (MXFP4), arXiv 2601.22813 (NVFP4), OCP MX v1.0 (MXFP8). The scales of groups are chosen
+in `scales_e8m0.py` (E8M0) and `scales_e4m3.py` (E4M3).
+
+Blocks
+    codes:  uint8[rows, padded / 2], E2M1, the even column in the low nibble; float8_e4m3fn[rows, padded] for E4M3
+            elements; for exact formats float32[rows, padded].
+    scales: uint8[rows, padded / 32], E8M0; for NVFP4 float8_e4m3fn[rows, padded / 16]; for exact formats uint8[rows, 0].
+            Every row of a square block has its scale.
+    tensor_scale: float32[0]; for NVFP4 float32[1], its second level.
+    mask:   uint8[rows, padded / 8], bit `column % 8` set where the gradient passes; uint8[rows, 0] if not asked for.
+
+Rules
+    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 (below
+      2^-99 with a rotation of 128) count as 0 too, except with E8M0 scales under absmax in blocks whose largest is below
+      2^-63: those are lifted by 2^64 first. So no rotated value is subnormal, and flush-to-zero mode changes no bit of
+      codes, scales or mask. Exact formats keep every normal input.
+    * A block with a NaN or an infinity, or a group whose statistics overflow, has NaN scales (E8M0 255, E4M3 0x7F), codes
+      0 and mask 0. Other groups don't notice: the tensor scale is that of the finite ones.
+    * Zeros enter the rotation as +0, after the signs, so none leaves it as -0. With E8M0 scales, a group that rotates to
+      zeros has scale byte 0, codes 0 and mask 1. Elsewhere a code of magnitude 0 keeps the sign of the value that was
+      rounded.
+    * A decoded value below 2^-126 (scale bytes 0 and 1) is exact, or 0 in flush-to-zero mode.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ..quantizer import Quantizer, padded
+from . import philox, scales_e4m3, scales_e8m0
+from .codes import (
+    decode_e2m1,
+    decode_e8m0,
+    encode_e2m1,
+    pack_bits,
+    pack_nibbles,
+    power_of_two,
+    unpack_bits,
+    unpack_nibbles,
+)
+from .square_blocks import over_square
+
+__all__ = [
+    "Blocks",
+    "decode",
+    "decode_e2m1",
+    "decode_e8m0",
+    "encode_e2m1",
+    "hadamard",
+    "pack_bits",
+    "pack_nibbles",
+    "power_of_two",
+    "quantize",
+    "quantize_pair",
+    "requantize",
+    "scaled_mm",
+    "transposed",
+    "unpack_bits",
+    "unpack_nibbles",
+    "unrotate",
+]
+
+_LIFT_BELOW = 2.0**-63
+_SMALLEST_NORMAL = 2.0**-126
+
+
+class Blocks(NamedTuple):
+    """A quantized operand; see the module docstring for layouts."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    tensor_scale: torch.Tensor
+    mask: torch.Tensor | None
+
+
+def quantize(
+    x: torch.Tensor,
+    quantizer: Quantizer,
+    *,
+    transpose: bool = False,
+    mask: bool = False,
+    stream: int = 0,
+    seed: torch.Tensor | None = None,
+    signs: torch.Tensor | None = None,
+    sign_seed: torch.Tensor | None = None,
+) -> Blocks:
+    """Quantize `x: float[rows, columns]`, or its transpose.
+
+    stream, seed: which random bits (see `philox`); `seed` is an int64 scalar tensor, needed if rounding is stochastic.
+    signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
+    """
+    if quantizer.random_signs and signs is None:
+        signs = philox.signs(sign_seed, stream, quantizer.rotation)
+    x = (x.t() if transpose else x).float()
+    x = torch.where(x.abs() < _SMALLEST_NORMAL, 0.0, x)
+    rows, columns = x.shape
+    full = padded(columns, quantizer.block)
+    blocks = torch.nn.functional.pad(x, (0, full - columns)).reshape(rows, full // quantizer.block, quantizer.block)
+    finite = blocks.isfinite().all(-1, keepdim=True)
+
+    if quantizer.exact:
+        values = torch.where(finite, _rotate(blocks, quantizer, signs), torch.nan).reshape(rows, full)
+        ones = torch.full((rows, full // 8 if mask else 0), 255, dtype=torch.uint8, device=x.device)
+        return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones)
+
+    lift = torch.zeros_like(finite, dtype=torch.int32)
+    if quantizer.scale == "absmax" and not quantizer.two_level:
+        lift = (blocks.abs().amax(-1, keepdim=True) < _LIFT_BELOW).int() * 64
+        lift = _smallest_over_square(lift, quantizer)
+    blocks = blocks * power_of_two(lift)
+    rotated = _rotate(torch.where(blocks.abs() < zero_below(quantizer), 0.0, blocks), quantizer, signs)
+
+    shape = (rows, full // quantizer.group, quantizer.group)
+    groups = rotated.reshape(shape)
+    of_group = quantizer.block // quantizer.group
+    finite, lift = (t.repeat_interleave(of_group, dim=1) for t in (finite, lift))
+    if quantizer.two_level:
+        codes, scales, tensor_scale, keep = scales_e4m3.quantize_groups(groups, finite, quantizer, seed, stream)
+        keep = keep.expand(shape)
+    else:
+        codes, scales, keep = scales_e8m0.quantize_groups(groups, finite, lift, quantizer, seed, stream)
+        tensor_scale = _no_tensor_scale(x)
+    codes = codes.reshape(rows, full)
+    bits = pack_bits(keep.reshape(rows, full)) if mask else _no_scales(x)
+    packed = codes if quantizer.elements == "e4m3" else pack_nibbles(codes)
+    return Blocks(packed, scales.reshape(shape[:2]), tensor_scale, bits)
+
+
+def quantize_pair(
+    dy: torch.Tensor, row: Quantizer, column: Quantizer, *, seed: torch.Tensor, sign_seed: torch.Tensor
+) -> tuple[Blocks, Blocks]:
+    """`dy: float[M, N]` for dgrad, with signs from `seed`, and its transpose for wgrad, with signs from `sign_seed`."""
+    return (
+        quantize(dy, row, stream=philox.DGRAD_DY, seed=seed, sign_seed=seed),
+        quantize(dy, column, transpose=True, stream=philox.WGRAD_DY, seed=seed, sign_seed=sign_seed),
+    )
+
+
+def requantize(
+    source: Blocks,
+    source_quantizer: Quantizer,
+    quantizer: Quantizer,
+    *,
+    stream: int,
+    seed: torch.Tensor | None,
+    signs: torch.Tensor | None = None,
+    sign_seed: torch.Tensor | None = None,
+) -> Blocks:
+    """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded."""
+    values = decode(source, source_quantizer)
+    return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
+
+
+def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
+    """The transpose of an operand in square blocks, codes as they are: `[rows, padded]` to `[padded, rows]`, rows padded.
+
+    Rows that are padded have codes 0 and the scale of their block.
+    """
+    group, packed = quantizer.group, quantizer.elements == "e2m1"
+    codes = unpack_nibbles(source.codes) if packed else source.codes.view(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, padded(codes.shape[0], group) - codes.shape[0])).t().contiguous()
+    scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
+    return Blocks(
+        pack_nibbles(codes) if packed else codes.view(source.codes.dtype),
+        scales.view(source.scales.dtype),
+        source.tensor_scale.clone(),
+        None,
+    )
+
+
+def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """`alpha * a @ b^T` for `a: [M, K]` and `b: [N, K]`, accumulated in float32, as `dtype[M, N]`.
+
+    A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
+    """
+    with torch.autocast(a.codes.device.type, enabled=False):
+        return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
+
+
+def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
+    """`(x where mask, else 0) @ H^T` by blocks of `rotation`, as `x.dtype[rows, columns]`.
+
+    x: float[rows, padded]; mask: uint8[rows, padded / 8], or None for all of x. It selects and doesn't multiply: a masked
+    NaN becomes 0.
+    """
+    values = x.float() if mask is None else torch.where(unpack_bits(mask), x.float(), 0.0)
+    if rotation:
+        values = hadamard(values.reshape(x.shape[0], x.shape[1] // rotation, rotation)).reshape(x.shape)
+    return torch.empty((x.shape[0], columns), dtype=x.dtype, device=x.device).copy_(values[:, :columns])
+
+
+def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
+    """The values that the blocks stand for, in the rotated space, the shrink undone: float32[rows, padded]."""
+    return _decode(blocks, quantizer.shrink)
+
+
+def hadamard(groups: torch.Tensor) -> torch.Tensor:
+    """`groups @ H` along the last dimension: butterflies at strides 1, 2, 4, ..., then one multiply by 1/sqrt(size)."""
+    size = groups.shape[-1]
+    stride = 1
+    while stride < size:
+        pairs = groups.reshape(*groups.shape[:-1], size // (2 * stride), 2, stride)
+        low, high = pairs.unbind(-2)
+        groups = torch.stack((low + high, low - high), dim=-2).reshape(groups.shape)
+        stride *= 2
+    return groups * torch.tensor(size**-0.5, dtype=torch.float32, device=groups.device)
+
+
+def zero_below(quantizer: Quantizer) -> float:
+    """Smaller inputs count as 0: a multiple of its ulp, 2^-23 of it, over sqrt(rotation) is still a normal number."""
+    return 2.0**-99 if quantizer.rotation > 64 else 2.0**-100
+
+
+def _rotate(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
+    if not quantizer.rotation:
+        return blocks
+    parts = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // quantizer.rotation, quantizer.rotation)
+    return hadamard(parts * signs + 0.0 if quantizer.random_signs else parts).reshape(blocks.shape)  # -0 + 0 = +0
+
+
+def _smallest_over_square(lift: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    return 64 - over_square(64 - lift, quantizer)
+
+
+def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
+    """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
+    if blocks.codes.dtype == torch.float32:
+        return blocks.codes
+    if blocks.codes.dtype == torch.uint8:
+        values = decode_e2m1(unpack_nibbles(blocks.codes))
+    else:
+        values = blocks.codes.float()
+    rows, full = values.shape
+    if not blocks.scales.numel():
+        return values
+    groups = values.reshape(rows, blocks.scales.shape[1], full // blocks.scales.shape[1]) / shrink
+    scales = blocks.scales[..., None]
+    if scales.dtype == torch.float8_e4m3fn:
+        return (groups * (scales.float() * blocks.tensor_scale)).reshape(rows, full)
+    values = groups * decode_e8m0(scales.clamp(min=1))
+    return torch.where(scales == 0, values * 0.5, values).reshape(rows, full)
+
+
+def _no_scales(values: torch.Tensor) -> torch.Tensor:
+    return torch.empty((values.shape[0], 0), dtype=torch.uint8, device=values.device)
+
+
+def _no_tensor_scale(values: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.float32, device=values.device)

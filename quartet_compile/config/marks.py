@@ -1,0 +1,86 @@
+"""Marks on regions of a model: `fp4` asks for low precision, `no_fp4` forbids it.
+
+    @qc.no_fp4                      a function, a method, or a Module class
+    def router(x): ...
+
+    with qc.fp4(): ...              a block
+
+Functions and blocks annotate the graph nodes that they trace; a Module class carries its mark as an attribute, which
+the pass finds through the module stack of each node. The innermost annotation wins; `no_fp4` on an enclosing class
+wins over an annotation `fp4`, since their order can't be known.
+
+Marks are read when a model is compiled: they belong inside of it (around the call of a compiled model they do nothing),
+and marking a class later needs `torch.compiler.reset()`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx.traceback import annotate
+
+from ..errors import OptionError
+
+KEY = "quartet"
+_ATTRIBUTE = "_quartet_mark"
+
+
+def fp4(target: Any = None) -> Any:
+    """Mark a function, a method, a Module class, or a `with` block to run in FP4.
+
+    It overrides the default rules (output heads, routers) and is what `scope="marked"` looks for; `exclude` still wins.
+    """
+    return _mark("fp4", target)
+
+
+def no_fp4(target: Any = None) -> Any:
+    """Mark a function, a method, a Module class, or a `with` block to stay in high precision."""
+    return _mark("no_fp4", target)
+
+
+def mark_of(meta: Mapping[str, Any]) -> str | None:
+    """The mark of a graph node with this metadata: `"fp4"`, `"no_fp4"` or None."""
+    annotated = (meta.get("custom") or {}).get(KEY)
+    stack = meta.get("nn_module_stack") or {}
+    by_class = [mark for _, cls in stack.values() if (mark := class_mark(cls))]
+    innermost = by_class[-1] if by_class else None
+    return "no_fp4" if "no_fp4" in (annotated, innermost) else annotated or innermost
+
+
+def class_mark(cls: Any) -> str | None:
+    """The mark that a Module class (or one that it derives from) carries."""
+    return getattr(cls, _ATTRIBUTE, None)
+
+
+def _mark(mark: str, target: Any) -> Any:
+    if target is None:
+        return annotate({KEY: mark})
+    if inspect.isclass(target) and issubclass(target, torch.nn.Module):
+        setattr(target, _ATTRIBUTE, mark)
+        return target
+    if isinstance(target, torch.nn.Module) or inspect.isclass(target) or not callable(target):
+        raise OptionError(
+            f"quartet_compile.{mark} got {_describe(target)}; expected a function, a method, a Module class, or "
+            f"nothing (`with quartet_compile.{mark}():`). For one module of a model, use the options include and "
+            "exclude."
+        )
+    return _annotated(mark, target)
+
+
+def _describe(target: Any) -> str:
+    if inspect.isclass(target):
+        return f"the class {target.__name__}, which is no Module"
+    return f"a {type(target).__name__}"
+
+
+def _annotated(mark: str, function: Callable) -> Callable:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with annotate({KEY: mark}):
+            return function(*args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,133 @@
+"""The options of `torch.compile(..., backend="quartet", options=...)`, validated and frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from .. import _compat
+from ..errors import OptionError, suggest
+from .rules import Rules, rules
+
+SCOPES = ("all", "marked")
+RESERVED = "joint_custom_pre_pass"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which matmuls are rewritten, and how.
+
+    recipe:  which recipe a matmul gets, in graphs that compute gradients.
+    eval_recipe: the same for graphs that don't (`no_grad`, `inference_mode`).
+    include: if not empty, only matmuls that one of these globs matches; it overrides the rules for heads and routers.
+    exclude: matmuls that one of these globs matches are kept; it wins over everything.
+    scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
+    strict:  a matmul that should be rewritten and can't, is an error.
+    stats:   graphs measure how well they quantize.
+    """
+
+    recipe: Rules
+    eval_recipe: Rules
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    scope: str = "all"
+    strict: bool = False
+    stats: bool = False
+
+    @property
+    def patterns(self) -> tuple[tuple[str, str], ...]:
+        """Every pattern with the option that it was given by."""
+        given = {
+            "include": self.include,
+            "exclude": self.exclude,
+            "recipe": self.recipe.patterns,
+            "eval": self.eval_recipe.patterns if self.eval_recipe != self.recipe else (),
+        }
+        return tuple((option, glob) for option, globs in given.items() for glob in globs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A validated set of options: the policy, and what is passed on to Inductor."""
+
+    policy: Policy
+    inductor: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), hash=False)  # values may be lists
+
+
+OPTIONS: Mapping[str, str] = {
+    "recipe": "a recipe's name, a Recipe, or a list of (glob, recipe) where the first match wins (default 'quartet')",
+    "include": "a list of globs over module names",
+    "exclude": "a list of globs over module names",
+    "scope": "'all' or 'marked'",
+    "strict": "True or False",
+    "stats": "True or False",
+    "eval": "the recipe of graphs without gradients (default: the same)",
+    "mode": "a mode of torch.compile",
+    "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
+}
+
+
+def configure(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Config:
+    """Validate options. Raises `OptionError` or `RecipeError`, which say what was expected."""
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"options is {options!r}; expected a dict, as options={{'recipe': 'quartet'}}.")
+    options = dict(options or {})
+    for key in options:
+        if key not in OPTIONS:
+            raise OptionError(
+                f"Unknown option {key!r}{suggest(key, OPTIONS)}. The options of backend='quartet' are: "
+                f"{', '.join(OPTIONS)}. Inductor's own go into options={{'inductor': {{{key!r}: ...}}}}."
+            )
+    training = rules("recipe", options.get("recipe", "quartet"))
+    evaluation = options.get("eval")
+    policy = Policy(
+        recipe=training,
+        eval_recipe=training if evaluation is None else rules("eval", evaluation),
+        include=_globs("include", options.get("include", ())),
+        exclude=_globs("exclude", options.get("exclude", ())),
+        scope=_scope(options.get("scope", "all")),
+        strict=_switch("strict", options.get("strict", False)),
+        stats=_switch("stats", options.get("stats", False)),
+    )
+    return Config(policy=policy, inductor=_inductor(options.get("mode", mode), options.get("inductor", {})))
+
+
+def _scope(value: Any) -> str:
+    if value not in SCOPES:
+        raise OptionError(f"Option 'scope' is {value!r}{suggest(value, SCOPES)}; expected {OPTIONS['scope']}.")
+    return value
+
+
+def _switch(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"Option {option!r} is {value!r}; expected {OPTIONS[option]}.")
+    return value
+
+
+def _globs(option: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
+        raise OptionError(
+            f"Option {option!r} is {value!r}; expected {OPTIONS[option]}, as {option}=['*.router', 'layers.0.*']."
+        )
+    return tuple(value)
+
+
+def _inductor(mode: Any, patches: Any) -> tuple[tuple[str, Any], ...]:
+    modes = _compat.known_modes()
+    if mode is not None and mode not in modes:
+        raise OptionError(f"Unknown mode {mode!r}{suggest(mode, modes)}; the modes are {', '.join(modes)}.")
+    if not isinstance(patches, Mapping):
+        raise OptionError(f"Option 'inductor' is {patches!r}; expected {OPTIONS['inductor']}.")
+    merged = _compat.mode_options(mode) if mode and mode != "default" else {}
+    known = _compat.inductor_options() if patches else {}
+    for key, value in patches.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise OptionError(f"Unknown Inductor option {key!r}{suggest(name, known)}; see torch._inductor.config.")
+        if name == RESERVED:
+            raise OptionError(f"The Inductor option {key!r} is what backend='quartet' itself uses; leave it out.")
+        if known[name] and not isinstance(value, known[name]):
+            raise OptionError(f"Inductor option {key!r} is {value!r}; expected a value of type {known[name].__name__}.")
+        merged[name] = value
+    return tuple(sorted(merged.items()))

@@ -1,0 +1,119 @@
+"""The recipes by name: each published method as data.
+
+    quartet, quartet-rtn    "Quartet", arXiv 2505.14669, algorithm 1; its backward rounded stochastically or to nearest
+    quartet2                "Quartet II", arXiv 2601.22813
+    nvfp4, nvfp4-4over6     NVIDIA's NVFP4 training recipe, without and with four-over-six in fprop (arXiv 2601.22813)
+    tetrajet2               TetraJet-v2, as compared in arXiv 2601.22813
+    mxfp4-bwd               "Training LLMs with MXFP4" (Tseng et al.): backward in MXFP4, forward in high precision
+    mxfp8                   OCP MXFP8 in all three GEMMs, each operand from its original, scales rounded up
+    jetfire-fp4             Jetfire's square blocks of 32 with E2M1 elements, here with E8M0 scales
+    exact, bf16             round nothing: with the rewriting and without it
+
+Of the paper's other baselines, LUQ (levels that are powers of two under one scale a tensor, pruned at random), HALO-FP4
+(one scale a tensor, and a rotation of the dimension that is not contracted) and LSS-INT4 (backward over sampled rows) are
+no block quantizers of operands, so they are not data of this form.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from ..errors import RecipeError, suggest
+from ..kernels.quantizer import quantizer
+from .recipe import ROLES, Gemm, Recipe
+
+
+def _pair(a: str, b: str | None = None) -> Gemm:
+    return Gemm(a=quantizer(a), b=quantizer(b or a))
+
+
+def _quartet(name: str, backward: str) -> Recipe:
+    return Recipe(name=name, fprop=_pair("mxfp4-quest"), dgrad=_pair(backward), wgrad=_pair(backward), trust_mask=True)
+
+
+def _nvfp4(name: str, activation: str, weight: str) -> Recipe:
+    rotated = ",rotation=16,random_signs=True"
+    return Recipe(
+        name=name,
+        fprop=_pair(activation, weight),
+        dgrad=_pair("nvfp4-sr", weight),
+        wgrad=_pair("nvfp4-sr" + rotated, "nvfp4-rtn" + rotated),
+        w_from="codes",
+        x_from="original",
+    )
+
+
+def _from_codes(name: str, forward: str, backward: str) -> Recipe:
+    return Recipe(name=name, fprop=_pair(forward), dgrad=_pair(backward), wgrad=_pair(backward))
+
+
+def _from_originals(name: str, forward: Gemm | None, backward: str) -> Recipe:
+    gemm = _pair(backward)
+    return Recipe(name=name, fprop=forward, dgrad=gemm, wgrad=gemm, w_from="original", x_from="original")
+
+
+_square = _pair("mxfp4-rtn-2d")
+_exact = _pair("exact-random")
+
+_PRESETS = (
+    _quartet("quartet", "mxfp4-sr"),
+    _quartet("quartet-rtn", "mxfp4-rtn"),
+    _from_codes("quartet2", "nvfp4-rtn-4over6", "nvfp4-eden"),
+    _nvfp4("nvfp4", "nvfp4-rtn", "nvfp4-rtn-2d"),
+    _nvfp4("nvfp4-4over6", "nvfp4-rtn-4over6", "nvfp4-rtn-2d-4over6"),
+    _from_codes("tetrajet2", "nvfp4-rtn", "nvfp4-sr,rotation=32,random_signs=True"),
+    _from_originals("mxfp4-bwd", None, "mxfp4-sr,rotation=64"),
+    _from_originals("mxfp8", _pair("mxfp8"), "mxfp8"),
+    Recipe(name="jetfire-fp4", fprop=_square, dgrad=_square, wgrad=_square, w_from="codes", x_from="codes"),
+    Recipe(name="exact", fprop=_pair("exact-fixed"), dgrad=_exact, wgrad=_exact, trust_mask=True),
+    Recipe(name="bf16", fprop=None, dgrad=None, wgrad=None),
+)
+_RECIPES: dict[str, Recipe] = {preset.name: preset for preset in _PRESETS}
+
+
+def recipes() -> MappingProxyType[str, Recipe]:
+    """Every registered recipe by name."""
+    return MappingProxyType(_RECIPES)
+
+
+def recipe(name: str | Recipe) -> Recipe:
+    """The recipe with this name; a `Recipe` passes through. Raises `RecipeError` for an unknown one."""
+    if isinstance(name, Recipe):
+        return name
+    if not isinstance(name, str):
+        raise RecipeError(f"Got a recipe of type {type(name).__name__}; expected a name or a quartet_compile.Recipe.")
+    if name not in _RECIPES:
+        raise RecipeError(
+            f"Unknown recipe {name!r}{suggest(name, _RECIPES)}. Registered: {', '.join(_RECIPES)}; "
+            "add one with quartet_compile.register_recipe(Recipe(...))."
+        )
+    return _RECIPES[name]
+
+
+def register_recipe(recipe: Recipe) -> Recipe:
+    """Make a recipe known by its name. Raises `RecipeError` if the name is taken by a different recipe."""
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"Got a {type(recipe).__name__}; expected a quartet_compile.Recipe.")
+    known = _RECIPES.get(recipe.name)
+    if known is not None and known != recipe:
+        raise RecipeError(f"Recipe {recipe.name!r} is registered already, with other operands; choose another name.")
+    _RECIPES[recipe.name] = recipe
+    return recipe
+
+
+def mix(name: str, *, fprop: str | Recipe, dgrad: str | Recipe, wgrad: str | Recipe) -> Recipe:
+    """A recipe with each GEMM from another one: `mix("mine", fprop="bf16", dgrad="quartet", wgrad="quartet")`.
+
+    The trust mask is that of fprop's recipe, and where fprop is in high precision, W^T and X^T are made of the originals.
+    Raises `RecipeError` where the parts don't fit together.
+    """
+    parts = {role: recipe(given) for role, given in zip(ROLES, (fprop, dgrad, wgrad), strict=True)}
+    gemms = {role: getattr(part, role) for role, part in parts.items()}
+    forward = gemms["fprop"] is not None
+    return Recipe(
+        name=name,
+        **gemms,
+        trust_mask=parts["fprop"].trust_mask and (gemms["dgrad"] is not None or gemms["wgrad"] is not None),
+        w_from=parts["dgrad"].w_from if forward else "original",
+        x_from=parts["wgrad"].x_from if forward else "original",
+    )

@@ -1,0 +1,1 @@
+"""Cross compilation: what a model becomes on a GPU, without the GPU."""

@@ -1,0 +1,174 @@
+"""`cross_compile`: what a model becomes on a GPU, without the GPU."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QuartetError
+from ..report.call import call_of
+from ..report.capture import run_on_fakes
+from ..report.explain import report_of
+from .artifact import Artifact, Kernel, LibraryCall, Module
+from .roofline import format_of_dtype, format_of_mma, predict
+from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
+from .traffic import is_product, is_reference, marker
+
+if TYPE_CHECKING:  # at run time, Inductor and Triton are imported by the call
+    from .backend import Generated
+    from .launches import Launch
+
+
+class CrossCompileError(QuartetError):
+    """A kernel that would not run, or not as it should. artifact: everything that was compiled all the same."""
+
+    def __init__(self, message: str, artifact: Artifact) -> None:
+        super().__init__(message)
+        self.artifact = artifact
+
+
+def cross_compile(
+    model: Callable,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    target: str | Target = "sm_100",
+    **options: Any,
+) -> Artifact:
+    """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
+    compiled to PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch
+    and Triton as they are (Triton's own cache keeps the binaries).
+
+    model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
+    `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", or a `Target`. options: those of
+    `torch.compile(..., backend="quartet", options=...)`. Nothing is measured: where Inductor would, its first choice is
+    compiled.
+
+    Raises `OptionError` and `RecipeError`; `CaptureError` for code that can't be captured; `CrossCompileError`, which has
+    the artifact, if a kernel doesn't compile, is empty or asks for more tensor memory than there is, or if one of ours
+    asks for more shared memory than there is, spills registers or misses the FP4 instruction that the target has.
+    """
+    from .backend import CrossBackend
+    from .fake_gpu import code_only, fake_gpu, scratch_folder
+
+    chosen = find_target(target)
+    call, config = call_of(model, inputs, kwargs, options)
+    backend = CrossBackend(config, chosen, call.parameter_names())
+    with scratch_folder() as folder:
+        with code_only(folder, backend.on_joint_graph):
+            ran = run_on_fakes(call, backend)
+        with fake_gpu(chosen):
+            kernels = tuple(_kernels(backend.modules, chosen, folder))
+    artifact = Artifact(
+        target=chosen,
+        kernels=kernels,
+        library_calls=tuple(_library_calls(backend.modules, chosen)),
+        modules=tuple(Module(graph=m.graph, source=m.source, constants=m.constants) for m in backend.modules),
+        report=report_of(backend, ran),
+    )
+    if artifact.failures:
+        lines = "\n".join(f"  {failure}" for failure in artifact.failures)
+        raise CrossCompileError(
+            f"{len(artifact.failures)} failures in the kernels compiled for {chosen.name}:\n{lines}\n"
+            "The error's .artifact has every kernel with its source and PTX.",
+            artifact,
+        )
+    return artifact
+
+
+def _kernels(modules: Iterable[Generated], target: Target, folder: str) -> Iterable[Kernel]:
+    """Each distinct kernel, compiled once; two that differ only in their name are one."""
+    groups: dict[str, list[tuple[str, Launch]]] = {}
+    for module in modules:
+        for launch in module.launches:
+            if launch.source:
+                key = launch.source.replace(launch.name, "kernel")
+                groups.setdefault(key, []).append((module.graph, launch))
+    for group in groups.values():
+        yield _kernel(group, target, folder)
+
+
+def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> Kernel:
+    from .binary import compile_kernel, straight_instructions
+
+    first = launches[0][1]
+    op, number_format = marker(first.source) or ("", "")
+    known: dict[str, Any] = {
+        "name": first.name,
+        "source": first.source,
+        "op": op,
+        "number_format": number_format,
+        "launches": Counter(graph for graph, _ in launches),
+        "bytes": sum(launch.bytes for _, launch in launches),
+        "operations": _sum(launch.operations for _, launch in launches),
+    }
+    try:
+        binary = compile_kernel(first.name, first.source, folder)
+    except Exception as error:  # whatever Triton, LLVM or ptxas raise
+        return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
+    blocks = [launch.blocks for _, launch in launches]
+    if op and all(blocks):
+        each = straight_instructions(binary.cubin)
+        known["instructions"] = None if each is None else each * binary.threads * sum(blocks)
+    seconds, bound = predict(
+        known["bytes"], known["operations"], format_of_mma(binary.mma), target, known.get("instructions")
+    )
+    read = {name: value for name, value in vars(binary).items() if name != "stores"}
+    kernel = Kernel(**known, **read, predicted_seconds=seconds, bound=bound)
+    failures, notes = judge(kernel, binary.stores, target)
+    return Kernel(**{**vars(kernel), "failures": failures, "notes": notes})
+
+
+def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is wrong with a compiled kernel, and what is worth a note. stores: whether its PTX writes to memory."""
+    failures, notes = [], []
+    if not stores:
+        failures.append("its body is empty: it writes nothing")
+    if kernel.tmem_columns > TENSOR_MEMORY_COLUMNS:
+        failures.append(f"{kernel.tmem_columns} columns of tensor memory; there are {TENSOR_MEMORY_COLUMNS}")
+    if kernel.shared_bytes > target.shared_bytes:
+        too_much = f"{kernel.shared_bytes} bytes of shared memory; a block has at most {target.shared_bytes}"
+        if kernel.op:
+            failures.append(too_much)
+        else:
+            notes.append(f"{too_much}: a GPU would pass over this configuration, the first of several")
+    if kernel.stack_bytes:
+        spill = f"{kernel.stack_bytes} bytes of stack a thread: registers spill"
+        (failures if kernel.op else notes).append(spill)
+    elements = kernel.number_format[-3:]  # "fp4" or "fp8": a target that has block scales for one has them for both
+    if is_product(kernel.op) and target.fp4 and format_of_mma(kernel.mma) != elements:
+        kinds = ", ".join(kernel.mma) or "none"
+        failures.append(f"no {elements.upper()} matrix instruction, which {target.name} has (found: {kinds})")
+    return tuple(failures), tuple(notes)
+
+
+def _library_calls(modules: Iterable[Generated], target: Target) -> Iterable[LibraryCall]:
+    groups: dict[str, list[tuple[str, Launch]]] = {}
+    for module in modules:
+        for launch in module.launches:
+            if not launch.source:
+                groups.setdefault(launch.name, []).append((module.graph, launch))
+    for name, group in groups.items():
+        times = [predict(call.bytes, call.operations, format_of_dtype(call.dtype), target) for _, call in group]
+        yield LibraryCall(
+            name=re.sub(r"\.(default|out)$", "", name),
+            kind=_kind(name),
+            launches=Counter(graph for graph, _ in group),
+            bytes=sum(call.bytes for _, call in group),
+            operations=_sum(call.operations for _, call in group),
+            predicted_seconds=_sum(seconds for seconds, _ in times),
+            bound=", ".join(dict.fromkeys(bound for _, bound in times if bound)),
+        )
+
+
+def _kind(name: str) -> str:
+    if is_reference(name):
+        return "extern (reference op)"
+    return "extern (CPU)" if name.startswith("C++") else "extern (library)"
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    """Their sum; None if one of them is."""
+    values = list(values)
+    return None if None in values else sum(values)

@@ -1,0 +1,113 @@
+"""The GPUs that a model can be compiled for without having one: one chip for each architecture, with its datasheet rates.
+
+Rates are dense (no 2:4 sparsity), at boost clock, with float32 accumulation. Sources, all NVIDIA's: A100 80GB SXM datasheet
+(2021); L40S datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications (2025), an eighth of
+each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++ Programming Guide,
+"Technical Specifications per Compute Capability".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ..errors import OptionError, suggest
+
+TERA = 1e12
+TENSOR_MEMORY_COLUMNS = 512
+"""Columns of tensor memory in an SM of sm_100 and sm_103 (128 lanes of 32 bits each)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A GPU architecture, and the chip of it that predictions assume.
+
+    shared_bytes: shared memory that one block may ask for; shared_bytes_sm: that of a whole SM.
+    bandwidth: of device memory, bytes a second.
+    rates: operations a second (a multiply-add is two) by number format; a format that the chip's tensor cores lack is
+           absent. `float32` is that of the ordinary cores, which torch uses for float32 matmuls unless TF32 is allowed.
+    """
+
+    name: str
+    chip: str
+    capability: tuple[int, int]
+    processors: int
+    threads_sm: int
+    shared_bytes: int
+    shared_bytes_sm: int
+    l2_bytes: int
+    memory_bytes: int
+    bandwidth: float
+    rates: Mapping[str, float]
+
+    @property
+    def fp4(self) -> bool:
+        """Whether the tensor cores multiply FP4."""
+        return "fp4" in self.rates
+
+    @property
+    def instruction_rate(self) -> float:
+        """Instructions of a thread a second that the chip issues: as many as float32 multiply-adds."""
+        return self.rates["float32"] / 2
+
+    @property
+    def architecture(self) -> int:
+        """The capability as one number: 90 for sm_90."""
+        return 10 * self.capability[0] + self.capability[1]
+
+
+def _target(chip: str, architecture: int, rates: Mapping[str, float], bandwidth: float, **limits: int) -> Target:
+    return Target(
+        name=f"sm_{architecture}",
+        chip=chip,
+        capability=divmod(architecture, 10),
+        bandwidth=bandwidth * TERA,
+        rates={name: rate * TERA for name, rate in rates.items()},
+        **limits,
+    )
+
+
+_CENTER = {"threads_sm": 2048, "shared_bytes": 232448, "shared_bytes_sm": 233472}
+_DESKTOP = {"threads_sm": 1536, "shared_bytes": 101376, "shared_bytes_sm": 102400}
+_MB, _GB = 2**20, 2**30
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        _target(
+            "A100 80GB SXM", 80, {"float32": 19.5, "tf32": 156, "bf16": 312}, 2.039,
+            processors=108, l2_bytes=40 * _MB, memory_bytes=80 * _GB,
+            threads_sm=2048, shared_bytes=166912, shared_bytes_sm=167936,
+        ),
+        _target(
+            "L40S", 89, {"float32": 91.6, "tf32": 183, "bf16": 362, "fp8": 733}, 0.864,
+            processors=142, l2_bytes=96 * _MB, memory_bytes=48 * _GB, **_DESKTOP,
+        ),
+        _target(
+            "H200 SXM", 90, {"float32": 67, "tf32": 494, "bf16": 989, "fp8": 1979}, 4.8,
+            processors=132, l2_bytes=50 * _MB, memory_bytes=141 * _GB, **_CENTER,
+        ),
+        _target(
+            "B200", 100, {"float32": 75, "tf32": 1125, "bf16": 2250, "fp8": 4500, "fp4": 9000}, 8.0,
+            processors=148, l2_bytes=126 * _MB, memory_bytes=180 * _GB, **_CENTER,
+        ),
+        _target(
+            "B300", 103, {"float32": 75, "tf32": 1125, "bf16": 2250, "fp8": 4500, "fp4": 13500}, 8.0,
+            processors=148, l2_bytes=126 * _MB, memory_bytes=270 * _GB, **_CENTER,
+        ),
+        _target(
+            "RTX 5090", 120, {"float32": 104.8, "tf32": 104.8, "bf16": 209.5, "fp8": 419, "fp4": 1676}, 1.792,
+            processors=170, l2_bytes=96 * _MB, memory_bytes=32 * _GB, **_DESKTOP,
+        ),
+    )
+}  # fmt: skip
+
+
+def find_target(target: str | Target) -> Target:
+    """A target by its name, as `"sm_100"`; a `Target` of your own (another chip) is itself. Raises `OptionError`."""
+    if isinstance(target, Target):
+        return target
+    if target not in TARGETS:
+        known = ", ".join(f"{name} ({known.chip})" for name, known in TARGETS.items())
+        raise OptionError(f"Unknown target {target!r}{suggest(target, TARGETS)}. The targets are: {known}.")
+    return TARGETS[target]

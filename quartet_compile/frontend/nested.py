@@ -1,0 +1,65 @@
+"""What our backend compiles inside of what another one does: Dynamo takes it into the outer graph, for the outer backend."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from .. import _compat
+
+_outer: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+"""The modules that were given to another backend, with that backend."""
+
+
+def is_ours(backend: Any) -> bool:
+    """Whether a backend runs our pass."""
+    return getattr(backend, "is_quartet", False)
+
+
+def parts_inside(function: Any, backend: Any) -> list[str]:
+    """The names of the modules that our backend compiles by themselves, inside of a function or of a module's method that
+    another backend was given."""
+    owner = _compat.owner_of(function)
+    if owner is not None:
+        _outer[owner] = backend
+        named = list(owner.named_modules())[1:]
+    elif inspect.isfunction(function):
+        seen = inspect.getclosurevars(function)
+        values = {**seen.globals, **seen.nonlocals}
+        named = [(name, value) for name, value in values.items() if isinstance(value, nn.Module)]
+    else:
+        return []
+    return [name for name, module in named if _is_compiled(module)]
+
+
+def outer_of(module: Any) -> Any:
+    """The other backend that was given a module around this one; None if there is none."""
+    for outer, backend in list(_outer.items()):
+        if outer is not module and module in set(outer.modules()):
+            return backend
+    return None
+
+
+def message(names: Iterable[str], backend: Any) -> str:
+    """What to tell of parts that an outer backend takes in."""
+    names = list(names)
+    shown = ", ".join(map(repr, names[:6])) + " and more" * (len(names) > 6)
+    return (
+        f"{shown}, compiled with backend='quartet', runs inside of what torch.compile compiles with the backend "
+        f"{_name_of(backend)!r}. The outer backend compiles all of it, in high precision. Compile the outer model or "
+        "function with backend='quartet' too, or only the parts."
+    )
+
+
+def _name_of(backend: Any) -> str:
+    return getattr(backend, "compiler_name", None) or getattr(backend, "__name__", None) or type(backend).__name__
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    ways = (module, vars(module).get("_compiled_call_impl"), vars(module).get("forward"))
+    slots = (_compat.backend_slot(getattr(way, "_quartet_compiled", way)) for way in ways)
+    return any(slot is not None and is_ours(_compat.backend_in(slot)[0]) for slot in slots)

@@ -1,0 +1,146 @@
+"""What of a model runs outside of captured graphs: where the graph breaks are, and which matmuls run eagerly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _compat, kernels, passes
+from ..config.names import clean
+from .report import Site
+
+EAGER = "runs eagerly, outside of every graph"
+_aten = torch.ops.aten
+_PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
+_FOLDERS = (*torch.__path__, os.path.dirname(os.path.dirname(__file__)), *passes.__path__, *kernels.__path__)
+_NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+
+
+class EagerProducts:
+    """A dispatch mode that notes the forward products which run while no captured graph does.
+
+    in_graph: set while a captured graph runs. sites: what was noted.
+    """
+
+    in_graph = False
+
+    def watch(self, modules: list[nn.Module]) -> None:
+        """Start without notes; names are those of these modules."""
+        self.sites: list[Site] = []
+        self._names = {id(module): clean(name) for root in modules for name, module in root.named_modules()}
+
+    def note(self, func: Any, args: tuple) -> None:
+        """An op that is about to run."""
+        if func in _PRODUCTS and not (self.in_graph or _compat.is_tracing() or _compat.is_in_backward()):
+            self.sites.append(self._site(*args[-2:]))
+
+    def _site(self, a: torch.Tensor, b: torch.Tensor) -> Site:
+        shape = (int(a.shape[-2]), int(b.shape[-1]), int(a.shape[-1]))
+        return Site(
+            name=self._name(),
+            shape=shape,
+            dtype=str(a.dtype).removeprefix("torch."),
+            rewritten=False,
+            reason=EAGER,
+            gemms={"fprop": "high precision"},
+        )
+
+    def _name(self) -> str:
+        """The innermost module whose forward is running, or else the line of code."""
+        frame = sys._getframe()
+        line = "?"
+        while frame is not None:
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name:
+                return name
+            if line == "?" and is_users(frame.f_code.co_filename):
+                line = place(frame.f_code.co_filename, frame.f_lineno)
+            frame = frame.f_back
+        return line
+
+
+class FakeEagerProducts(EagerProducts, _compat.FakeTensorMode):
+    """The same where tensors are fakes."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.watch(modules)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        self.note(func, args)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+class RealEagerProducts(EagerProducts, _compat.TorchDispatchMode):
+    """The same where tensors have values."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.watch(modules)
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Dynamo compiles under this mode, as it does under none of a user's own."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        self.note(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+def is_users(filename: str) -> bool:
+    """Whether a source file is neither torch's nor this package's nor Python's own."""
+    return not filename.startswith(_NOT_USERS) and (not filename.startswith(_PYTHON) or "site-packages" in filename)
+
+
+def place(filename: str, line: int | None) -> str:
+    """`file:line`, the file relative to the working folder if it is inside."""
+    relative = os.path.relpath(filename)
+    return f"{filename if relative.startswith('..') else relative}:{line}"
+
+
+@contextlib.contextmanager
+def graph_breaks() -> Iterator[list[str]]:
+    """Where and why graphs break inside: `model.py:12: Call to print`. Filled as they happen."""
+    reasons: list[str] = []
+    logger = _compat.graph_break_logger()
+    handler = _Listener(reasons)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Listener(logging.Handler):
+    """Reads Dynamo's log of graph breaks: each record names the line, then the reason, then an explanation."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__()
+        self._reasons = reasons
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        found = re.search(r"in user code at (.+):(\d+)\nGraph Break Reason: (.*)", text)
+        if not found:
+            return
+        explained = re.search(r"^(\S.*)\n  Explanation: ", text, re.MULTILINE)
+        reason = (explained or found).group(1 if explained else 3).removeprefix("Graph Break Reason: ")
+        line = f"{place(found.group(1), int(found.group(2)))}: {reason.strip()}"
+        if line not in self._reasons:
+            self._reasons.append(line)

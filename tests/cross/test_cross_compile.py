@@ -1,0 +1,354 @@
+"""Cross compilation on a machine without a GPU: what is generated, what its binaries hold, what fails loudly, and that
+nothing is left behind. Nothing here runs on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+
+import pytest
+import torch
+from models import MetaExperts
+from torch import nn
+
+import quartet_compile as qc
+from quartet_compile.cross import binary
+from quartet_compile.cross.artifact import Kernel
+from quartet_compile.cross.cross_compile import judge
+from quartet_compile.cross.fake_gpu import fake_gpu
+from quartet_compile.cross.roofline import format_of_mma, predict
+from quartet_compile.cross.targets import TARGETS, find_target
+from quartet_compile.cross.traffic import kernel_traffic
+
+MLP = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 64)).bfloat16()
+X = torch.zeros(32, 64, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    return qc.cross_compile(MLP, X, target="sm_90", recipe="bf16")
+
+
+@pytest.fixture(scope="module")
+def blackwell():
+    linear = nn.Linear(128, 256, bias=False, device="meta", dtype=torch.bfloat16)
+    x = torch.empty(128, 128, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    return qc.cross_compile(linear, x, target="sm_100")
+
+
+def test_a_model_in_high_precision(hopper):
+    assert hopper.graphs == ["forward 0", "backward 0"]
+    assert all(kernel.registers > 0 and kernel.stack_bytes == 0 and kernel.threads >= 32 for kernel in hopper.kernels)
+    assert all(".target sm_90" in kernel.ptx and kernel.cubin[:4] == b"\x7fELF" for kernel in hopper.kernels)
+    calls = {call.name: call for call in hopper.library_calls}
+    matmuls = [call for name, call in calls.items() if name in ("aten.mm", "aten.addmm")]
+    assert sum(sum(call.launches.values()) for call in matmuls) == 2 + 3  # the model's input needs no gradient
+    assert sum(call.operations for call in matmuls) == 5 * 2 * 32 * 64 * 128
+
+
+def test_a_layer_norm_keeps_its_statistics_as_a_gpu_does(hopper):
+    assert "empty_strided_cuda((32, 1), (1, 1), torch.float32)" in hopper.modules[0].source
+
+
+def test_fp4_products_on_blackwell(blackwell):
+    products = [kernel for kernel in blackwell.kernels if kernel.op.startswith("scaled_mm")]
+    assert sum(sum(kernel.launches.values()) for kernel in products) == 3
+    for kernel in products:
+        assert [kind for kind in kernel.mma if kind.startswith("tcgen05.mma.kind::mxf4.block_scale")]
+        assert 0 < kernel.tmem_columns <= 512 and kernel.stack_bytes == 0 and kernel.number_format == "mxfp4"
+        assert kernel.operations == 2 * 128 * 128 * 256 * sum(kernel.launches.values())
+        assert kernel.predicted_seconds > 0
+    assert any(kernel.conversions for kernel in blackwell.kernels if kernel.op.startswith("quantize"))
+
+
+def test_the_table_and_the_json(blackwell, hopper):
+    text = str(blackwell)
+    assert "predicted us" in text.splitlines()[0]
+    assert "not run. Times are predicted" in text and "8 TB/s" in text and "fp4 9000" in text
+    assert [line for line in text.splitlines() if line.startswith("scaled_mm") and "tcgen05.mma.kind::mxf4" in line]
+    assert "extern (library)" in str(hopper)
+    data = json.loads(hopper.to_json())
+    assert data["target"]["chip"] == "H200 SXM" and data["failures"] == []
+    assert len(data["kernels"]) == len(hopper.kernels) and "ptx" not in data["kernels"][0]
+    assert "ptx" in json.loads(hopper.to_json(text=True))["kernels"][0]
+
+
+def test_sources_and_binaries_are_written(hopper, tmp_path):
+    hopper.write(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"forward_0.py", "backward_0.py"} <= names
+    assert all(sum(name.endswith(end) for name in names) >= len(hopper.kernels) for end in (".py", ".ptx", ".cubin"))
+
+
+class Mixed(nn.Module):
+    """What is awkward to move to a GPU: attention, embeddings, tables as attributes, constants, dropout, a graph break."""
+
+    def __init__(self, head: int = 32) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(50, 64), nn.Linear(64, 64, bias=False)
+        self.table, self.head = torch.randn(16, 64), head
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids) + self.table + torch.arange(64, device=ids.device)
+        x = torch.dropout(x * torch.tensor([1.0, 2.0] * 32, device=ids.device), 0.1, self.training)
+        torch._dynamo.graph_break()
+        q = x.to(self.out.weight.dtype).unflatten(-1, (-1, self.head)).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    "target, instruction", [("sm_100", "tcgen05.mma.kind::mxf4"), ("sm_120", "mma.sync.m16n8k64.kind::mxf4nvf4")]
+)
+def test_grouped_products_are_fp4_on_blackwell(target, instruction):
+    x = torch.empty(256, 128, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    art = qc.cross_compile(MetaExperts(), x, torch.empty(4, device="meta", dtype=torch.int32), target=target)
+    products = [kernel for kernel in art.kernels if kernel.op == "scaled_grouped_mm"]
+    assert len(products) == 3
+    for kernel in products:
+        assert any(kind.startswith(instruction) for kind in kernel.mma) and kernel.stack_bytes == 0
+
+
+@pytest.mark.parametrize("dtype, kernel", [(torch.bfloat16, "flash"), (torch.float32, "efficient")])
+def test_awkward_models(dtype, kernel):
+    art = qc.cross_compile(Mixed().to(dtype), torch.zeros(2, 16, dtype=torch.long), target="sm_80", recipe="bf16")
+    assert art.graphs == ["forward 0", "backward 0", "forward 1", "backward 1"]
+    assert len(art.report.eager) == 1
+    names = {call.name for call in art.library_calls}
+    attention = f"aten._scaled_dot_product_{kernel}_attention"
+    assert {attention, f"{attention}_backward"} <= names
+
+
+def test_inference_has_one_graph():
+    with torch.no_grad():
+        art = qc.cross_compile(nn.Linear(64, 64), torch.zeros(4, 64), target="sm_120", recipe="bf16")
+    assert art.graphs == ["inference 0"]
+
+
+def test_the_same_kernel_of_two_graphs_is_compiled_once():
+    class Twice(nn.Module):
+        def forward(self, x):
+            y = torch.tanh(x)
+            torch._dynamo.graph_break()
+            return torch.tanh(y)
+
+    with torch.no_grad():
+        art = qc.cross_compile(Twice(), torch.zeros(64), target="sm_90")
+    assert [dict(kernel.launches) for kernel in art.kernels] == [{"inference 0": 1, "inference 1": 1}]
+
+
+# What is wrong
+
+
+def test_an_unknown_target():
+    with pytest.raises(qc.OptionError, match=r"Unknown target 'sm_1000' \(did you mean 'sm_100'\?\).*sm_120 \(RTX"):
+        qc.cross_compile(MLP, X, target="sm_1000")
+
+
+def test_another_chip_of_an_architecture():
+    chip = dataclasses.replace(find_target("sm_90"), chip="H20", rates={"float32": 44e12, "bf16": 148e12})
+    art = qc.cross_compile(nn.Linear(64, 64), torch.zeros(4, 64), target=chip, recipe="bf16")
+    assert "one H20" in str(art)
+
+
+HEAD = """
+import triton
+import triton.language as tl
+from torch._inductor.runtime import triton_helpers, triton_heuristics
+from torch._inductor.runtime.hints import DeviceProperties
+triton_helpers.set_driver_to_gpu()
+
+@triton_heuristics.template(
+    num_stages=1, num_warps=1,
+    triton_meta={'signature': {'in_ptr0': '*fp32', 'out_ptr0': '*fp32'}, 'constants': {}, 'configs': [{}],
+                 'device': DeviceProperties(type='cuda', index=0, multi_processor_count=132, cc=90, major=9,
+                                            regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048,
+                                            max_threads_per_block=1024, warp_size=32)},
+    inductor_meta={'kernel_name': 'kernel', 'grid_type': 'FixedGrid', 'fixed_grid': ['1', '1', '1']},
+)
+@triton.jit
+def kernel(in_ptr0, out_ptr0):
+"""
+SPILLS = (
+    HEAD
+    + """
+    index = tl.arange(0, 16384)
+    x = tl.load(in_ptr0 + index)
+    tl.store(out_ptr0 + index, x * tl.sum(x))
+"""
+)
+EMPTY = (
+    HEAD
+    + """
+    x = tl.load(in_ptr0)
+"""
+)
+
+
+@pytest.mark.parametrize("source, failure", [(SPILLS, "bytes of stack a thread"), (EMPTY, "its body is empty")])
+def test_bad_kernels_are_seen_in_their_binaries(source, failure, tmp_path):
+    target = TARGETS["sm_90"]
+    with fake_gpu(target):
+        made = binary.compile_kernel("kernel", source, str(tmp_path))
+    read = {name: value for name, value in vars(made).items() if name != "stores"}
+    ours = Kernel(name="kernel", source=source, op="quantize", number_format="mxfp4", **read)
+    assert failure in judge(ours, made.stores, target)[0][0]
+
+
+def test_a_spill_of_inductors_own_is_a_note():
+    failures, notes = judge(Kernel(name="k", source="", stack_bytes=8), True, TARGETS["sm_100"])
+    assert not failures and "8 bytes of stack" in notes[0]
+
+
+def test_shared_memory_of_inductors_own_is_a_note():
+    """Inductor measures several configurations, and one that asks for too much drops out."""
+    failures, notes = judge(Kernel(name="k", source="", shared_bytes=131128), True, TARGETS["sm_120"])
+    assert not failures and "131128 bytes of shared memory; a block has at most 101376" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "fields, target, failure",
+    [
+        ({"tmem_columns": 1024}, "sm_100", "1024 columns of tensor memory; there are 512"),
+        ({"shared_bytes": 120000}, "sm_120", "120000 bytes of shared memory; a block has at most 101376"),
+        ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_100", "no FP4 matrix instruction, which sm_100 has"),
+        ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_90", None),
+        ({"mma": Counter({"mma.sync.m16n8k64.kind::mxf4nvf4.block_scale.e2m1": 8})}, "sm_120", None),
+        ({"number_format": "mxfp8"}, "sm_100", "no FP8 matrix instruction, which sm_100 has"),
+    ],
+)
+def test_what_a_product_of_ours_must_have(fields, target, failure):
+    usual = {"mma": Counter({"tcgen05.mma.kind::mxf4.block_scale": 8}), "number_format": "mxfp4"}
+    kernel = Kernel(name="k", source="", op="scaled_mm", **{**usual, **fields})
+    failures, _ = judge(kernel, True, TARGETS[target])
+    assert [line for line in failures if failure and failure in line] if failure else not failures
+
+
+def test_the_error_lists_every_failed_kernel_and_has_the_artifact(monkeypatch):
+    def fails(name, source, folder):
+        raise RuntimeError(f"no code for {name}")
+
+    monkeypatch.setattr(binary, "compile_kernel", fails)
+    with pytest.raises(qc.CrossCompileError, match="failures in the kernels compiled for sm_90") as caught:
+        qc.cross_compile(MLP, X, target="sm_90", recipe="bf16")
+    art = caught.value.artifact
+    assert len(art.failures) == len(art.kernels) > 1
+    assert all(kernel.name in str(caught.value) and kernel.source for kernel in art.kernels)
+    assert "FAILED" in str(art)
+
+
+def test_a_model_that_does_not_run():
+    with pytest.raises(qc.CaptureError, match="same reduction dim"):
+        qc.cross_compile(nn.Linear(64, 64), torch.zeros(4, 63))
+
+
+# What is left behind
+
+
+def state():
+    """What cross compilation changes for its time, and must put back."""
+    import torch._functorch.config
+    import torch._inductor.config
+    import triton.runtime
+    from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor import compile_fx, graph, select_algorithm
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.fx_passes import joint_graph
+    from torch._inductor.runtime import triton_helpers
+    from torch._subclasses import FakeTensor
+    from torch.utils._triton import has_triton
+
+    owners = (torch.cuda, CudaInterface, CudaInterface.Worker, FakeTensor, graph.GraphLowering, triton_helpers, compile_fx,
+              select_algorithm.AlgorithmSelectorCache, joint_graph.UniformValueConstantFolder)  # fmt: skip
+    return {
+        **{f"{owner.__name__}.{name}": id(value) for owner in owners for name, value in vars(owner).items()
+           if not name.startswith("__") or name in ("__init__", "__invert__", "__getitem__")},
+        "driver": triton.runtime.driver._active,
+        "environment": dict(os.environ),
+        "inductor": torch._inductor.config.get_config_copy(),
+        "functorch": torch._functorch.config.get_config_copy(),
+        "random": torch.get_rng_state().tolist(),
+        "has_triton": has_triton(),
+        "modules": len(PyCodeCache.modules),
+        "cuda": torch.cuda.is_available(),
+        "stream": hasattr(torch._C, "_cuda_getCurrentRawStream"),
+    }  # fmt: skip
+
+
+def changed(before, after):
+    return {name for name in before.keys() | after.keys() if before.get(name, "absent") != after.get(name, "absent")}
+
+
+@pytest.mark.parametrize("fails", ["", "capture", "codegen", "compile"])
+def test_nothing_is_left_behind(fails, monkeypatch):
+    qc.explain(MLP, X)
+    weights = {name: (id(p), p.clone(), p.grad) for name, p in MLP.named_parameters()}
+    x = torch.zeros(3, 5, dtype=torch.bfloat16) if fails == "capture" else X
+    if fails == "codegen":
+        monkeypatch.setattr("quartet_compile.cross.generated.reinterpret", None)  # called by the generated wrapper
+    if fails == "compile":
+        monkeypatch.setattr(binary, "triton_bin", lambda: binary.pathlib.Path("/nowhere"))
+    before = state()
+    if fails:
+        with pytest.raises(qc.QuartetError, match={"codegen": "could not generate the graph 'forward 0'"}.get(fails)):
+            qc.cross_compile(MLP, x, target="sm_90", recipe="bf16")
+    else:
+        qc.cross_compile(MLP, x, target="sm_90", recipe="bf16")
+    assert not changed(before, state())
+    for name, p in MLP.named_parameters():
+        assert id(p) == weights[name][0] and torch.equal(p, weights[name][1]) and p.grad is weights[name][2]
+    compiled = torch.compile(nn.Linear(8, 8), backend="inductor")  # on the CPU, as ever
+    assert compiled(torch.zeros(2, 8)).device.type == "cpu"
+
+
+# Predictions
+
+
+def test_rooflines():
+    target = TARGETS["sm_100"]
+    assert predict(8_000_000_000, 0, "float32", target) == (1e-3, "memory")
+    assert predict(0, 9_000_000_000_000, "fp4", target) == (1e-3, "fp4")
+    assert predict(1, None, "fp4", target) == (None, "")
+
+
+@pytest.mark.parametrize(
+    "instruction, kind, number_format",
+    [
+        (
+            "tcgen05.mma.cta_group::1.kind::mxf4.block_scale.scale_vec::2X",
+            "tcgen05.mma.kind::mxf4.block_scale.block32",
+            "fp4",
+        ),
+        (
+            "mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::4X.f32.e2m1.e2m1.f32.ue4m3",
+            "mma.sync.m16n8k64.kind::mxf4nvf4.block_scale.block16.e2m1.ue4m3",
+            "fp4",
+        ),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "mma.sync.m16n8k16.bf16", "bf16"),
+        ("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", "wgmma.m64n128k16.bf16", "bf16"),
+        ("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3", "wgmma.m64n128k32.e4m3", "fp8"),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "mma.sync.m16n8k8.tf32", "tf32"),
+    ],
+)
+def test_kinds_of_matrix_instructions(instruction, kind, number_format):
+    assert binary.mma_kind(instruction) == kind
+    assert format_of_mma([kind]) == number_format
+
+
+def test_traffic_of_our_product():
+    source = "# quartet: scaled_mm mxfp4, x\n    M = 256\n    N = 128\n    K = 192 * 2\n"
+    buffer, out = torch.empty(100000, dtype=torch.uint8), torch.empty(256, 128, dtype=torch.bfloat16)
+    given = {"arg_A": buffer, "arg_A_SCALES": buffer, "arg_B": buffer, "out_ptr0": out}
+    packed = (256 + 128) * 384 // 2 + (256 + 128) * 384 // 32
+    assert kernel_traffic("k", source, given) == (packed + 256 * 128 * 2, 2 * 256 * 128 * 384)
+
+
+def test_traffic_of_inductors_kernels():
+    x = torch.empty(64)
+    assert kernel_traffic("k", "", {"in_ptr0": x, "out_ptr0": torch.empty(64), "xnumel": 64}) == (512, 0)
+    assert kernel_traffic("k", "", {"in_out_ptr0": x}) == (512, 0)
+    assert kernel_traffic("k", "", {"in_ptr0": torch.empty(1, 64).expand(100, 64)}) == (256, 0)
+    a, b = torch.empty(8, 16), torch.empty(16, 4)
+    assert kernel_traffic("triton_tem_fused_mm_0", "", {"arg_A": a, "arg_B": b})[1] == 2 * 8 * 16 * 4
