@@ -23,10 +23,10 @@ import torch
 from llama import SIZES, Llama, Size
 from torch import fx
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 from quartet_compile.kernels.cpu.loader import library
 from quartet_compile.passes.joint import QuartetPass
-from quartet_compile.report.capture import Capture
 
 
 class PassTimer:

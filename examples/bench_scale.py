@@ -55,13 +55,13 @@ def measure(name: str, layers: int) -> dict:
     """One row: compiles the model in this process."""
     import torch
 
+    from quartet_compile.capture.call import Call
+    from quartet_compile.capture.capture import run_on_fakes
     from quartet_compile.config.options import configure
     from quartet_compile.cross.backend import CrossBackend
     from quartet_compile.cross.fake_gpu import code_only, scratch_folder
     from quartet_compile.cross.targets import find_target
     from quartet_compile.passes.joint import QuartetPass
-    from quartet_compile.report.call import Call
-    from quartet_compile.report.capture import run_on_fakes
 
     model = build(name, layers)
     ids = torch.zeros(1, MODELS[name]["seq"], dtype=torch.long)

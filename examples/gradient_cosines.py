@@ -41,9 +41,9 @@ from gradient_models import MODELS, batches, build
 from torch import Tensor, nn
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 from quartet_compile.passes.plan import HEADS
-from quartet_compile.report.capture import Capture
 
 COLUMNS = ("model", "hidden", "layers", "embedding", "steps", "recipe", "matmuls", "draws", "seeds",
            "measure", "part", "one",

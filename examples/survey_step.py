@@ -14,9 +14,9 @@ import torch
 import transformers
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 from quartet_compile.frontend.api import parameter_names
-from quartet_compile.report.capture import Capture
 from quartet_compile.report.report import Site
 
 SAME, OTHER, RANDOM = "equal", "differs", "differs in eager too"

@@ -17,12 +17,12 @@ kept out of CUDA graphs by their tag, so the host sees every run.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from ..process import process
 from . import cpu
 from .cpu import decoded
 from .numerics import philox, reference
@@ -47,26 +47,22 @@ class Table(NamedTuple):
     time: int
 
 
-_tables: dict[str, Table] = {}
-_clock = itertools.count()
-
-
 def read(graph: str) -> Table | None:
     """What a graph wrote, on the CPU; None if it has not run."""
-    found = _tables.get(graph)
+    found = process.tables.get(graph)
     return found and Table(found.values.cpu(), found.time)
 
 
 def _write(graph: str, row: int, rows: int, first: str, values: list[torch.Tensor]) -> None:
     """Put values into one row, from the column `first` on."""
-    known = _tables.get(graph)
+    known = process.tables.get(graph)
     if known is None:
         with torch.inference_mode(False):
             empty = torch.full((rows, len(FIELDS)), UNWRITTEN, dtype=torch.float32, device=values[0].device)
         known = Table(empty, 0)
     start = FIELDS.index(first)
     known.values[row, start : start + len(values)].copy_(torch.stack([value.float() for value in values]))
-    _tables[graph] = known._replace(time=next(_clock))
+    process.tables[graph] = known._replace(time=next(process.writes))
 
 
 class Backend(NamedTuple):

@@ -1,6 +1,7 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
 from . import law
+from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
 from .config.outer_blocks import first_and_last_blocks
 from .config.presets import mix, recipe, recipes, register_recipe
@@ -19,13 +20,15 @@ from .errors import (
     StatsError,
     StrictError,
 )
+from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.set_recipe import set_recipe
 from .kernels.quantizer import Quantizer, quantizer
 from .quantized import QuantizedTensor, quantize
-from .report.explain import explain, graph_diff
 from .report.report import Report, Site
 from .report.stats import Stats, stats
+
+_watch.install()
 
 __all__ = [
     "TARGETS",

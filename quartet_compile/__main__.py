@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .capture.explain import explain
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.recipe import operands
@@ -37,7 +38,6 @@ from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import TARGETS
 from .errors import QuartetError, suggest
 from .law import cli as law_cli
-from .report.explain import explain
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")

@@ -11,15 +11,15 @@ import copy
 import functools
 import importlib
 import inspect
-import itertools
 import logging
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+
+from .process import process
 
 MINIMUM_TORCH = (2, 11)
 
@@ -202,7 +202,7 @@ def _watched(made: Callable, watcher: Watcher) -> Callable:
         with context:
             return made(*args, **kwargs)
 
-    comptime, number = _private("torch._dynamo.comptime:comptime"), next(_numbers)
+    comptime, number = _private("torch._dynamo.comptime:comptime"), next(process.numbers)
     inline = made._torchdynamo_inline
 
     def inlined(*args: Any, **kwargs: Any) -> Any:
@@ -210,7 +210,7 @@ def _watched(made: Callable, watcher: Watcher) -> Callable:
         comptime(_tell_inlined)
         return inline(*args, **kwargs)
 
-    _watchers[number] = watcher
+    process.watchers[number] = watcher
     watched._torchdynamo_inline = inlined
     watched._torchdynamo_wrapper_id = id(watched)  # it stands for `made`, whose attributes it has
     watched._quartet_compiled = made
@@ -218,13 +218,9 @@ def _watched(made: Callable, watcher: Watcher) -> Callable:
     return watched
 
 
-_watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
-
-
 def _tell_inlined(context: Any) -> None:
     """Called by Dynamo while it takes a watched function into a graph."""
-    watcher = _watchers.get(context.get_local("inlined_number").as_python_constant())
+    watcher = process.watchers.get(context.get_local("inlined_number").as_python_constant())
     translator = context._i_will_not_complain_if_bc_breaks_InstructionTranslator()
     if watcher is not None:
         held = translator.output.compiler_fn
@@ -293,7 +289,6 @@ def compiled_forward(module: torch.nn.Module, **how: Any) -> Callable:
 
 _BACKEND = "_torchdynamo_orig_backend"
 _LIMITS = ("recompile_limit", "accumulated_recompile_limit")
-_limit_of_one: dict[str, int] = {}
 
 
 def backend_slot(compiled: Any) -> Any | None:
@@ -347,12 +342,12 @@ def allow_variants(count: int) -> None:
     """
     config, frames = _private("torch._dynamo.config"), _private("torch._dynamo.convert_frame")
     for name in _LIMITS:
-        one = _limit_of_one.setdefault(name, getattr(config, name))
+        one = process.limits.setdefault(name, getattr(config, name))
         setattr(config, name, max(getattr(config, name), one * count))
     c, types = _private("torch._C._dynamo.eval_frame"), _private("torch._dynamo.types")
     again = types.FrameExecStrategy(types.FrameAction.DEFAULT, types.FrameAction.DEFAULT)
     for code in (reference() for reference in frames.input_codes.seen):
-        if code is not None and len(c._debug_get_cache_entry_list(code)) >= _limit_of_one["recompile_limit"]:
+        if code is not None and len(c._debug_get_cache_entry_list(code)) >= process.limits["recompile_limit"]:
             c.set_code_exec_strategy(code, again)
 
 

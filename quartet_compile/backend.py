@@ -21,10 +21,10 @@ from torch import fx
 from . import _compat, kernels, passes
 from .config.marks import KEY, class_mark
 from .config.names import clean, is_parameter_key, matches, root_name
-from .config.options import Config, Policy, configure
-from .frontend import watch
+from .config.options import Config, configure
 from .kernels.architectures import product_format
 from .passes.joint import GraphInputs, QuartetPass
+from .process import process
 from .report import records
 from .report.stats import remember
 
@@ -33,7 +33,7 @@ def quartet_backend(
     gm: fx.GraphModule, example_inputs: list, *, mode: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Any:
     """The backend that `torch.compile(model, backend="quartet", options=..., mode=...)` finds by its entry point."""
-    with watch.reported():
+    with process.running.reported():
         config = configure(options, mode)
         compiled = compile_graph(gm, example_inputs, config)
     warn_unmatched(config)
@@ -56,7 +56,7 @@ def compile_graph(
     run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid), text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
-    _matched.setdefault(config.policy, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
+    process.matched.setdefault(config.policy, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
     _log(uuid)
     return compiled
 
@@ -137,13 +137,9 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-_matched: dict[Policy, set[tuple[str, str]]] = {}
-"""Which patterns of each policy matched in the graphs compiled so far."""
-
-
 def warn_unmatched(config: Config) -> None:
     """Warn of each pattern of this configuration that no graph compiled so far has matched."""
-    for option, pattern in sorted(set(config.policy.patterns) - _matched[config.policy]):
+    for option, pattern in sorted(set(config.policy.patterns) - process.matched[config.policy]):
         warnings.warn(
             f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
             "quartet_compile.explain(model, *inputs) lists the names; quartet_compile.quartet(model, ...) checks them "

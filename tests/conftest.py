@@ -31,7 +31,7 @@ def _same_path():
 def graphs(monkeypatch):
     """Compile by Capture instead of Inductor, in milliseconds; gives the list of reports, which fills."""
     from quartet_compile import _compat
-    from quartet_compile.report.capture import compile_plainly
+    from quartet_compile.capture.capture import compile_plainly
 
     torch._dynamo.reset()
     reports = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torch import nn
 
 _ROOT = re.compile(r"^(?:G\[['\"]__import_\w+['\"]\]\.(\w+)|[LG]\[(?:'([^']*)'|\"([^\"]*)\")\])")
 """The variable at the root of a Dynamo source: `L['self']`, or a global of another module, `G['__import_m'].model`."""
@@ -74,3 +76,8 @@ def names_in(model: Any) -> dict[int, str]:
     """The names of all parameters and modules of a model, by `id`; of what has several, the first."""
     named = [*model.named_parameters(), *model.named_modules()]
     return {id(item): clean(name) for name, item in named}
+
+
+def parameter_names(model: nn.Module) -> Mapping[int, str]:
+    """The name of each parameter of a model, by `id`; a tied parameter has its first name."""
+    return {id(parameter): clean(name) for name, parameter in model.named_parameters()}

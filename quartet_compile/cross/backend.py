@@ -13,10 +13,10 @@ from torch import fx
 
 from .. import _compat
 from ..backend import graph_inputs, graph_uuid, names_in
+from ..capture.eager import EagerProducts
 from ..config.options import Config
 from ..errors import QuartetError
 from ..passes.joint import QuartetPass
-from ..report.eager import EagerProducts
 from ..report.report import GraphReport
 from .fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, relabel
 from .gpu_graph import decompositions, to_gpu, use_gpu_attention

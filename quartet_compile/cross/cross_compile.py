@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..capture.call import call_of
+from ..capture.capture import run_on_fakes
+from ..capture.explain import report_of
 from ..errors import QuartetError
-from ..report.call import call_of
-from ..report.capture import run_on_fakes
-from ..report.explain import report_of
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .roofline import format_of_dtype, format_of_mma, predict
 from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target

@@ -18,12 +18,12 @@ import torch
 from torch import fx, nn
 
 from ..backend import compile_graph, warn_unmatched
+from ..callables import argument_names, modules_of
 from ..config.names import clean, lineage, matches, names_in
 from ..config.options import Config, Policy, configure
 from ..errors import OptionError, PatternError, suggest
 from ..passes.plan import HEADS, ROUTERS
-from . import watch
-from .callables import argument_names, modules_of
+from ..process import process
 from .in_place import compile_regions, unbroken_parts
 
 
@@ -156,7 +156,7 @@ class Backend:
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
         names = self.full_names()
-        with watch.reported():
+        with process.running.reported():
             compiled = compile_graph(gm, example_inputs, self.config, names)
         part = _part_of(gm, names)
         for model in self._family.whole if part else ():
@@ -207,11 +207,6 @@ def _rules_for(region: str, names: Iterable[str], policy: Policy) -> frozenset:
     found = {(*given, name) for given in policy.patterns for name in full if matches(given[1], [full[name]])}
     leaf = region.rpartition(".")[2]
     return frozenset(found | ({leaf} if leaf in (*HEADS, *ROUTERS) else set()))
-
-
-def parameter_names(model: nn.Module) -> Mapping[int, str]:
-    """The name of each parameter of a model, by `id`; a tied parameter has its first name."""
-    return {id(parameter): clean(name) for name, parameter in model.named_parameters()}
 
 
 def check_patterns(policy: Policy, models: list[nn.Module], arguments: Iterable[str] = ()) -> None:

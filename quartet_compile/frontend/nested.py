@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from .. import _compat
-
-_outer: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-"""The modules that were given to another backend, with that backend."""
+from ..process import process
 
 
 def is_ours(backend: Any) -> bool:
@@ -25,7 +22,7 @@ def parts_inside(function: Any, backend: Any) -> list[str]:
     another backend was given."""
     owner = _compat.owner_of(function)
     if owner is not None:
-        _outer[owner] = backend
+        process.outer[owner] = backend
         named = list(owner.named_modules())[1:]
     elif inspect.isfunction(function):
         seen = inspect.getclosurevars(function)
@@ -38,7 +35,7 @@ def parts_inside(function: Any, backend: Any) -> list[str]:
 
 def outer_of(module: Any) -> Any:
     """The other backend that was given a module around this one; None if there is none."""
-    for outer, backend in list(_outer.items()):
+    for outer, backend in list(process.outer.items()):
         if outer is not module and module in set(outer.modules()):
             return backend
     return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +16,13 @@ from torch import nn
 
 from .. import _compat
 from ..backend import quartet_backend
+from ..callables import modules_of, uncompiled
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
 from ..config.rules import EVERYTHING, Rules, rules
 from ..errors import OptionError
+from ..process import process
 from .api import Backend, check_patterns
-from .callables import modules_of, uncompiled
 from .in_place import CompiledForward
 
 
@@ -44,7 +44,7 @@ def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tu
     before = [part.state.config.policy.recipe for part in parts]
     _compat.allow_variants(_variants(parts, switches))
     for part, state in zip(parts, switches, strict=True):
-        _states[part.slot] = state
+        process.switched[part.slot] = state
         _compat.put_backend(part.slot, state.variants[state.config])
     return _as_option(before[0]) if before.count(before[0]) == len(before) else None
 
@@ -58,8 +58,6 @@ class _State:
     variants: dict[Config, Any]
 
 
-_states: weakref.WeakKeyDictionary[Any, _State] = weakref.WeakKeyDictionary()
-_configs: set[Config] = set()
 """What backends that were given by name were switched between: their variants are told apart by it alone."""
 
 
@@ -76,15 +74,15 @@ class _Part:
 
     @property
     def state(self) -> _State:
-        if self.slot not in _states:
+        if self.slot not in process.switched:
             _, given, held = _compat.backend_in(self.slot)
             if self.backend:
                 options, config = self.backend.options, self.backend.config
             else:
                 config = configure(given.get("options"), given.get("mode"))
                 options = {"mode": given.get("mode"), **given.get("options", {})}
-            _states[self.slot] = _State(options=options, config=config, variants={config: held})
-        return _states[self.slot]
+            process.switched[self.slot] = _State(options=options, config=config, variants={config: held})
+        return process.switched[self.slot]
 
     def switch(self, chosen: dict[str, Any]) -> _State:
         """The state under other options, with a backend for them, which isn't in its place yet."""
@@ -160,8 +158,8 @@ def _variants(parts: list[_Part], switches: list[_State]) -> int:
     """How many backends there are at most for one code object, these ones included."""
     for part, state in zip(parts, switches, strict=True):
         if part.backend is None:
-            _configs.update(state.variants)
-    return max([len(_configs), *(part.backend.kinds for part in parts if part.backend)])
+            process.configs.update(state.variants)
+    return max([len(process.configs), *(part.backend.kinds for part in parts if part.backend)])
 
 
 def _check_patterns(chosen: dict[str, Rules], parts: list[_Part]) -> None:

@@ -8,14 +8,12 @@ calls of what our backend compiles are inspected: the first one, each that follo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import sys
-import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +25,8 @@ from ..config.names import names_in
 from ..config.options import Config, configure
 from ..errors import QuartetError, StrictError
 from ..passes.plan import DTYPES, SMALLEST, chosen, refused
-from ..report.eager import is_users, place
+from ..places import is_users, place
+from ..process import process
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
@@ -42,27 +41,6 @@ _FACTORS = {
 """The products that are looked at, with the place of their operands."""
 
 _SHOWN = 6
-
-
-class _Running(threading.local):
-    """The inspections that are under way in a thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.inspections: list[_Inspection] = []
-
-
-_running = _Running()
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Tell the inspection that is under way, if one is, of an error that our backend raises inside: Dynamo may hide it."""
-    try:
-        yield
-    except Exception as error:
-        if _running.inspections:
-            _running.inspections[-1].failures.append(error)
-        raise
 
 
 class Watch:
@@ -148,7 +126,7 @@ class _Inspection(_compat.DispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _FACTORS and _running.inspections[-1] is self:
+        if func in _FACTORS and process.running.inspections[-1] is self:
             if not (_compat.is_tracing() or _compat.is_in_backward()):
                 self._see(args[_FACTORS[func]])
         return func(*args, **(kwargs or {}))
@@ -156,14 +134,14 @@ class _Inspection(_compat.DispatchMode):
     @torch.compiler.disable
     def __enter__(self) -> _Inspection:
         self._reasons = _compat.reasons_not_compiled()
-        _running.inspections.append(self)
+        process.running.inspections.append(self)
         super().__enter__()
         return self
 
     @torch.compiler.disable
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         super().__exit__(kind, error, trace)
-        _running.inspections.remove(self)
+        process.running.inspections.remove(self)
         strict = self._config is not None and self._config.policy.strict
         if error is not None:
             if strict and isinstance(error, _compat.NotCompiled):
@@ -368,4 +346,6 @@ def _given(slot: Any) -> dict[str, Any]:
     return {"backend": function, **given}
 
 
-_compat.watch_calls(_watcher_of)
+def install() -> None:
+    """Look at every call of what `torch.compile` makes from now on."""
+    _compat.watch_calls(_watcher_of)

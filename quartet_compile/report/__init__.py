@@ -1,1 +1,1 @@
-"""What a user reads: reports, `explain`, statistics, and the records that caches keep."""
+"""What a user reads: reports, statistics, and the records that caches keep."""

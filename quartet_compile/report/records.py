@@ -15,11 +15,10 @@ import tempfile
 from collections.abc import Callable
 
 from .. import _compat
+from ..process import process
 from .report import GraphReport, Observed, Site
 
 log = logging.getLogger("quartet_compile")
-
-_known: dict[str, list[GraphReport]] = {}
 
 
 def wants_text() -> bool:
@@ -34,7 +33,7 @@ def writer(uuid: str) -> Callable[[GraphReport], None]:
 
     def write(report: GraphReport) -> None:
         reports.append(report)
-        _known[uuid] = reports
+        process.reports[uuid] = reports
         _store(uuid, reports)
 
     return write
@@ -42,9 +41,9 @@ def writer(uuid: str) -> Callable[[GraphReport], None]:
 
 def read(uuid: str) -> list[GraphReport]:
     """The reports kept under this uuid; none if neither the process nor the cache folder has them."""
-    if uuid not in _known:
-        _known[uuid] = _load(uuid)
-    return _known[uuid]
+    if uuid not in process.reports:
+        process.reports[uuid] = _load(uuid)
+    return process.reports[uuid]
 
 
 def _path(uuid: str) -> pathlib.Path:

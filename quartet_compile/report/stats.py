@@ -13,31 +13,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
+from ..callables import modules_of, uncompiled
 from ..errors import StatsError
-from ..frontend.callables import modules_of, uncompiled
 from ..kernels import stats as statistics
+from ..process import process
 from . import records
 from .report import Observed
 
 REMEDY = "Compile with the option stats=True (options={'stats': True}, or quartet(model, stats=True)) and run a step."
 
-_compiled: dict[str, tuple[int, ...]] = {}
-"""The graphs of this process in their order, each with the parameters that it reads, by `id`."""
-_compilations: Counter[str] = Counter()
-_reading: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
 
 def remember(uuid: str, parameters: Iterable[torch.nn.Parameter]) -> str:
     """A key for the table of a graph that is compiled now. Equal graphs of one process, as of two models of a class, get
     different keys, and in another process the same ones in the same order."""
-    key = f"{uuid}-{_compilations[uuid]}"
-    _compilations[uuid] += 1
+    key = f"{uuid}-{process.compilations[uuid]}"
+    process.compilations[uuid] += 1
     parameters = list(parameters)
-    _compiled[key] = tuple(map(id, parameters))
+    process.graphs[key] = tuple(map(id, parameters))
     for parameter in parameters:
-        _reading.setdefault(parameter, []).append(key)
+        process.reading.setdefault(parameter, []).append(key)
     return key
 
 
@@ -105,11 +100,15 @@ def stats(model: Any = None) -> Stats:
     Raises `StatsError` if there are none.
     """
     parameters = _parameters(model)
-    keys = _compiled if parameters is None else dict.fromkeys(key for p in parameters for key in _reading.get(p, ()))
+    keys = (
+        process.graphs
+        if parameters is None
+        else dict.fromkeys(key for p in parameters for key in process.reading.get(p, ()))
+    )
     what = "this process" if model is None else f"this {type(uncompiled(model)).__name__}"
     if not keys:
         sharded = " Of a model whose parameters are sharded (FSDP2), ask for the whole process: stats()." * bool(
-            _compiled
+            process.graphs
         )
         why = "no graph of it was compiled with stats=True"
         raise StatsError(f"There are no statistics of {what}: {why}. {REMEDY}{sharded}")
@@ -128,10 +127,10 @@ def _parameters(model: Any) -> list[torch.nn.Parameter] | None:
 def _latest(tables: dict[str, statistics.Table]) -> list[str]:
     """Of the graphs with the same matmuls and parameters the one that ran last, in the order of their compilation."""
     last: dict[tuple, str] = {}
-    order = list(_compiled)
+    order = list(process.graphs)
     for key, table in tables.items():
         training, observed = _graph(key)
-        same = (training, _compiled[key], *dict.fromkeys(item.matmul for item in observed))
+        same = (training, process.graphs[key], *dict.fromkeys(item.matmul for item in observed))
         if same not in last or table.time > tables[last[same]].time:
             last[same] = key
     return sorted(last.values(), key=lambda key: (not _graph(key)[0], order.index(key)))

@@ -12,8 +12,8 @@ from module_swap import swap_linears
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 
 def rewritten(model, **options):

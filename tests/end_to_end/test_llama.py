@@ -12,8 +12,8 @@ from models import relative
 from module_swap import swap_linears
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 
 def tokens(count: int, length: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

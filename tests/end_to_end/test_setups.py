@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 from quartet_compile.passes.plan import NESTED
-from quartet_compile.report.capture import Capture
 
 
 def net(dropout: float = 0.0) -> nn.Module:

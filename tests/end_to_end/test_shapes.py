@@ -12,8 +12,8 @@ from models import Attention, Block, gradients, relative
 from torch import nn
 from torch._dynamo.utils import counters
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 
 @pytest.mark.parametrize("rows", [1, 31, 33, 100, 1000])

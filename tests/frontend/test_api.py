@@ -11,7 +11,8 @@ from models import Block, Net, gradients, relative
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile import _compat, backend
+from quartet_compile import _compat
+from quartet_compile.process import process
 
 X = torch.randn(2, 16, 64)
 
@@ -187,7 +188,7 @@ def test_dynamic_and_fullgraph_are_passed_on(graphs):
 def test_a_bare_backend_warns_of_a_pattern_that_matches_nothing(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(_compat, "compile_fx", lambda gm, inputs, config_patches: gm)
-    monkeypatch.setattr(backend, "_matched", {})
+    monkeypatch.setattr(process, "matched", {})
     with pytest.warns(UserWarning, match="exclude pattern 'nowhere' matches no module") as caught:
         torch.compile(Block(), backend="quartet", options={"exclude": ["up", "nowhere"]})(X)
     messages = [str(warning.message) for warning in caught if "pattern" in str(warning.message)]

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import quartet_compile as qc
 from quartet_compile import _compat
-from quartet_compile.frontend import set_recipe as schedule
-from quartet_compile.report.capture import compile_plainly
+from quartet_compile.capture.capture import compile_plainly
+from quartet_compile.process import process
 
 X = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1))
 RECIPES = ["quartet", "quartet-rtn", "bf16"]
@@ -26,8 +26,8 @@ RECIPES = ["quartet", "quartet-rtn", "bf16"]
 def _apart(monkeypatch):
     """Each test with Dynamo's caches and limits as a process has them at its start."""
     torch._dynamo.reset()
-    monkeypatch.setattr(_compat, "_limit_of_one", {})
-    monkeypatch.setattr(schedule, "_configs", set())
+    monkeypatch.setattr(process, "limits", {})
+    monkeypatch.setattr(process, "configs", set())
     with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
         yield
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from quantizers import legal_quantizers
 
-from quartet_compile.kernels.numerics import philox, reference
-from quartet_compile.kernels.numerics import scales_e4m3 as scales_e4m3
+from quartet_compile.kernels.numerics import philox, reference, scales_e4m3
 from quartet_compile.kernels.quantizer import QUANTIZERS, Quantizer, quantizer
 
 ALL = pytest.mark.parametrize("name", list(QUANTIZERS))

@@ -12,8 +12,7 @@ import torch
 from accumulation import assert_same_product
 from safetensors.torch import load_file
 
-from quartet_compile.kernels.numerics import codes, reference
-from quartet_compile.kernels.numerics import scales_e4m3 as scales_e4m3
+from quartet_compile.kernels.numerics import codes, reference, scales_e4m3
 from quartet_compile.kernels.quantizer import QUANTIZERS
 
 VECTORS = load_file(Path(__file__).parents[1] / "vectors" / "published_kernels.safetensors")

@@ -14,8 +14,7 @@ from captured import compiled
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile.kernels.numerics import codes, reference
-from quartet_compile.kernels.numerics import scales_e4m3 as scales_e4m3
+from quartet_compile.kernels.numerics import codes, reference, scales_e4m3
 
 DRAWS = 256
 UNBIASED = ["quartet", "quartet2", "tetrajet2", "mxfp4-bwd"]

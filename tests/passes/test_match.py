@@ -9,11 +9,11 @@ from models import ByFunction, LinearFunction, Unequal, gradients, relative
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 from quartet_compile.passes.match import AMBIGUOUS
 from quartet_compile.passes.plan import NESTED
 from quartet_compile.report import records
-from quartet_compile.report.capture import Capture
 
 
 class TwiceTheSameWeight(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from figures import graph_nodes, saved_tensors
 from torch import nn
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 
 def saved(model, x, **options):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from models import Net, gradients, relative
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 TOLERANCE = 2e-5
 

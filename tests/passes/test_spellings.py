@@ -12,8 +12,8 @@ from spellings import ALL, ENDS, KEPT, Experts, Spelled
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 FP4 = {
     "one of a stack": ["matmul with a weight computed from 1 parameter"] * 2,

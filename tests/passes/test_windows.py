@@ -13,8 +13,8 @@ from models import gradients, relative
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 
 FUNCTIONS = {
     False: {1: F.conv1d, 2: F.conv2d, 3: F.conv3d},

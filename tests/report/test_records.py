@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from quartet_compile.process import process
 from quartet_compile.report import records
 from quartet_compile.report.report import GraphReport
 
@@ -20,13 +21,13 @@ def full(*paths) -> None:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "_known", {})
+    monkeypatch.setattr(process, "reports", {})
     return tmp_path / "cache"
 
 
 def written() -> list[GraphReport]:
     """What another process would read."""
-    records._known.clear()
+    process.reports.clear()
     return records.read("uuid")
 
 

@@ -16,6 +16,7 @@ from quartet_compile.kernels import stats as statistics
 from quartet_compile.kernels.numerics import philox, reference
 from quartet_compile.kernels.quantizer import E2M1_MAX, E2M1_VALUES, E4M3_MAX
 from quartet_compile.passes.stats import TRANSPOSED
+from quartet_compile.process import process
 from quartet_compile.report import records
 
 RECIPES = ["quartet", "quartet2", "nvfp4", "mxfp4-bwd", "mxfp8"]
@@ -24,7 +25,7 @@ RECIPES = ["quartet", "quartet2", "nvfp4", "mxfp4-bwd", "mxfp8"]
 @pytest.fixture(autouse=True)
 def _tables(monkeypatch):
     """No numbers of earlier tests."""
-    monkeypatch.setattr(statistics, "_tables", {})
+    monkeypatch.setattr(process, "tables", {})
 
 
 def observed(model, x, **options):
@@ -37,7 +38,7 @@ def observed(model, x, **options):
 def numbers(backend):
     """What the graphs wrote; a later one wins over an earlier one with the same matmul."""
     found = {}
-    for report, key in zip((g for g in backend.graphs if g.observed), statistics._tables, strict=True):
+    for report, key in zip((g for g in backend.graphs if g.observed), process.tables, strict=True):
         rows = statistics.read(key).values.tolist()
         for item in report.observed:
             row = None if item.row is None else dict(zip(statistics.FIELDS, rows[item.row], strict=True))
@@ -156,7 +157,7 @@ def test_nan_and_infinity_leave_the_other_blocks_their_numbers():
     model, x = nn.Sequential(nn.Linear(64, 64, bias=False)), torch.randn(32, 64)
     _, clean, _ = observed(model, x[1:])
     x[0, 3], x[0, 40] = torch.inf, torch.nan
-    statistics._tables.clear()
+    process.tables.clear()
     _, found, _ = observed(model, x)
     row = found["0", "fprop", "X"]
     assert row["amax"] != row["amax"]
@@ -224,7 +225,7 @@ def test_checkpointing_changes_no_number(recipe):
     results = []
     for on in (False, True):
         torch.manual_seed(1)
-        statistics._tables.clear()
+        process.tables.clear()
         model, x = Checkpointed(on), torch.randn(2, 24, 64)
         result, found, _ = observed(model, x, recipe=recipe)
         results.append((result[1], found))

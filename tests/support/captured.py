@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture
 from quartet_compile.report.report import Site
 
 

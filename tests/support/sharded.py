@@ -27,8 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 import quartet_compile as qc
 from quartet_compile import _compat
+from quartet_compile.capture.capture import Capture, compile_plainly
 from quartet_compile.config.options import configure
-from quartet_compile.report.capture import Capture, compile_plainly
 
 
 class Layer(nn.Module):

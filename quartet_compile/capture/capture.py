@@ -15,14 +15,15 @@ from torch import fx
 
 from .. import _compat
 from ..backend import graph_inputs, graph_uuid, names_in
+from ..callables import modules_of
 from ..config.options import Config
 from ..errors import CaptureError, QuartetError
-from ..frontend.callables import modules_of, untouched
 from ..passes.joint import QuartetPass
+from ..places import is_users, place
+from ..report.report import GraphReport, Site
 from .call import Call, batch_hint
-from .eager import EagerProducts, FakeEagerProducts, RealEagerProducts, graph_breaks, is_users, place
-from .report import GraphReport, Site
-from .restore import memory_restored, random_state_restored, settings_restored, tensors_of
+from .eager import EagerProducts, FakeEagerProducts, RealEagerProducts, graph_breaks
+from .restore import memory_restored, random_state_restored, settings_restored, tensors_of, untouched
 
 
 class Capture:

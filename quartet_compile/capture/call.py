@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from .. import _compat
+from ..callables import argument_names, modules_of, signature_of, uncompiled
+from ..config.names import parameter_names
 from ..config.options import OPTIONS, Config, configure
 from ..errors import OptionError
-from ..frontend.api import parameter_names
-from ..frontend.callables import argument_names, modules_of, signature_of, uncompiled
 
 
 @dataclasses.dataclass(frozen=True)

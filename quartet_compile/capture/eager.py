@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import _compat, kernels, passes
+from .. import _compat
 from ..config.names import clean
-from .report import Site
+from ..places import is_users, place
+from ..report.report import Site
 
 EAGER = "runs eagerly, outside of every graph"
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
-_FOLDERS = (*torch.__path__, os.path.dirname(os.path.dirname(__file__)), *passes.__path__, *kernels.__path__)
-_NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
-_PYTHON = sysconfig.get_path("stdlib") + os.sep
 
 
 class EagerProducts:
@@ -96,17 +92,6 @@ class RealEagerProducts(EagerProducts, _compat.TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
         self.note(func, args)
         return func(*args, **(kwargs or {}))
-
-
-def is_users(filename: str) -> bool:
-    """Whether a source file is neither torch's nor this package's nor Python's own."""
-    return not filename.startswith(_NOT_USERS) and (not filename.startswith(_PYTHON) or "site-packages" in filename)
-
-
-def place(filename: str, line: int | None) -> str:
-    """`file:line`, the file relative to the working folder if it is inside."""
-    relative = os.path.relpath(filename)
-    return f"{filename if relative.startswith('..') else relative}:{line}"
 
 
 @contextlib.contextmanager

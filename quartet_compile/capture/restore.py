@@ -1,8 +1,9 @@
-"""Put back what a call changes outside of Python objects: tensors' values and memory, random state, torch's settings."""
+"""Put back what a call changes: attributes, gradients, tensors, random state, torch's settings, Dynamo's memory."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _compat
-from ..frontend.callables import containers, values_of
+from ..callables import modules_of, variables_of
 
 
 def tensors_of(model: Callable) -> list[torch.Tensor]:
@@ -96,3 +97,51 @@ def settings_restored() -> Iterator[None]:
         for put, get, value in before:
             if get() != value:
                 put(value)
+
+
+def optimizers_of(model: Callable) -> list[torch.optim.Optimizer]:
+    """The optimizers among a function's variables, as of a training step."""
+    return [value for value in variables_of(model) if isinstance(value, torch.optim.Optimizer)]
+
+
+@contextlib.contextmanager
+def untouched(model: Callable) -> Iterator[None]:
+    """Put back what the code inside assigns to the modules and optimizers of a callable (a step counter, a cached table, a
+    gradient, a moment), and what Dynamo has learnt of changing sizes."""
+    parameters = [parameter for module in modules_of(model) for parameter in module.parameters()]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    saved = [(box, copy.copy(box)) for box in containers(model)]
+    try:
+        with _compat.dynamo_sizes_restored():
+            yield
+    finally:
+        for box, before in saved:
+            _restore(box, before)
+        for parameter, gradient, required in gradients:
+            parameter.grad = gradient
+            parameter.requires_grad = required
+
+
+def containers(model: Callable) -> list[dict | list]:
+    """The attributes of each module and optimizer of a callable, and the plain dicts and lists among them."""
+    found: list[dict | list] = []
+    for module in (inner for root in modules_of(model) for inner in root.modules()):
+        found += [vars(module), *(value for value in vars(module).values() if type(value) in (dict, list))]
+    for optimizer in optimizers_of(model):
+        found += [vars(optimizer), optimizer.state, *optimizer.state.values()]
+        found += [optimizer.param_groups, *optimizer.param_groups]
+    return found
+
+
+def values_of(box: dict | list) -> Iterable[Any]:
+    """What a container holds."""
+    return box.values() if isinstance(box, dict) else box
+
+
+def _restore(box: dict | list, before: dict | list) -> None:
+    if isinstance(box, list):
+        if [*map(id, box)] != [*map(id, before)]:
+            box[:] = before
+    elif [*map(id, box.values())] != [*map(id, before.values())] or [*box] != [*before]:
+        box.clear()
+        box.update(before)

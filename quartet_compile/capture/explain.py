@@ -9,10 +9,10 @@ from .. import _compat
 from ..config.names import matches
 from ..config.options import Config
 from ..errors import CompilerError, StrictError
+from ..report.report import FAKES, REAL, Report
 from .call import Call, call_of
 from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
 from .real_call import try_for_real, why_impossible
-from .report import FAKES, REAL, Report
 
 
 def explain(model: Callable, *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Report:

@@ -12,7 +12,7 @@ from models import Block
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile.report.eager import EAGER
+from quartet_compile.capture.eager import EAGER
 
 X = torch.randn(2, 16, 64)
 

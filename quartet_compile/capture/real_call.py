@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .. import _compat
-from ..frontend.callables import modules_of
+from ..callables import modules_of
 from .call import Call
 from .capture import Capture, Ran, run
 from .eager import RealEagerProducts

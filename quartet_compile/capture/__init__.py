@@ -1,0 +1,1 @@
+"""A model's graphs without compiling it: what `explain` and cross compilation start from."""

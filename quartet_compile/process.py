@@ -1,0 +1,69 @@
+"""All that a process remembers between calls, in one place. Caches of pure functions (`functools.cache`) aren't in it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Running(threading.local):
+    """The inspections of `frontend/watch.py` that are under way in a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.inspections: list[Any] = []
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Tell the innermost inspection, if there is one, of an error that our backend raises inside: Dynamo may hide it."""
+        try:
+            yield
+        except Exception as error:
+            if self.inspections:
+                self.inspections[-1].failures.append(error)
+            raise
+
+
+@dataclasses.dataclass
+class Process:
+    """reports:      `report/records.py`: what the pass did to each graph, by its uuid.
+    matched:      `backend.py`: the patterns of a policy that some graph compiled so far has matched.
+    graphs:       `report/stats.py`: the graphs that measure themselves, in their order, each with the `id`s of the
+                  parameters that it reads.
+    compilations: `report/stats.py`: how often each uuid was compiled.
+    reading:      `report/stats.py`: the graphs that read a parameter.
+    tables:       `kernels/stats.py`: what graphs have measured.
+    writes:       `kernels/stats.py`: the number of the next write to a table.
+    switched:     `frontend/set_recipe.py`: the recipes that a compiled object has had.
+    configs:      `frontend/set_recipe.py`: the configurations among which any compiled object was switched.
+    outer:        `frontend/nested.py`: the other backend that compiled a module of ours into its graph.
+    running:      `frontend/watch.py`: the inspections under way.
+    watchers:     `_compat.py`: who watches a compiled object, by a number that Dynamo hands on.
+    numbers:      `_compat.py`: the next of these numbers.
+    limits:       `_compat.py`: torch's recompile limits before `set_recipe` raised them.
+    """
+
+    reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    matched: dict[Any, set[tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    graphs: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    compilations: Counter[str] = dataclasses.field(default_factory=Counter)
+    reading: MutableMapping[Any, list[str]] = dataclasses.field(default_factory=WeakIdKeyDictionary)
+    tables: dict[str, Any] = dataclasses.field(default_factory=dict)
+    writes: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+    switched: MutableMapping[Any, Any] = dataclasses.field(default_factory=weakref.WeakKeyDictionary)
+    configs: set[Any] = dataclasses.field(default_factory=set)
+    outer: MutableMapping[Any, Any] = dataclasses.field(default_factory=weakref.WeakKeyDictionary)
+    running: Running = dataclasses.field(default_factory=Running)
+    watchers: MutableMapping[int, Any] = dataclasses.field(default_factory=weakref.WeakValueDictionary)
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+    limits: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+process = Process()
