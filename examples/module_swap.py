@@ -1,5 +1,5 @@
 """Quartet by module swap, the way libraries without a compiler pass do it: each `nn.Linear` becomes a module that calls
-an `autograd.Function` made of the PyTorch reference (`quartet_compile.kernels.reference`).
+an `autograd.Function` made of the PyTorch reference (`quartet_compile.kernels.numerics.reference`).
 
 It is the slow baseline of `bench_step.py`, and the independent model that the tests compare compiled training with: with
 the same generator state it gives the same random bits.

@@ -5,8 +5,8 @@
     rounding    E2M1 codes, packing
     scales      E8M0 and E4M3 scales
     blocks      groups of a tile to codes, scales and mask, and back: MXFP4
-    folds       what a block or a square of blocks agrees on
-    general     blocks of every quantizer to codes, scales and mask, and back
+    reductions  what a block or a square of blocks agrees on
+    any_blocks  blocks of every quantizer to codes, scales and mask, and back
     templates/  the kernels: what they load, which tile functions they call, what they store
 
 What quantizes takes groups as `[size, groups]`, one group a column: with the groups last, the layout that the compiler

@@ -73,12 +73,12 @@ def test_a_report_of_graph_breaks_says_where_and_lists_what_runs_eagerly(monkeyp
     assert_expected_inline(
         report,
         """\
-matmul               M   N   K  runs in  because
------------------------------------------------------------------------------
-layers.0.up         32  96  64  fp4      matmul with a parameter
-layers.0.down       32  64  96  fp4      matmul with a parameter
-layers.1.up         32  96  64  fp4      matmul with a parameter
-layers.1.down       32  64  96  fp4      matmul with a parameter
+matmul                       M   N   K  runs in  because
+-------------------------------------------------------------------------------------
+layers.0.up                 32  96  64  fp4      matmul with a parameter
+layers.0.down               32  64  96  fp4      matmul with a parameter
+layers.1.up                 32  96  64  fp4      matmul with a parameter
+layers.1.down               32  64  96  fp4      matmul with a parameter
 tests/support/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
 
 4 of 5 matmuls in FP4, in 2 graphs (recipe 'quartet').

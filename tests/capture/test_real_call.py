@@ -12,7 +12,9 @@ from models import Block
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile.capture.capture import Capture
 from quartet_compile.capture.eager import EAGER
+from quartet_compile.config.options import configure
 
 X = torch.randn(2, 16, 64)
 
@@ -55,7 +57,7 @@ def test_fakes_are_enough_for_code_that_reads_no_value():
 def test_a_real_call_sees_the_graphs_that_a_run_compiles():
     model = Reads()
     report = qc.explain(model, X)
-    backend = qc.capture.Capture(qc.config.configure({}), text=False)
+    backend = Capture(configure({}), text=False)
     torch.compile(model, backend=backend, dynamic=False)(X)
     ran = [site for graph in backend.graphs for site in graph.sites]
     assert [site for graph in report.graphs for site in graph.sites] == ran
