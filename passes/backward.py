@@ -26,8 +26,8 @@ from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
 from .forward import Saved
 from .graph import Builder, Matrix, aten, region
-from .match import MatmulSite
 from .share import Quantized, quartet
+from .site import MatmulSite
 
 
 def rewrite_backward(

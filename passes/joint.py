@@ -24,11 +24,12 @@ from ..config.rules import Rules
 from ..errors import QuartetError, StrictError
 from ..report.report import GraphReport, Observed, Site
 from .graph import description_of, tangents
-from .match import MatmulSite, find_sites
+from .match import find_sites
 from .others import OtherProduct, find_others
 from .plan import Decision, decide, quantized
 from .rewrite import RewriteError, rewrite
 from .show import show
+from .site import MatmulSite
 from .stats import Measure
 from .weights import Weights
 

@@ -13,7 +13,6 @@ exactly one; else the matmul is left alone. A convolution has one backward op, w
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,64 +21,11 @@ from torch import fx
 
 from .._compat import GradOutput
 from .graph import Matrix, Values, descendants, description_of, tangents
-from .products import (
-    BATCHED,
-    CONVOLUTION,
-    FALLBACK,
-    MATMULS,
-    PRODUCTS,
-    backward_of,
-    ends,
-    factors,
-    is_plain,
-    op_name,
-    output,
-)
+from .products import is_paired_by_structure, kind_of
+from .site import MatmulSite
 from .weights import Weights
-from .windows import unfolded_shape, windows
 
 AMBIGUOUS = "its backward matmuls can't be told apart from others"
-
-
-@dataclasses.dataclass(kw_only=True)
-class MatmulSite:
-    """A forward matmul, with its backward ones.
-
-    index: position among all forward matmuls of the graph; it picks the seed.
-    node:  computes `X W^T` as [M, N], or if `swapped`, `W X^T`; of a batch, one for each matrix.
-    x, w:  the activation [M, K] and the weight [N, K], both logical; of two activations, the left and the right one. Of a
-           convolution, its input and its filters as they are.
-    shape: `(M, N, K)`, as ints or SymInts; M counts the rows of all matrices of a batch.
-    weight: the operand that comes from parameters, None if it isn't exactly one; sources: those parameters.
-    dgrad, wgrad: the backward matmuls, None where no gradient is needed; `*_transposed` if they compute dX^T or dW^T.
-    dy: the gradient [M, N] that both read.
-    problem: why the backward could not be paired; None if it was, or if there is none.
-    """
-
-    index: int
-    node: fx.Node
-    x: Matrix
-    w: Matrix
-    shape: tuple
-    swapped: bool = False
-    weight: fx.Node | None = None
-    sources: tuple[fx.Node, ...] = ()
-    dgrad: fx.Node | None = None
-    dgrad_transposed: bool = False
-    wgrad: fx.Node | None = None
-    wgrad_transposed: bool = False
-    dy: Matrix | None = None
-    problem: str | None = None
-
-    @property
-    def matrices(self) -> int:
-        """How many weight matrices it has: 1, or the size of a batch or the number of groups."""
-        return self.w.batch if self.node.target is not CONVOLUTION else 1
-
-    @property
-    def backward(self) -> list[fx.Node]:
-        """The backward matmuls that there are."""
-        return [node for node in (self.dgrad, self.wgrad) if node is not None]
 
 
 class _Reader(NamedTuple):
@@ -97,54 +43,20 @@ def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:
     backward = descendants(tangents(graph))
     sites: list[MatmulSite] = []
     for node in graph.nodes:
-        if node not in backward:
-            site = _site(len(sites), node, values, weights)
-            sites += [site] * (site is not None)
+        kind = kind_of(node) if node not in backward else None
+        site = kind.site(len(sites), node, values, weights) if kind else None
+        sites += [site] * (site is not None)
     if backward:
-        by_structure = [site for site in sites if site.node.target in PRODUCTS]
-        _pair(by_structure, [n for n in graph.nodes if n.target in PRODUCTS and n in backward], values, graph)
-        _pair_by_op([site for site in sites if site.node.target not in PRODUCTS], values, graph)
+        by_structure = [site for site in sites if site.kind.by_structure]
+        _pair(by_structure, [n for n in graph.nodes if n in backward and is_paired_by_structure(n)], values, graph)
+        _pair_by_op([site for site in sites if not site.kind.by_structure], values, graph)
     return sites
-
-
-def _site(index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
-    if node.target is CONVOLUTION:
-        return _convolution(index, node, values, weights)
-    if not (node.target in PRODUCTS or op_name(node) == FALLBACK) or not is_plain(node):
-        return None
-    left, right = factors(node)
-    weight = weights.pick(left, right)
-    if node.target not in MATMULS:
-        # a batch of activations is no site, nor is a grouped product whose one operand isn't a stack of weights
-        if weight is None or node.target not in BATCHED and weight is not right:
-            return None
-    a, b = (values.matrix(operand) for operand in (left, right))
-    swapped = weight is not None and weight is left
-    x, w = (b.t, a) if swapped else (a, b.t)
-    shape = (x.batch * x.shape[0], w.shape[0], x.shape[1])
-    sources = weights.sources(weight) if weight is not None else ()
-    return MatmulSite(index=index, node=node, x=x, w=w, shape=shape, swapped=swapped, weight=weight, sources=sources)
-
-
-def _convolution(index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
-    x, w = node.args[:2]
-    if weights.pick(x, w) is not w or windows(node).obstacle:
-        return None
-    return MatmulSite(
-        index=index,
-        node=node,
-        x=values.whole(x),
-        w=values.whole(w),
-        shape=unfolded_shape(node),
-        weight=w,
-        sources=weights.sources(w),
-    )
 
 
 def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> None:
     """Pair sites whose gradients are outputs of one op: the one with their number, or the only one that there is."""
     gradients = _Gradients(graph, [source for site in sites for source in site.sources])
-    candidates = {site.index: backward_of(site.node, "_backward") for site in sites}
+    candidates = {site.index: site.kind.backward_ops(site.node) for site in sites}
     taken: set[fx.Node] = set()
     for by_number in (True, False):
         for site in sites:
@@ -154,7 +66,7 @@ def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> Non
             rivals = [other for other in sites if other is not site and other.dy is None]
             contested = any(op in candidates[other.index] for op in found for other in rivals)
             if site.dy is None and len(found) == 1 and (by_number or not contested):
-                _accept_op(site, found[0], values)
+                site.kind.accept(site, found[0], values)
                 taken.add(found[0])
     owned = {_number(op) for op in taken}
     for site in sites:
@@ -164,12 +76,6 @@ def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> Non
         without = number is not None and (number in owned or not gradients.has_number(site, number))
         if not taken.issuperset(found) or not found and gradients.reaches(site) and not without:
             _give_up(site)
-
-
-def _accept_op(site: MatmulSite, op: fx.Node, values: Values) -> None:
-    convolution = site.node.target is CONVOLUTION
-    site.dgrad, site.wgrad, site.wgrad_transposed = output(op, 0), output(op, 1), not convolution
-    site.dy = values.whole(op.args[0]) if convolution else values.matrix(op.args[3])
 
 
 def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
@@ -201,9 +107,10 @@ def _index_readers(backward: list[fx.Node], values: Values) -> dict[tuple, list[
     """For each operand of a backward matmul, by key: who reads it, and with what. Of grouped matmuls, with which ends."""
     readers = defaultdict(list)
     for node in backward:
-        a, b = (values.matrix(operand) for operand in factors(node))
-        readers[b.key, ends(node)].append(_Reader(node, a, False))
-        readers[a.t.key, ends(node)].append(_Reader(node, b.t, True))
+        kind = kind_of(node)
+        (a, b), ends = (values.matrix(operand) for operand in kind.factors(node)), kind.ends(node)
+        readers[b.key, ends].append(_Reader(node, a, False))
+        readers[a.t.key, ends].append(_Reader(node, b.t, True))
     return readers
 
 
@@ -249,7 +156,7 @@ class _Gradients:
             node = stack.pop()
             if source not in self._ends_in[node]:
                 self._ends_in[node].add(source)
-                if node.target not in PRODUCTS:
+                if not is_paired_by_structure(node):
                     stack.extend(node.all_input_nodes)
 
 
@@ -268,7 +175,7 @@ def _pair_by_number(
     number = _number(site.node)
     dgrads, wgrads = (
         [r for r in found if _number(r.node) == number is not None and r.node not in taken]
-        for found in (readers.get((site.w.key, ends(site.node)), []), _wgrads(site, readers, gradients))
+        for found in (_dgrads(site, readers), _wgrads(site, readers, gradients))
     )
     pairs = _of_one_gradient(dgrads, wgrads)
     same = [other for other in sites if _number(other.node) == number and other is not site]
@@ -293,7 +200,7 @@ def _pair_both(
     site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients, taken: set[fx.Node]
 ) -> None:
     """Pair a site whose dgrad and wgrad read one dY."""
-    dgrads = [r for r in readers.get((site.w.key, ends(site.node)), []) if r.node not in taken]
+    dgrads = [r for r in _dgrads(site, readers) if r.node not in taken]
     wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
     pairs = _of_one_gradient(dgrads, wgrads)
     if pairs:
@@ -305,7 +212,7 @@ def _pair_one(
     site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients, taken: set[fx.Node]
 ) -> None:
     """Pair a site that has only a dgrad (its weight is frozen) or only a wgrad (its input needs no gradient)."""
-    dgrads = [r for r in readers.get((site.w.key, ends(site.node)), []) if r.node not in taken]
+    dgrads = [r for r in _dgrads(site, readers) if r.node not in taken]
     wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
     if dgrads and (wgrads or gradients.reaches(site)):
         return _give_up(site)
@@ -316,9 +223,14 @@ def _pair_one(
         _accept(site, *((found[0], None) if dgrads else (None, found[0])))
 
 
+def _dgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]]) -> list[_Reader]:
+    """The backward matmuls that read W."""
+    return readers.get((site.w.key, site.kind.ends(site.node)), [])
+
+
 def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> list[_Reader]:
     """The backward matmuls that read X; those that end in the gradient of the site's own weight, where that is known."""
-    found = readers.get((site.x.key, ends(site.node)), [])
+    found = readers.get((site.x.key, site.kind.ends(site.node)), [])
     if site.weight is None:
         return found
     if not gradients.reaches(site):
@@ -358,6 +270,5 @@ def _check_nothing_missed(site: MatmulSite, backward: list[fx.Node], claims: dic
     for node in backward:
         if node in claims:
             continue
-        operands = factors(node)
-        if any(values.root(operand) in roots for operand in operands):
+        if any(values.root(operand) in roots for operand in kind_of(node).factors(node)):
             return _give_up(site)

@@ -16,13 +16,9 @@ from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from .graph import aten, strip
-from .match import MatmulSite
-from .products import BATCHED, CONVOLUTION, factor
+from .products.kind import SMALLEST
+from .site import MatmulSite
 from .weights import Weights, without_weight
-from .windows import windows
-
-SMALLEST = 32
-"""Below it, in K or N, a group of 32 is mostly padding."""
 
 HEADS = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
 ROUTERS = ("router", "gate")
@@ -116,7 +112,7 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = _no_product(site) or _too_small(site, names) or _sparse_tail(site, recipe)
+    obstacle = site.kind.obstacle(site) or _too_small(site, names) or _sparse_tail(site, recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
@@ -172,13 +168,13 @@ def _unprofitable(site: MatmulSite) -> str | None:
     m, reason = site.shape[0], None
     if isinstance(m, int) and m < SMALLEST // 2 and (site.backward or site.problem):
         reason = f"M is {m} in training, and backward has groups of {SMALLEST} rows"
-    elif site.node.target is CONVOLUTION:
-        reason = windows(site.node).unprofitable
+    else:
+        reason = site.kind.unprofitable(site)
     return f"{reason}; include=['*'] rewrites it too" if reason else None
 
 
 def _kind(site: MatmulSite) -> str:
-    what = windows(site.node).name.removeprefix("a ") if site.node.target is CONVOLUTION else "matmul"
+    what = site.kind.noun(site)
     how_many = f"{site.matrices} matrices of a" if site.matrices != 1 else "a"
     if strip(site.weight) not in site.sources:
         return (
@@ -205,22 +201,8 @@ def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
     return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}
 
 
-def _no_product(site: MatmulSite) -> str | None:
-    """An addmm of which torch may leave out one of the two terms, and ours would not."""
-    beta = factor(site.node, "beta")
-    if isinstance(beta, fx.Node):
-        return f"beta is dynamic ({beta.meta['val']}), and torch ignores the bias where it is 0"
-    return "alpha is 0: the product is not used" if factor(site.node, "alpha") == 0 else None
-
-
 def _too_small(site: MatmulSite, names: tuple[str, ...]) -> str | None:
     _, n, k = site.shape
-    if site.node.target in BATCHED and site.matrices != 1:
-        rows = site.x.shape[0]
-        if not isinstance(site.matrices, int):
-            return f"its number of matrices is dynamic ({site.matrices}); mark it static with torch._dynamo.mark_static"
-        if isinstance(rows, int) and rows < SMALLEST // 2:
-            return f"each of its {site.matrices} matrices multiplies {rows} rows, and groups have {SMALLEST}"
     for letter, size in (("K", k), ("N", n)):
         if not isinstance(size, int):
             return f"{letter} is dynamic ({size}); mark it static with torch._dynamo.mark_static"

@@ -14,8 +14,8 @@ from ..report.report import Observed
 from .backward import rewrite_backward
 from .forward import rewrite_forward
 from .graph import Builder, VerifyError, snapshot
-from .match import MatmulSite
 from .plan import quantized
+from .site import MatmulSite
 from .stats import Measure, observe
 from .verify import verify
 

@@ -22,9 +22,9 @@ from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..report.report import Observed
 from .graph import Builder
-from .match import MatmulSite
 from .plan import quantized
 from .share import quartet
+from .site import MatmulSite
 
 OPERANDS = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
 GRADIENTS = {"dgrad": "dX", "wgrad": "dW"}

@@ -9,7 +9,8 @@ from models import Attention, Net, gradients, relative
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile.passes import forms, joint, rewrite, stats
+from quartet_compile.passes import joint, rewrite, stats
+from quartet_compile.passes.products import form
 from quartet_compile.passes.graph import VerifyError
 
 X = torch.randn(2, 16, 64)
@@ -30,7 +31,7 @@ def of_site(index, plain):
 @pytest.fixture(params=["x", "fprop", "dy", "dw"])
 def failing_form(request, monkeypatch):
     """Fails on the second site, `layers.0.down`, before or after others and parts of itself were rewritten."""
-    monkeypatch.setattr(forms.Form, request.param, of_site(1, getattr(forms.Form, request.param)))
+    monkeypatch.setattr(form.Form, request.param, of_site(1, getattr(form.Form, request.param)))
 
 
 @pytest.fixture(params=["a node of a site", "a replaced node", "no node"])
@@ -74,7 +75,7 @@ def test_a_site_that_is_found_wrong_is_kept(graphs, failing_check):
 
 
 def test_others_still_share_what_the_failing_site_would_have_made(graphs, monkeypatch):
-    monkeypatch.setattr(forms.Form, "fprop", of_site(0, forms.Form.fprop))  # q makes X, which k and v share
+    monkeypatch.setattr(form.Form, "fprop", of_site(0, form.Form.fprop))  # q makes X, which k and v share
     model = Attention()
     _, plain = gradients(model, X)
     with pytest.warns(UserWarning, match="'q_proj' stays in high precision"):
@@ -137,7 +138,7 @@ def test_explain_shows_it_and_blames_nobody_else(failing_form):
 
 def test_under_inductor(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(forms.Form, "dw", of_site(1, forms.Form.dw))
+    monkeypatch.setattr(form.Form, "dw", of_site(1, form.Form.dw))
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 32))
     _, plain = gradients(model, X)
     with (
