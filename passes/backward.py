@@ -24,10 +24,17 @@ from torch import fx
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
-from .forward import Saved
 from .graph import Builder, Matrix, aten, region
+from .saved import Saved
 from .share import Quantized, quartet
 from .site import MatmulSite
+from .work import Work
+
+
+def apply(work: Work) -> None:
+    """Rewrite the backward matmuls of each chosen site. Seeds are as many as sites, kept ones too, so that keeping one more
+    doesn't change the noise of the others."""
+    rewrite_backward(work.chosen, work.saved, work.recipes, work.build, len(work.sites), work.shared_by)
 
 
 def rewrite_backward(

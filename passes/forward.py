@@ -15,21 +15,16 @@ from collections.abc import Mapping
 
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
-from .graph import Builder, Matrix, Values
-from .products.form import Form
-from .share import Operands, Quantized
+from .graph import Builder, Values
+from .saved import Saved
+from .share import Operands
 from .site import MatmulSite
+from .work import Work
 
 
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """What the forward of a site leaves for its backward: both operands, and their codes if the recipe makes any."""
-
-    form: Form
-    x_original: Matrix
-    w_original: Matrix
-    x: Quantized | None = None
-    w: Quantized | None = None
+def apply(work: Work) -> None:
+    """Rewrite the forward matmul of each chosen site."""
+    work.saved = rewrite_forward(work.chosen, work.recipes, work.build)
 
 
 def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], build: Builder) -> dict[int, Saved]:

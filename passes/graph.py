@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from .._compat import fake_like
+from ..config.names import clean
 
 aten = torch.ops.aten
 
@@ -178,6 +179,7 @@ class Builder:
     node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
 
     made: the last node of each op that stands in for a node, by both.
+    replaced: the nodes that were replaced, with what came in their place.
     working_on: the index of the site that is being rewritten; author: of the site that each new node was made for.
     """
 
@@ -186,7 +188,7 @@ class Builder:
     author: dict[fx.Node, int | None] = dataclasses.field(default_factory=dict)
     made: dict[tuple[fx.Node, Any], fx.Node] = dataclasses.field(default_factory=dict)
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
-    _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
 
     def call(
@@ -196,7 +198,7 @@ class Builder:
 
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
-        args = fx.map_arg(args, lambda n: self._replaced.get(n, n))  # operands were found before anything was rewritten
+        args = fx.map_arg(args, lambda n: self.replaced.get(n, n))  # operands were found before anything was rewritten
         name = target._schema.name.rpartition("::")[2]
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
@@ -252,7 +254,7 @@ class Builder:
         if _layout(before) != _layout(after):
             new = self._laid_out(old, new)
         old.replace_all_uses_with(new)
-        self._replaced[old] = new
+        self.replaced[old] = new
 
     def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
         """The values of `new` with the strides of `old`."""
@@ -280,6 +282,12 @@ def snapshot(graph: fx.Graph) -> Callable[[], None]:
             graph.erase_node(node)
 
     return restore
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the innermost module that computes a node, as users write it; empty outside of modules."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return clean(list(stack.values())[-1][0]) if stack else ""
 
 
 def region(node: fx.Node) -> tuple:

@@ -24,6 +24,7 @@ from .graph import Matrix, Values, descendants, description_of, tangents
 from .products import is_paired_by_structure, kind_of
 from .site import MatmulSite
 from .weights import Weights
+from .work import Work
 
 AMBIGUOUS = "its backward matmuls can't be told apart from others"
 
@@ -34,6 +35,11 @@ class _Reader(NamedTuple):
     node: fx.Node
     other: Matrix
     transposed: bool
+
+
+def apply(work: Work) -> None:
+    """Find the sites of a graph."""
+    work.sites = find_sites(work.graph, work.weights)
 
 
 def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:

@@ -3,28 +3,20 @@ attention, convolutions that are no product, and all that is inside of higher-or
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import fx
 
 from .graph import descendants, tangents
 from .plan import NESTED
 from .products import PLAIN, kind_of
 from .products.kind import only_known, op_name, parameter_of
+from .site import OtherProduct
 from .weights import ACTIVATIONS, Weights
+from .work import Work
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherProduct:
-    """A product that is never rewritten; shape is `(M, N, K)` where it has one. weight: the parameter that it reads.
-    inside: the node of the graph whose body it is in, if it is in one."""
-
-    node: fx.Node
-    kind: str
-    shape: tuple
-    weight: fx.Node | None
-    reason: str
-    inside: fx.Node | None = None
+def apply(work: Work) -> None:
+    """Find the products that are never rewritten."""
+    work.others = find_others(work.graph, work.weights)
 
 
 def find_others(graph: fx.Graph, weights: Weights) -> list[OtherProduct]:

@@ -5,20 +5,22 @@ Every matmul gets a `Decision` with a reason in the user's terms; nothing is ski
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import fx
 
+from ..config.marks import mark_of
 from ..config.names import matches
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
-from .graph import aten, strip
+from ..errors import StrictError
+from .graph import aten, module_of, strip
 from .products.kind import SMALLEST
-from .site import MatmulSite
+from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
+from .work import Work
 
 HEADS = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
 ROUTERS = ("router", "gate")
@@ -28,24 +30,6 @@ columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What happens to one forward matmul.
-
-    names: what patterns see: the module that computes it and the parameter it reads.
-    recipe: of the rule that matches it, None if none does.
-    eligible: the policy wants it in low precision; `strict` makes a kept eligible matmul an error.
-    """
-
-    site: MatmulSite
-    name: str
-    names: tuple[str, ...]
-    recipe: Recipe | None
-    rewrite: bool
-    reason: str
-    eligible: bool
 
 
 def name_of(site: MatmulSite, parameters: Mapping[fx.Node, str], module: str) -> tuple[str, tuple[str, ...]]:
@@ -59,6 +43,26 @@ def name_of(site: MatmulSite, parameters: Mapping[fx.Node, str], module: str) ->
         name = module or " + ".join(sources) or site.node.name
     owners = [source.rpartition(".")[0] for source in sources]
     return name, tuple(dict.fromkeys(n for n in (name, *owners, *sources, module) if n))
+
+
+def apply(work: Work) -> None:
+    """Decide about every site. Raises `StrictError` for one that should be rewritten and can't, under `strict`."""
+    nodes = [site.node for site in work.sites]
+    work.decisions = decide(
+        work.sites,
+        work.weights,
+        {node: module_of(node) for node in nodes},
+        {node: mark_of(node.meta) for node in nodes},
+        work.policy,
+        work.rules,
+        nested=work.nested,
+    )
+    for decision in work.decisions if work.policy.strict else ():
+        if decision.eligible and not decision.rewrite:
+            raise StrictError(
+                f"strict=True, and the matmul {decision.name!r} stays in high precision: {decision.reason}. "
+                f"Exclude it (exclude=[{decision.name!r}]) or set strict=False."
+            )
 
 
 def decide(
@@ -192,13 +196,6 @@ def _embeddings(weight: fx.Node) -> list[fx.Node]:
             elif strip(user) is weight and user is not weight:
                 stack.append(user)
     return found
-
-
-def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
-    """The matmuls of a site that its recipe quantizes, by role. Of one whose backward isn't paired, that is not known."""
-    nodes = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
-    unpaired = site.problem is not None
-    return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}
 
 
 def _too_small(site: MatmulSite, names: tuple[str, ...]) -> str | None:

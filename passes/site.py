@@ -1,4 +1,4 @@
-"""A matmul site: a forward product with its backward ones."""
+"""Matmul sites, what is decided of each, and the products that are never rewritten."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from ..config.recipe import Recipe
 from .graph import Matrix
 
 if TYPE_CHECKING:
@@ -51,3 +52,41 @@ class MatmulSite:
     def backward(self) -> list[fx.Node]:
         """The backward matmuls that there are."""
         return [node for node in (self.dgrad, self.wgrad) if node is not None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What happens to one forward matmul.
+
+    names: what patterns see: the module that computes it and the parameter it reads.
+    recipe: of the rule that matches it, None if none does.
+    eligible: the policy wants it in low precision; `strict` makes a kept eligible matmul an error.
+    """
+
+    site: MatmulSite
+    name: str
+    names: tuple[str, ...]
+    recipe: Recipe | None
+    rewrite: bool
+    reason: str
+    eligible: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherProduct:
+    """A product that is never rewritten; shape is `(M, N, K)` where it has one. weight: the parameter that it reads.
+    inside: the node of the graph whose body it is in, if it is in one."""
+
+    node: fx.Node
+    kind: str
+    shape: tuple
+    weight: fx.Node | None
+    reason: str
+    inside: fx.Node | None = None
+
+
+def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
+    """The matmuls of a site that its recipe quantizes, by role. Of one whose backward isn't paired, that is not known."""
+    nodes = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
+    unpaired = site.problem is not None
+    return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}

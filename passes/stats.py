@@ -22,9 +22,9 @@ from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..report.report import Observed
 from .graph import Builder
-from .plan import quantized
 from .share import quartet
-from .site import MatmulSite
+from .site import MatmulSite, quantized
+from .work import Work
 
 OPERANDS = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
 GRADIENTS = {"dgrad": "dX", "wgrad": "dW"}
@@ -59,6 +59,13 @@ class Measure(NamedTuple):
 
     graph: str
     names: Mapping[int, str]
+
+
+def apply(work: Work) -> None:
+    """Make the graph measure itself, if the policy asks for it."""
+    if work.policy.stats:
+        names = {decision.site.index: decision.name for decision in work.decisions}
+        work.observed = observe(work.build, work.chosen, work.recipes, Measure(work.table, names))
 
 
 def observe(

@@ -138,6 +138,12 @@ def default_partition(*args: Any, **kwargs: Any) -> Any:
     )
 
 
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into the trace that `TORCH_TRACE` writes and tlparse shows. Without one, `text` isn't called."""
+    describe = functools.partial(dict, name=name, encoding="string")
+    _private("torch._logging:trace_structured")("artifact", metadata_fn=describe, payload_fn=text)
+
+
 def graph_break_logger() -> logging.Logger:
     """Dynamo's log of graph breaks (`TORCH_LOGS=graph_breaks`)."""
     return _private("torch._logging:getArtifactLogger")("torch._dynamo.symbolic_convert", "graph_breaks")

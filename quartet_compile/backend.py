@@ -23,7 +23,8 @@ from .config.marks import KEY, class_mark
 from .config.names import clean, is_parameter_key, matches, root_name
 from .config.options import Config, configure
 from .kernels.architectures import product_format
-from .passes.joint import GraphInputs, QuartetPass
+from .passes.inputs import GraphInputs
+from .passes.joint import QuartetPass
 from .process import process
 from .report import records
 from .report.stats import remember

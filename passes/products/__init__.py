@@ -21,6 +21,9 @@ from .plain import Plain
 PLAIN, BATCHED, GROUPED, FALLBACK, CONVOLUTION = Plain(), Batched(), Grouped(), Fallback(), Convolution()
 KINDS: tuple[Kind, ...] = (PLAIN, BATCHED, GROUPED, FALLBACK, CONVOLUTION)
 
+MATRICES = {**PLAIN.operands, **BATCHED.operands}
+"""The ops that multiply matrices and nothing else, each with the place of its factors; for code that runs eagerly."""
+
 
 def kind_of(node: fx.Node) -> Kind | None:
     """The kind of a product; None for any other node."""

@@ -25,20 +25,12 @@ from ..config.names import names_in
 from ..config.options import Config, configure
 from ..errors import QuartetError, StrictError
 from ..passes.plan import DTYPES, SMALLEST, chosen, refused
+from ..passes.products import MATRICES
 from ..places import is_users, place
 from ..process import process
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
-
-_aten = torch.ops.aten
-_FACTORS = {
-    _aten.mm.default: slice(0, 2),
-    _aten.bmm.default: slice(0, 2),
-    _aten.addmm.default: slice(1, 3),
-    _aten.baddbmm.default: slice(1, 3),
-}
-"""The products that are looked at, with the place of their operands."""
 
 _SHOWN = 6
 
@@ -126,9 +118,9 @@ class _Inspection(_compat.DispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _FACTORS and process.running.inspections[-1] is self:
+        if func in MATRICES and process.running.inspections[-1] is self:
             if not (_compat.is_tracing() or _compat.is_in_backward()):
-                self._see(args[_FACTORS[func]])
+                self._see(args[MATRICES[func]])
         return func(*args, **(kwargs or {}))
 
     @torch.compiler.disable
