@@ -74,7 +74,7 @@ class QuartetPass(CustomGraphPass):
             self._run(graph)
         except QuartetError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self._tell("a graph", error)
             if not is_nested(graph):
                 self.record(GraphReport(sites=(), training=bool(tangents(graph)), before="", after=""))

@@ -116,7 +116,7 @@ def _site(index: int, node: fx.Node, values: Values, weights: Weights) -> Matmul
     weight = weights.pick(left, right)
     if node.target not in MATMULS:
         # a batch of activations is no site, nor is a grouped product whose one operand isn't a stack of weights
-        if weight is None or node.target not in BATCHED and weight is not right:
+        if weight is None or (node.target not in BATCHED and weight is not right):
             return None
     a, b = (values.matrix(operand) for operand in (left, right))
     swapped = weight is not None and weight is left
@@ -162,7 +162,7 @@ def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> Non
             continue
         number, found = _number(site.node), candidates[site.index]
         without = number is not None and (number in owned or not gradients.has_number(site, number))
-        if not taken.issuperset(found) or not found and gradients.reaches(site) and not without:
+        if not taken.issuperset(found) or (not found and gradients.reaches(site) and not without):
             _give_up(site)
 
 
@@ -308,12 +308,13 @@ def _pair_one(
     dgrads = [r for r in readers.get((site.w.key, ends(site.node)), []) if r.node not in taken]
     wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
     if dgrads and (wgrads or gradients.reaches(site)):
-        return _give_up(site)
-    if dgrads or wgrads:
+        _give_up(site)
+    elif dgrads or wgrads:
         found = _only([(reader,) for reader in dgrads or wgrads], site)
         if found is None:
-            return _give_up(site)
-        _accept(site, *((found[0], None) if dgrads else (None, found[0])))
+            _give_up(site)
+        else:
+            _accept(site, *((found[0], None) if dgrads else (None, found[0])))
 
 
 def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _Gradients) -> list[_Reader]:
@@ -360,4 +361,5 @@ def _check_nothing_missed(site: MatmulSite, backward: list[fx.Node], claims: dic
             continue
         operands = factors(node)
         if any(values.root(operand) in roots for operand in operands):
-            return _give_up(site)
+            _give_up(site)
+            return

@@ -58,7 +58,7 @@ def ends(node: fx.Node) -> fx.Node | None:
 
 def is_plain(node: fx.Node) -> bool:
     """Whether a product has no options beyond its operands (a bias inside, another output dtype)."""
-    return node.target not in GROUPED or len(node.args) == 3 and not any(node.kwargs.values())
+    return node.target not in GROUPED or (len(node.args) == 3 and not any(node.kwargs.values()))
 
 
 def backward_of(node: fx.Node, suffix: str) -> list[fx.Node]:
