@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -174,7 +175,7 @@ def _fake_seed(count, device, shared_by):
     return torch.empty((count,), dtype=torch.int64, device=device)
 
 
-_FAKE = {
+_FAKE: dict[str, Callable[..., Any]] = {
     "seed": _fake_seed,
     "quantize": _fake_quantize,
     "quantize_pair": _fake_quantize_pair,

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from ..errors import QuantizerError, suggest
 
@@ -265,7 +266,7 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
     ]
 
 
-_ALLOWED: Mapping[str, tuple] = MappingProxyType(
+_ALLOWED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         "elements": ("e2m1", "e4m3", "float32"),
         "group": (16, 32),
@@ -284,11 +285,11 @@ _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 )
 
 
-def _nvfp4(**fields) -> Quantizer:
+def _nvfp4(**fields: Any) -> Quantizer:
     return Quantizer(**{"group": 16, "rotation": 0, "scale_format": "e4m3", **fields})
 
 
-_EDEN = dict(random_signs=True, rounding="eden")
+_EDEN: dict[str, Any] = dict(random_signs=True, rounding="eden")
 
 QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
     {
@@ -339,8 +340,13 @@ def quantizer(name: str) -> Quantizer:
     )
 
 
-def _values(items: list[str], text: str) -> dict:
-    read = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
+def _values(items: list[str], text: str) -> dict[str, Any]:
+    read: dict[Any, Callable[[str], object]] = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "bool": {"True": True, "False": False}.__getitem__,
+    }
     values = {}
     for item in items:
         key, _, value = item.partition("=")
@@ -356,6 +362,6 @@ def _values(items: list[str], text: str) -> dict:
     return values
 
 
-def padded(size, multiple: int):
+def padded(size: Any, multiple: int) -> Any:
     """`size` rounded up to a multiple; also for symbolic sizes."""
     return (size + multiple - 1) // multiple * multiple

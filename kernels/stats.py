@@ -18,7 +18,7 @@ kept out of CUDA graphs by their tag, so the host sees every run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -219,7 +219,7 @@ def _fake_observe_gradient(gradient, *others):
     return torch.empty_like(gradient)
 
 
-_FAKE = {
+_FAKE: dict[str, Callable[..., Any]] = {
     "observe": _fake_observe,
     "observe_requantized": _fake_observe_requantized,
     "observe_gradient": _fake_observe_gradient,

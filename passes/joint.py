@@ -51,7 +51,7 @@ class QuartetPass(CustomGraphPass):
             self._run(graph)
         except QuartetError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             tell("a graph", error, self.policy.strict)
             if not is_nested(graph):
                 self.record(GraphReport(sites=(), training=bool(tangents(graph)), before="", after=""))

@@ -80,7 +80,7 @@ def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> Non
             continue
         number, found = _number(site.node), candidates[site.index]
         without = number is not None and (number in owned or not gradients.has_number(site, number))
-        if not taken.issuperset(found) or not found and gradients.reaches(site) and not without:
+        if not taken.issuperset(found) or (not found and gradients.reaches(site) and not without):
             _give_up(site)
 
 
@@ -221,12 +221,13 @@ def _pair_one(
     dgrads = [r for r in _dgrads(site, readers) if r.node not in taken]
     wgrads = [r for r in _wgrads(site, readers, gradients) if r.node not in taken]
     if dgrads and (wgrads or gradients.reaches(site)):
-        return _give_up(site)
-    if dgrads or wgrads:
+        _give_up(site)
+    elif dgrads or wgrads:
         found = _only([(reader,) for reader in dgrads or wgrads], site)
         if found is None:
-            return _give_up(site)
-        _accept(site, *((found[0], None) if dgrads else (None, found[0])))
+            _give_up(site)
+        else:
+            _accept(site, *((found[0], None) if dgrads else (None, found[0])))
 
 
 def _dgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]]) -> list[_Reader]:
@@ -277,4 +278,5 @@ def _check_nothing_missed(site: MatmulSite, backward: list[fx.Node], claims: dic
         if node in claims:
             continue
         if any(values.root(operand) in roots for operand in kind_of(node).factors(node)):
-            return _give_up(site)
+            _give_up(site)
+            return

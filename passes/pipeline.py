@@ -57,7 +57,7 @@ def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
                 work.build.working_on = None
                 _timed(seconds, "verify", verify, work, step is changing[-1])
                 _tell(step.name, work, wanted)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             undo()
             keep(work, error)
         else:

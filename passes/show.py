@@ -57,7 +57,7 @@ def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
 
 
 def _part(node: fx.Node, backward: set[fx.Node]) -> str:
-    if node in backward or backward and "backward" in node.meta.get("partitioner_tag", ""):
+    if node in backward or (backward and "backward" in node.meta.get("partitioner_tag", "")):
         return "bwd"
     return "ckpt" if getattr(node.meta.get("recompute"), "name", "").endswith("RECOMPUTE") else "fwd"
 

@@ -82,7 +82,7 @@ class Work:
     @property
     def recipes(self) -> dict[int, Recipe]:
         """The recipe of each of them, by the site's index."""
-        return {decision.site.index: decision.recipe for decision in self.decisions if decision.rewrite}
+        return {d.site.index: d.recipe for d in self.decisions if d.rewrite and d.recipe is not None}
 
     @property
     def replaced(self) -> dict[fx.Node, int]:

@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -63,13 +63,16 @@ if _version() < MINIMUM_TORCH:
         "Upgrade with: pip install -U torch"
     )
 
-ShortenTraceback: type[Exception] = _private("torch._dynamo.exc:ShortenTraceback")
+if TYPE_CHECKING:
+    from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
+else:
+    ShortenTraceback = _private("torch._dynamo.exc:ShortenTraceback")
 """An error of this class reaches the user as it is; any other becomes a `BackendCompilerFailed`."""
 
 OpOverload: type = _private("torch._ops:OpOverload")
 FakeTensorMode: type = _private("torch._subclasses:FakeTensorMode")
 TorchDispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
-OptimizedModule: type = _private("torch._dynamo:OptimizedModule")
+OptimizedModule: type[Any] = _private("torch._dynamo:OptimizedModule")
 DispatchMode: type = _private("torch.utils._python_dispatch:TorchDispatchMode")
 ValueRead: tuple[type[Exception], ...] = (
     _private("torch._subclasses.fake_tensor:DataDependentOutputException"),
@@ -140,7 +143,10 @@ def default_partition(*args: Any, **kwargs: Any) -> Any:
 
 def trace_artifact(name: str, text: Callable[[], str]) -> None:
     """Put a text into the trace that `TORCH_TRACE` writes and tlparse shows. Without one, `text` isn't called."""
-    describe = functools.partial(dict, name=name, encoding="string")
+
+    def describe() -> dict[str, str]:
+        return {"name": name, "encoding": "string"}
+
     _private("torch._logging:trace_structured")("artifact", metadata_fn=describe, payload_fn=text)
 
 
@@ -164,7 +170,9 @@ def dynamo_sizes_restored() -> Iterator[None]:
 def compile_apart(function: Callable, backend: Callable) -> Callable:
     """`torch.compile` without dynamic shapes whose recompilations don't count for other compilations of the same code
     (torch 2.12 and later; before, they count)."""
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    apart: dict[str, Any] = (
+        {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    )
     return torch.compile(function, backend=backend, dynamic=False, **apart)
 
 

@@ -66,7 +66,8 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     """Names of a Dynamo graph's inputs, and which of them are parameters, buffers and other matrices that get a gradient, by
     position. Parameters are also the tensors with a gradient of a dict by the names of parameters, as `functional_call` has
     it."""
-    parameters, state, leaves, all_names, groups = {}, set(), set(), {}, {}
+    parameters, state, leaves, all_names = {}, set(), set(), {}
+    groups: dict[str, None] = {}
     for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
         argument = node.meta.get("grapharg")
         if argument is None:

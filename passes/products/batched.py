@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -23,7 +23,7 @@ from .kind import SMALLEST, Kind
 class Batched(Kind):
     """A batch of one is a plain matmul."""
 
-    operands = {aten.bmm.default: slice(0, 2), aten.baddbmm.default: slice(1, 3)}
+    operands: ClassVar = {aten.bmm.default: slice(0, 2), aten.baddbmm.default: slice(1, 3)}
 
     def obstacle(self, site: MatmulSite) -> str | None:
         found = affine.obstacle(site.node)

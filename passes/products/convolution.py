@@ -7,6 +7,7 @@ transposed convolution   Y is folded, dY unfolded
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from torch import fx
 
@@ -23,7 +24,7 @@ from .windows import channels_first, channels_last, fold, unfold, unfolded_shape
 class Convolution(Kind):
     """`aten.convolution`; its one backward op gives both gradients, and that of its bias."""
 
-    operands = {aten.convolution.default: slice(0, 2)}
+    operands: ClassVar = {aten.convolution.default: slice(0, 2)}
     by_structure = False
 
     def shape(self, node: fx.Node) -> tuple:

@@ -7,6 +7,7 @@ grouped_mm_fallback   transformers' op for the first form, whose backward is one
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from torch import fx
 
@@ -22,7 +23,7 @@ from .kind import Kind, gradients_of, only_known, op_name
 class Grouped(Kind):
     """torch's `_grouped_mm`, without a bias inside and without another output dtype."""
 
-    operands = {aten._grouped_mm.default: slice(0, 2)}
+    operands: ClassVar = {aten._grouped_mm.default: slice(0, 2)}
 
     def ends(self, node: fx.Node) -> fx.Node | None:
         return node.args[2] if len(node.args) > 2 else None
@@ -47,7 +48,7 @@ class Grouped(Kind):
 class Fallback(Grouped):
     """transformers' `grouped_mm_fallback`, which is there once transformers is imported."""
 
-    operands = {}
+    operands: ClassVar = {}
     by_structure = False
 
     def owns(self, node: fx.Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import fx
 
@@ -28,7 +28,7 @@ class Kind:
                   named as the forward one with `_backward`, gives both gradients.
     """
 
-    operands: Mapping[OpOverload, slice] = {}
+    operands: ClassVar[Mapping[Any, slice]] = {}
     by_structure = True
 
     def owns(self, node: fx.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import fx
 
 from ..graph import aten
@@ -14,7 +16,7 @@ from .kind import Kind
 class Plain(Kind):
     """The only kind whose products of two activations are sites too: they are numbered with the others, and kept."""
 
-    operands = {aten.mm.default: slice(0, 2), aten.addmm.default: slice(1, 3)}
+    operands: ClassVar = {aten.mm.default: slice(0, 2), aten.addmm.default: slice(1, 3)}
 
     def is_site(self, node: fx.Node, weight: fx.Node | None) -> bool:
         return True

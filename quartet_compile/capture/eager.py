@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ class EagerProducts:
 
     def _name(self) -> str:
         """The innermost module whose forward is running, or else the line of code."""
-        frame = sys._getframe()
+        frame: types.FrameType | None = sys._getframe()
         line = "?"
         while frame is not None:
             name = self._names.get(id(frame.f_locals.get("self")))

@@ -18,7 +18,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, overload
 
 import torch
 from torch.fx.traceback import annotate
@@ -27,6 +28,15 @@ from ..errors import OptionError
 
 KEY = "quartet"
 _ATTRIBUTE = "_quartet_mark"
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+@overload
+def fp4(target: None = None) -> AbstractContextManager[None]: ...
+
+
+@overload
+def fp4(target: _T) -> _T: ...
 
 
 def fp4(target: Any = None) -> Any:
@@ -35,6 +45,14 @@ def fp4(target: Any = None) -> Any:
     It overrides the default rules (output heads, routers) and is what `scope="marked"` looks for; `exclude` still wins.
     """
     return _mark("fp4", target)
+
+
+@overload
+def no_fp4(target: None = None) -> AbstractContextManager[None]: ...
+
+
+@overload
+def no_fp4(target: _T) -> _T: ...
 
 
 def no_fp4(target: Any = None) -> Any:
@@ -77,7 +95,7 @@ def _describe(target: Any) -> str:
     return f"a {type(target).__name__}"
 
 
-def _annotated(mark: str, function: Callable) -> Callable:
+def _annotated(mark: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with annotate({KEY: mark}):

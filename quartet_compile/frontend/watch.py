@@ -59,7 +59,7 @@ class Watch:
         """Warn, or with `strict=True` raise, of another backend that compiles what this object was to compile."""
         config = self._config()
         outer = getattr(backend, "config", None) if is_ours(backend) else None
-        if config is None or is_ours(backend) and outer in (None, config):
+        if config is None or (is_ours(backend) and outer in (None, config)):
             return
         text = nested_message([self._name], backend)
         if config.policy.strict:
@@ -152,7 +152,7 @@ class _Inspection(_compat.DispatchMode):
             self._told.update((eager.name, eager.where) for eager in new)
             warnings.warn(f"quartet: {self._describe(new)}", stacklevel=_depth_of_user())
 
-    def _see(self, operands: tuple) -> None:
+    def _see(self, operands: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Note a product of these operands if one is a weight, no graph runs, and the options want it in low precision."""
         frames = _frames()
         if frames is None or self._config is None or not all(isinstance(o, torch.Tensor) for o in operands):
@@ -215,7 +215,7 @@ class _Inspection(_compat.DispatchMode):
 def _frames() -> list[types.FrameType] | None:
     """The Python frames around an op, innermost first, up to the compiled object's; None inside of a compiled graph."""
     found: list[types.FrameType] = []
-    frame = sys._getframe(3)
+    frame: types.FrameType | None = sys._getframe(3)
     while frame is not None and not _compat.is_watched_call(frame):
         if _compat.is_in_graph(frame.f_code.co_filename):
             return None
@@ -236,7 +236,7 @@ def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
     """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
     for operand in operands:
         root = operand if operand._base is None else operand._base
-        if isinstance(root, nn.Parameter) or root.is_leaf and root.requires_grad and root.dim() == 2:
+        if isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad and root.dim() == 2):
             return root
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
     sizes = [sorted(operand.shape) for operand in operands]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from interpreted_module import (
-    compile_interpreted,  # noqa: E402
+    compile_interpreted,
 )
 
 from quartet_compile.kernels.numerics import grouped, philox, reference
@@ -281,7 +281,7 @@ def run_all(calls: dict[Any, tuple]) -> dict[Any, Any]:
         torch._dynamo.reset()
         try:
             made[key] = globals()[name](*arguments)
-        except Exception:
+        except Exception:  # noqa: BLE001
             made[key] = traceback.format_exc()
     return made
 
