@@ -114,7 +114,7 @@ class _Groups(Form):
 
     def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
         matrices = self.site.matrices
-        operands = (*a[:3], *b[:3])
+        operands = (*a[:4], *b[:4])
         dtype = _output(like, gemm)
         product = self.build.call(
             like, quartet.scaled_grouped_mm.default, *operands, self._ends(), matrices, role, gemm.gain, dtype
@@ -356,7 +356,7 @@ def _kind(site: MatmulSite) -> type[Form]:
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
     """A node `a b^T` in the dtype of `like`."""
-    product = build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, _output(like, gemm))
+    product = build.call(like, quartet.scaled_mm.default, *a[:4], *b[:4], gemm.gain, _output(like, gemm))
     return _cast(build, like, product)
 
 
