@@ -122,6 +122,13 @@ class Quantizer:
         return self.scale_format == "e4m3"
 
     @property
+    def format(self) -> str:
+        """Name of the number format that codes and scales are in (`kernels/formats.py`)."""
+        if self.elements == "e2m1":
+            return "nvfp4" if self.two_level else "mxfp4"
+        return "mxfp8" if self.elements == "e4m3" else "float32"
+
+    @property
     def square(self) -> bool:
         """Whether blocks are square, so that codes can be used transposed as they are."""
         return self.group_rows == self.group

@@ -19,12 +19,12 @@ quartet = torch.ops.quartet
 
 
 class Quantized(NamedTuple):
-    """The nodes of a quantized operand."""
+    """The nodes of a quantized operand, in the order in which products take them; and its trust mask."""
 
     codes: fx.Node
     scales: fx.Node
     tensor_scale: fx.Node
-
+    format: str
     mask: fx.Node | None = None
 
 
@@ -59,5 +59,5 @@ class Operands:
                 None,
             )
             codes, scales, tensor_scale, mask = self.build.outputs(node)
-            found = self._made[key] = Quantized(codes, scales, tensor_scale, mask if masked else None)
+            found = self._made[key] = Quantized(codes, scales, tensor_scale, quantizer.format, mask if masked else None)
         return found

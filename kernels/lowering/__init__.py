@@ -12,27 +12,27 @@ from typing import Any
 import torch
 
 from ..quantizer import quantizer as quantizer_named
+from ..schemas import SCHEMAS
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
-from .operands import form_of
 from .products import scaled_mm
 from .quantize import quantize, quantize_pair, requantize
 from .transposed import transposed
 from .unrotate import unrotate
 
 
-def _has_template(op: str, args: tuple) -> bool:
+def _has_template(op: str, call: Any) -> bool:
     """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats."""
-    if op in _QUANTIZERS:
-        return not any(quantizer_named(args[index]).exact for index in _QUANTIZERS[op])
-    if "mm" in op:
-        forms = {form_of(*args[0:2]), form_of(*args[3:5])}
-        return None not in forms and (op == "scaled_mm" or len(forms) == 1)
-    return op != "transposed" or args[0].get_dtype() == torch.uint8
+    named = call._asdict()
+    formats = {quantizer_named(named[field]).format for field in _QUANTIZERS if field in named}
+    formats |= {named[field] for field in ("a_format", "b_format") if field in named}
+    if op == "transposed":
+        return formats <= {"mxfp4", "nvfp4"}
+    return "float32" not in formats and (op != "scaled_grouped_mm" or len(formats) == 1)
 
 
-_QUANTIZERS = {"quantize": (1,), "quantize_pair": (1, 2), "requantize": (3, 4)}
-"""Which arguments of an op name quantizers."""
+_QUANTIZERS = ("quantizer", "row_quantizer", "column_quantizer", "source")
+"""The arguments that name quantizers."""
 
 
 def _has_elements(x: Any) -> bool:
@@ -40,14 +40,15 @@ def _has_elements(x: Any) -> bool:
 
 
 def _register(name: str, lower: Callable) -> None:
-    op = getattr(torch.ops.quartet, name).default
+    op, arguments = getattr(torch.ops.quartet, name).default, SCHEMAS[name].arguments
     call = fallback_handler(op, add_to_fallback_set=False)
 
     @register_lowering(op, type_promotion_kind=None)
     def lowering(*args: Any, **kwargs: Any) -> Any:
-        x = args[0]
-        templated = x.get_device().type == "cuda" and not kwargs and _has_template(name, args) and _has_elements(x)
-        return lower(*args) if templated else call(*args, **kwargs)
+        given = arguments(*args, **kwargs)
+        first, *_ = given
+        templated = first.get_device().type == "cuda" and _has_template(name, given) and _has_elements(first)
+        return lower(given) if templated else call(*args, **kwargs)
 
 
 for _lower in (quantize, quantize_pair, requantize, transposed, scaled_mm, scaled_grouped_mm, unrotate):

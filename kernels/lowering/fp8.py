@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..schemas import Operand
 from . import templates
 from .inductor import V, ir, realize_inputs
 from .operands import Flat, place
@@ -17,11 +18,11 @@ _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registe
 }
 
 
-def fp8_mm(a, a_scales, b, b_scales, alpha, dtype):
+def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row."""
-    device = a.get_device()
+    device = left.codes.get_device()
     major = torch.cuda.get_device_capability(device)[0]
-    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
+    a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
     return select(
         templates.scaled_mm_fp8,

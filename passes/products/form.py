@@ -88,7 +88,7 @@ class Form:
 
 def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
     """A node `a b^T` in the dtype of `like`."""
-    product = build.call(like, quartet.scaled_mm.default, *a[:3], *b[:3], gemm.gain, output_dtype(like, gemm))
+    product = build.call(like, quartet.scaled_mm.default, *a[:4], *b[:4], gemm.gain, output_dtype(like, gemm))
     return cast(build, like, product)
 
 

@@ -36,7 +36,7 @@ class Groups(Form):
 
     def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
         matrices = self.site.matrices
-        operands = (*a[:3], *b[:3])
+        operands = (*a[:4], *b[:4])
         dtype = output_dtype(like, gemm)
         product = self.build.call(
             like, quartet.scaled_grouped_mm.default, *operands, self._ends(), matrices, role, gemm.gain, dtype

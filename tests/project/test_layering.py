@@ -17,7 +17,7 @@ ROOMS = {
     "kernels": {"kernels"},
     "config": {"kernels.quantizer"},
     "report": {"config", "kernels.stats"},
-    "passes": {"config", "report.report", "kernels.quantizer", "kernels.numerics.philox"},
+    "passes": {"config", "report.report", "kernels.quantizer", "kernels.schemas", "kernels.numerics.philox"},
     "law": {"config.presets"},
     "quantized": {"kernels"},
     "backend": {"config", "report", "passes", "kernels"},
