@@ -1,0 +1,82 @@
+"""The formats of quantized operands, and which pairs of them a product takes, as data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+from ..errors import QuantizerError
+from .quantizer import Quantizer
+
+
+class OperandFormat(NamedTuple):
+    """How the elements and scales of an operand lie in memory; `packed` elements are one item of `codes`."""
+
+    elements: str
+    scale_format: str
+    group: int
+    codes: torch.dtype
+    packed: int
+    scales: torch.dtype
+
+    @property
+    def bits(self) -> int:
+        """Of an element."""
+        return 8 * self.codes.itemsize // self.packed
+
+
+OPERAND_FORMATS: Mapping[str, OperandFormat] = MappingProxyType(
+    {
+        "mxfp4": OperandFormat("e2m1", "e8m0", 32, torch.uint8, 2, torch.uint8),
+        "nvfp4": OperandFormat("e2m1", "e4m3", 16, torch.uint8, 2, torch.float8_e4m3fn),
+        "mxfp8": OperandFormat("e4m3", "e8m0", 32, torch.float8_e4m3fn, 1, torch.uint8),
+        "float32": OperandFormat("float32", "e8m0", 32, torch.float32, 1, torch.uint8),
+    }
+)
+"""Every format by name; `"float32"`, which rounds nothing, has no scales."""
+
+PRODUCT_FORMATS: frozenset[tuple[str, str]] = frozenset(itertools.product(OPERAND_FORMATS, repeat=2))
+"""The pairs of formats that a product takes: any two."""
+
+
+def format_of(codes: torch.dtype, scales: torch.dtype) -> str:
+    """The name of the format whose codes and scales have these types. Raises `QuantizerError`."""
+    for name, known in OPERAND_FORMATS.items():
+        if known.codes == codes and known.scales == scales:
+            return name
+    raise QuantizerError(
+        f"An operand has codes of {codes} and scales of {scales}, as no format has; expected those of one of "
+        f"{', '.join(OPERAND_FORMATS)}. Pass the parts of a quantized operand together, as the op that made them returned "
+        "them."
+    )
+
+
+def operand_format(quantizer: Quantizer) -> OperandFormat:
+    """What a quantizer makes. Raises `QuantizerError`."""
+    for known in OPERAND_FORMATS.values():
+        if known.elements == quantizer.elements and known.scale_format == quantizer.scale_format:
+            return known
+    raise QuantizerError(
+        f"A quantizer has elements={quantizer.elements!r} with scale_format={quantizer.scale_format!r}, as no operand "
+        f"format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Use one of these."
+    )
+
+
+def pair(a: torch.Tensor, a_scales: torch.Tensor, b: torch.Tensor, b_scales: torch.Tensor) -> tuple[str, str]:
+    """The formats of a product's operands. Raises `QuantizerError`."""
+    return format_of(a.dtype, a_scales.dtype), format_of(b.dtype, b_scales.dtype)
+
+
+def packed_in(codes: torch.dtype) -> int:
+    """Elements in one item of codes. Raises `QuantizerError`."""
+    for known in OPERAND_FORMATS.values():
+        if known.codes == codes:
+            return known.packed
+    raise QuantizerError(
+        f"An operand has codes of {codes}, as no format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Pass the "
+        "codes of a quantized operand."
+    )
