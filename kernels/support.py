@@ -1,8 +1,8 @@
 """What a backend knows of a table: whatever else the table holds, the backend refuses, by name.
 
-    CPU = Support("The CPU backend", "kernels/cpu/supports.py", {"scale": ("absmax", "quest"), ...})
-    CPU.reason(quantizer)             # None, or why this backend can't
-    CPU.refusal("scale", "median")    # the error of a dispatch that has no such case
+CPU = Support("The CPU backend", "kernels/cpu/supports.py", {"scale": ("absmax", "quest"), ...})
+CPU.reason(quantizer)             # None, or why this backend can't
+CPU.refusal("scale", "median")    # the error of a dispatch that has no such case
 """
 
 from __future__ import annotations
