@@ -48,11 +48,7 @@ def format_of(codes: torch.dtype, scales: torch.dtype) -> str:
     for name, known in OPERAND_FORMATS.items():
         if known.codes == codes and known.scales == scales:
             return name
-    raise QuantizerError(
-        f"An operand has codes of {codes} and scales of {scales}, as no format has; expected those of one of "
-        f"{', '.join(OPERAND_FORMATS)}. Pass the parts of a quantized operand together, as the op that made them returned "
-        "them."
-    )
+    raise _no_format(f"codes of {codes} and scales of {scales}")
 
 
 def operand_format(quantizer: Quantizer) -> OperandFormat:
@@ -60,23 +56,30 @@ def operand_format(quantizer: Quantizer) -> OperandFormat:
     for known in OPERAND_FORMATS.values():
         if known.elements == quantizer.elements and known.scale_format == quantizer.scale_format:
             return known
-    raise QuantizerError(
-        f"A quantizer has elements={quantizer.elements!r} with scale_format={quantizer.scale_format!r}, as no operand "
-        f"format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Use one of these."
-    )
-
-
-def pair(a: torch.Tensor, a_scales: torch.Tensor, b: torch.Tensor, b_scales: torch.Tensor) -> tuple[str, str]:
-    """The formats of a product's operands. Raises `QuantizerError`."""
-    return format_of(a.dtype, a_scales.dtype), format_of(b.dtype, b_scales.dtype)
+    raise _no_format(f"elements={quantizer.elements!r} and scale_format={quantizer.scale_format!r}")
 
 
 def packed_in(codes: torch.dtype) -> int:
-    """Elements in one item of codes. Raises `QuantizerError`."""
+    """Elements in one item of codes of a type. Raises `QuantizerError`."""
     for known in OPERAND_FORMATS.values():
         if known.codes == codes:
             return known.packed
-    raise QuantizerError(
-        f"An operand has codes of {codes}, as no format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Pass the "
-        "codes of a quantized operand."
+    raise _no_format(f"codes of {codes}")
+
+
+def pair(a: torch.dtype, a_scales: torch.dtype, b: torch.dtype, b_scales: torch.dtype) -> tuple[str, str]:
+    """The formats of a product's operands, by the types of their codes and scales. Raises `QuantizerError`."""
+    formats = format_of(a, a_scales), format_of(b, b_scales)
+    if formats not in PRODUCT_FORMATS:
+        raise QuantizerError(
+            f"A product has operands in {formats[0]!r} and {formats[1]!r}; expected a pair of PRODUCT_FORMATS in "
+            "kernels/operand_formats.py. Quantize both to one format."
+        )
+    return formats
+
+
+def _no_format(got: str) -> QuantizerError:
+    return QuantizerError(
+        f"An operand has {got}, as no format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Pass the parts of "
+        "a quantized operand together, as the op that made them returned them."
     )

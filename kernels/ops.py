@@ -18,6 +18,7 @@ from .._compat import group_ranks
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
+from .operand_formats import operand_format, packed_in
 from .quantizer import Quantizer, padded
 from .quantizer import quantizer as quantizer_named
 
@@ -103,16 +104,11 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full = padded(columns, spec.block)
+    full, form = padded(columns, spec.block), operand_format(spec)
     tensor_scale = x.new_empty((int(spec.two_level),), dtype=torch.float32)
-    if spec.exact:
-        return x.new_empty((rows, full), dtype=torch.float32), x.new_empty((rows, 0), dtype=torch.uint8), tensor_scale
-    if spec.elements == "e4m3":
-        codes = x.new_empty((rows, full), dtype=torch.float8_e4m3fn)
-    else:
-        codes = x.new_empty((rows, full // 2), dtype=torch.uint8)
-    scale_type = torch.float8_e4m3fn if spec.two_level else torch.uint8
-    return codes, x.new_empty((rows, full // spec.group), dtype=scale_type), tensor_scale
+    codes = x.new_empty((rows, full // form.packed), dtype=form.codes)
+    groups = 0 if spec.exact else full // spec.group
+    return codes, x.new_empty((rows, groups), dtype=form.scales), tensor_scale
 
 
 def _fake_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
@@ -139,8 +135,8 @@ def _fake_transposed(codes, scales, tensor_scale, quantizer):
 
 
 def _width(codes: torch.Tensor):
-    """Columns of an operand: a byte has two codes, other types one."""
-    return codes.shape[1] * 2 if codes.dtype == torch.uint8 else codes.shape[1]
+    """Columns of an operand."""
+    return codes.shape[1] * packed_in(codes.dtype)
 
 
 def _fake_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):

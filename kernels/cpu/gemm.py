@@ -29,7 +29,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     a: `[M, K]`; b: `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to nearest. A NaN
     scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except with `torch.mm`.
     """
-    forms = pair(a.codes, a.scales, b.codes, b.scales)
+    forms = pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)
     require(supports_product(*forms))
     if forms not in INTEGER_PRODUCTS:
         return _decoded_mm(a, b, alpha, dtype)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from ..gpu.supports import GROUPED_PRODUCTS, TEMPLATE_PRODUCTS, supports, supports_product
+from ..operand_formats import pair
 from ..quantizer import quantizer as quantizer_named
+from ..support import require
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
-from .operands import form_of
 from .products import scaled_mm
 from .quantize import quantize, quantize_pair, requantize
 from .transposed import transposed
@@ -22,17 +24,24 @@ from .unrotate import unrotate
 
 
 def _has_template(op: str, args: tuple) -> bool:
-    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats."""
-    if op in _QUANTIZERS:
-        return not any(quantizer_named(args[index]).exact for index in _QUANTIZERS[op])
-    if "mm" in op:
-        forms = {form_of(*args[0:2]), form_of(*args[3:5])}
-        return None not in forms and (op == "scaled_mm" or len(forms) == 1)
-    return op != "transposed" or args[0].get_dtype() == torch.uint8
+    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats, nor the
+    transpose of MXFP8. Raises `QuantizerError` for what neither they nor the reference know."""
+    if op in _PRODUCTS:
+        forms = pair(*(x.get_dtype() for x in (*args[0:2], *args[3:5])))
+        require(supports_product(*forms))
+        return forms in _PRODUCTS[op]
+    quantizers = [quantizer_named(args[index]) for index in _QUANTIZERS[op]]
+    for spec in quantizers:
+        require(supports(spec))
+    return all(spec.elements in _ELEMENTS[op] for spec in quantizers)
 
 
-_QUANTIZERS = {"quantize": (1,), "quantize_pair": (1, 2), "requantize": (3, 4)}
+_PRODUCTS = {"scaled_mm": TEMPLATE_PRODUCTS, "scaled_grouped_mm": GROUPED_PRODUCTS}
+_QUANTIZERS = {"quantize": (1,), "quantize_pair": (1, 2), "requantize": (3, 4), "transposed": (3,), "unrotate": ()}
 """Which arguments of an op name quantizers."""
+
+_ELEMENTS = {**dict.fromkeys(_QUANTIZERS, ("e2m1", "e4m3")), "transposed": ("e2m1",)}
+"""The elements that an op's templates know."""
 
 
 def _has_elements(x: Any) -> bool:

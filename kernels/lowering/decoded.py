@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ..operand_formats import OPERAND_FORMATS
 from .inductor import V, ir, lowerings, ops, realize_inputs
-from .operands import as_bytes, place
+from .operands import as_bytes, form_of, place
 
 aten = torch.ops.aten
 
@@ -45,9 +46,9 @@ def _decoded(codes: Any, scales: Any) -> Any:
 
 def _decode(codes: Any, scales: Any) -> ir.TensorBox:
     rows, width = codes.get_size()
-    e2m1, nvfp4 = codes.get_dtype() == torch.uint8, scales.get_dtype() == torch.float8_e4m3fn
+    form = OPERAND_FORMATS[form_of(codes, scales)]
+    e2m1, scale_value = _IS_E2M1[form.elements], _SCALE_VALUES[form.scale_format]
     load_codes, load_scales = (as_bytes(x).make_loader() for x in (codes, scales))
-    group = 16 if nvfp4 else 32
 
     def value(index):
         row, column = index
@@ -57,10 +58,10 @@ def _decode(codes: Any, scales: Any) -> ir.TensorBox:
             x = _e2m1_value(nibble_of(byte, odd))
         else:
             x = _e4m3_value(ops.to_dtype(load_codes([row, column]), torch.int32))
-        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, group)]), torch.int32)
-        return ops.to_dtype(ops.mul(x, _e4m3_value(scale) if nvfp4 else _e8m0_value(scale)), torch.bfloat16)
+        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, form.group)]), torch.int32)
+        return ops.to_dtype(ops.mul(x, scale_value(scale)), torch.bfloat16)
 
-    columns = width * 2 if e2m1 else width
+    columns = width * form.packed
     result = ir.Pointwise.create(
         device=codes.get_device(), dtype=torch.bfloat16, inner_fn=value, ranges=[rows, columns]
     )
@@ -92,6 +93,10 @@ def _e4m3_value(byte: Any) -> Any:
 def _e8m0_value(byte: Any) -> Any:
     bits = ops.where(ops.eq(byte, int32(0)), int32(1 << 22), ops.bitwise_left_shift(byte, int32(23)))
     return _float(ops.where(ops.eq(byte, int32(255)), int32(0x7FC00000), bits))
+
+
+_IS_E2M1 = {"e2m1": True, "e4m3": False}
+_SCALE_VALUES = {"e8m0": _e8m0_value, "e4m3": _e4m3_value}
 
 
 def _float(bits: Any) -> Any:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..numerics.grouped import product_shape
+from ..operand_formats import OPERAND_FORMATS
 from . import templates
-from .device import has_fp4
+from .device import architecture_of, has_fp4
 from .inductor import ir, realize_inputs
-from .operands import bits_of, fields_of, form_of
+from .operands import fields_of, form_of
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
-_GROUPED_TILES = {  # 8 warps spill on 10, and so would more elements of 8 bits
-    (10, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
-    (12, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
-    (10, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
-    (12, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
+_GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
+    ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    ("blackwell", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
 }
-"""By major compute capability and the bits of an element."""
+"""By architecture and the bits of an element."""
 
 _GROUPED_TILES_BF16 = {
     4: [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
@@ -34,22 +33,23 @@ def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, 
     following = following_unrotate()
     mask, width = following or (None, columns)
     stacked = gemm == "wgrad"
-    form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
-    bits = bits_of(form)
+    form = form_of(a, a_scales)
+    bits, native = OPERAND_FORMATS[form].bits, has_fp4(device)
+    tiles = _GROUPED_TILES[architecture_of(device), bits] if native else _GROUPED_TILES_BF16[bits]
     scales_e4m3 = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
         [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],
         ir.FixedLayout(device, dtype, [rows, width]),
         [a.get_size()[0], columns, matrices],
-        [dict(t, STAGES=t["num_stages"]) for t in _GROUPED_TILES.get((major, bits), _GROUPED_TILES_BF16[bits])],
+        [dict(t, STAGES=t["num_stages"]) for t in tiles],
         **fields_of(form),
         ALPHA=alpha,
         STACKED=stacked,
         SIDE_BY_SIDE=gemm == "dgrad",
         MATRICES=matrices,
         WIDTH=2 ** matrices.bit_length(),
-        NATIVE=has_fp4(device),
+        NATIVE=native,
         UNROTATED=following is not None,
         MASKED=mask is not None,
     )

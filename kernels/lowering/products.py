@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from ..operand_formats import OPERAND_FORMATS
 from . import templates
 from .decoded import decoded_mm
 from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
-from .operands import bits_of, fields_of, form_of
+from .operands import fields_of, form_of
 from .scales import blocked_scales
 from .templates import over_k, select
 from .unrotate import following_unrotate, rotated_back
@@ -52,8 +53,8 @@ def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, d
     if form != form_of(b, b_scales) or not has_fp4(device):
         return decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
     a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
-    bits = bits_of(form)
-    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * (8 // bits)
+    bits, packed = OPERAND_FORMATS[form].bits, OPERAND_FORMATS[form].packed
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * packed
     following = following_unrotate()
     mask, columns = following or (None, n)
     extra = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..numerics import philox
+from ..operand_formats import operand_format
 from ..quantizer import Quantizer
 from ..quantizer import quantizer as quantizer_named
 from . import templates
@@ -18,14 +19,18 @@ from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, ve
 from .scales import remember_blocked
 from .templates import GROUP_TILES, select
 
+_QUEST = {"absmax": False, "quest": True}
+_STOCHASTIC = {"nearest": False, "stochastic": True}
+"""What those templates call scales and roundings."""
+
 
 def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
     fields = {
-        "QUEST": spec.scale == "quest",
+        "QUEST": _QUEST[spec.scale],
         "SHRINK": spec.shrink,
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
-        "STOCHASTIC": spec.stochastic,
+        "STOCHASTIC": _STOCHASTIC[spec.rounding],
     }
     return {prefix + name: value for name, value in fields.items()}
 
@@ -40,12 +45,13 @@ _SQUARE_TILES = [
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
     """Whether it is MXFP4 as the templates `quantize`, `quantize_pair` and `requantize` know it."""
     groups = (spec.elements, spec.group, spec.group_rows, spec.scale_format) == ("e2m1", 32, 1, "e8m0")
-    return groups and spec.rotation in (0, 32) and spec.scale_rounding == "down" and spec.rounding != "eden"
+    chosen = spec.scale in _QUEST and spec.scale_rounding == "down" and spec.rounding in _STOCHASTIC
+    return groups and chosen and spec.rotation in (0, 32)
 
 
 def _holds_plain_mxfp4(spec: Quantizer) -> bool:
     """Whether `requantize` can decode its blocks: E2M1 in groups of 32 columns with E8M0 scales, padded to them."""
-    return spec.elements == "e2m1" and not spec.two_level
+    return (spec.elements, spec.scale_format) == ("e2m1", "e8m0")
 
 
 def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
@@ -118,7 +124,7 @@ def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
 def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
     spec, before = quantizer_named(quantizer), quantizer_named(source)
     device = codes.get_device()
-    rows, columns = codes.get_size()[0], codes.get_size()[1] * (1 if before.elements == "e4m3" else 2)
+    rows, columns = codes.get_size()[0], codes.get_size()[1] * operand_format(before).packed
     seeds = seeds_of(seed, sign_seed) if spec.seeded else []
     if not (_is_plain_mxfp4(spec) and _holds_plain_mxfp4(before)):
         inputs = realize_inputs(codes, scales, *([tensor_scale] if before.two_level else []))

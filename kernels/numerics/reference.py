@@ -188,7 +188,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 
     A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
     """
-    require(supports_product(*pair(a.codes, a.scales, b.codes, b.scales)))
+    require(supports_product(*pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)))
     with torch.autocast(a.codes.device.type, enabled=False):
         return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 

@@ -300,4 +300,4 @@ def expected_templates(op, arguments):
             return ["quantize_transposed" if arguments[1] else "quantize"]
         if before.elements == "e2m1" and not before.two_level:
             return ["requantize"]
-    return [f"{op}_largest", f"{op}_general"] if spec.two_level else [f"{op}_general"]
+    return [f"{op}_largest", f"{op}_any"] if spec.two_level else [f"{op}_any"]
