@@ -17,9 +17,9 @@ import torch
 
 from .._compat import group_ranks
 from . import cpu
-from .formats import FORMATS, check_format
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
+from .operand_formats import check_format, operand_format
 from .quantizer import Quantizer, padded
 from .quantizer import quantizer as quantizer_named
 from .schemas import (
@@ -112,8 +112,8 @@ def _checked(operand: Operand) -> Blocks:
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full, form = padded(columns, spec.block), FORMATS[spec.format]
-    groups = full // form.group if form.group else 0
+    full, form = padded(columns, spec.block), operand_format(spec)
+    groups = 0 if spec.exact else full // form.group
     return (
         x.new_empty((rows, full // form.packed), dtype=form.codes),
         x.new_empty((rows, groups), dtype=form.scales),

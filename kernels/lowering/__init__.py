@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..gpu.supports import GROUPED_PRODUCTS, TEMPLATE_PRODUCTS, supports, supports_product
 from ..quantizer import quantizer as quantizer_named
 from ..schemas import SCHEMAS
+from ..support import require
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
 from .products import scaled_mm
@@ -22,17 +24,28 @@ from .unrotate import unrotate
 
 
 def _has_template(op: str, call: Any) -> bool:
-    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats."""
+    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats, nor the
+    transpose of MXFP8. Raises `QuantizerError` for what neither they nor the reference know."""
     named = call._asdict()
-    formats = {quantizer_named(named[field]).format for field in _QUANTIZERS if field in named}
-    formats |= {named[field] for field in ("a_format", "b_format") if field in named}
-    if op == "transposed":
-        return formats <= {"mxfp4", "nvfp4"}
-    return "float32" not in formats and (op != "scaled_grouped_mm" or len(formats) == 1)
+    quantizers = [quantizer_named(named[field]) for field in _QUANTIZERS if field in named]
+    for spec in quantizers:
+        require(supports(spec))
+    if op in _PRODUCTS:
+        formats = call.a_format, call.b_format
+        require(supports_product(*formats))
+        return formats in _PRODUCTS[op]
+    return all(spec.elements in _ELEMENTS[op] for spec in quantizers)
 
 
+_PRODUCTS = {"scaled_mm": TEMPLATE_PRODUCTS, "scaled_grouped_mm": GROUPED_PRODUCTS}
 _QUANTIZERS = ("quantizer", "row_quantizer", "column_quantizer", "source")
 """The arguments that name quantizers."""
+
+_ELEMENTS = {
+    **dict.fromkeys(("quantize", "quantize_pair", "requantize", "unrotate"), ("e2m1", "e4m3")),
+    "transposed": ("e2m1",),
+}
+"""The elements that an op's templates know."""
 
 
 def _has_elements(x: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..formats import FORMATS, Format
+from ..operand_formats import OPERAND_FORMATS, OperandFormat
 from ..schemas import Operand
 from .inductor import V, ir, lowerings, ops, realize_inputs
 from .operands import as_bytes, place
@@ -24,7 +24,7 @@ def decoded_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     else:
         product = lowerings[aten.mm.dtype](a, b, torch.float32)
     for operand in (left, right):
-        if FORMATS[operand.format].two_level:
+        if OPERAND_FORMATS[operand.format].two_level:
             product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), operand.tensor_scale)
     if alpha != 1.0:
         product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), alpha)
@@ -41,24 +41,25 @@ def _decoded(operand: Operand) -> Any:
     codes, scales = realize_inputs(operand.codes, operand.scales)
     key = (place(codes), place(scales))
     if key not in memo:
-        memo[key] = _decode(codes, scales, FORMATS[operand.format])
+        memo[key] = _decode(codes, scales, OPERAND_FORMATS[operand.format])
     return memo[key]
 
 
-def _decode(codes: Any, scales: Any, form: Format) -> ir.TensorBox:
+def _decode(codes: Any, scales: Any, form: OperandFormat) -> ir.TensorBox:
     rows, width = codes.get_size()
+    e2m1, scale_value = _IS_E2M1[form.elements], _SCALE_VALUES[form.scale_format]
     load_codes, load_scales = (as_bytes(x).make_loader() for x in (codes, scales))
 
     def value(index):
         row, column = index
-        if form.bits == 4:
+        if e2m1:
             byte = ops.to_dtype(load_codes([row, ir.FloorDiv(column, 2)]), torch.int32)
             odd = ops.index_expr(ir.ModularIndexing(column, 1, 2), torch.int32)
             x = _e2m1_value(nibble_of(byte, odd))
         else:
             x = _e4m3_value(ops.to_dtype(load_codes([row, column]), torch.int32))
         scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, form.group)]), torch.int32)
-        return ops.to_dtype(ops.mul(x, _e4m3_value(scale) if form.two_level else _e8m0_value(scale)), torch.bfloat16)
+        return ops.to_dtype(ops.mul(x, scale_value(scale)), torch.bfloat16)
 
     device, columns = codes.get_device(), width * form.packed
     result = ir.Pointwise.create(device=device, dtype=torch.bfloat16, inner_fn=value, ranges=[rows, columns])
@@ -90,6 +91,10 @@ def _e4m3_value(byte: Any) -> Any:
 def _e8m0_value(byte: Any) -> Any:
     bits = ops.where(ops.eq(byte, int32(0)), int32(1 << 22), ops.bitwise_left_shift(byte, int32(23)))
     return _float(ops.where(ops.eq(byte, int32(255)), int32(0x7FC00000), bits))
+
+
+_IS_E2M1 = {"e2m1": True, "e4m3": False}
+_SCALE_VALUES = {"e8m0": _e8m0_value, "e4m3": _e4m3_value}
 
 
 def _float(bits: Any) -> Any:

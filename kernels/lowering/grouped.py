@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..formats import FORMATS
 from ..numerics.grouped import product_shape
+from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledGroupedMM, operands_of
 from . import templates
-from .device import has_fp4
+from .device import architecture_of, has_fp4
 from .inductor import ir, realize_inputs
 from .operands import fields_of
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
-_GROUPED_TILES = {  # 8 warps spill on 10, and so would more elements of 8 bits
-    (10, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
-    (12, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
-    (10, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
-    (12, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
+_GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
+    ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    ("blackwell", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
 }
-"""By major compute capability and the bits of an element."""
+"""By architecture and the bits of an element."""
 
 _GROUPED_TILES_BF16 = {
     4: [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
@@ -37,8 +35,8 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
     following = following_unrotate()
     mask, width = following or (None, columns)
     stacked = call.gemm == "wgrad"
-    form, major = FORMATS[left.format], torch.cuda.get_device_capability(device)[0]
-    tiles = _GROUPED_TILES.get((major, form.bits), _GROUPED_TILES_BF16[form.bits])
+    form, native = OPERAND_FORMATS[left.format], has_fp4(device)
+    tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
     scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
@@ -52,7 +50,7 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
         SIDE_BY_SIDE=call.gemm == "dgrad",
         MATRICES=call.matrices,
         WIDTH=2 ** call.matrices.bit_length(),
-        NATIVE=has_fp4(device),
+        NATIVE=native,
         UNROTATED=following is not None,
         MASKED=mask is not None,
     )

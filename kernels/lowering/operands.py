@@ -8,12 +8,15 @@ from typing import Any
 import sympy
 import torch
 
-from ..formats import FORMATS
+from ..operand_formats import OPERAND_FORMATS
 from .device import through_tensor_memory
 from .inductor import V, empty_strided, ir, lowerings, realize_inputs
 
 aten = torch.ops.aten
 E4M3 = torch.float8_e4m3fn
+ELEMENTS_E4M3 = {"e2m1": False, "e4m3": True}
+SCALES_E4M3 = {"e8m0": False, "e4m3": True}
+"""What the templates call elements and scale formats."""
 
 
 class Flat:
@@ -78,13 +81,13 @@ def realize_fusably(x: ir.TensorBox) -> Any:
 
 def fields_of(format: str) -> dict[str, Any]:
     """What the templates of products know of a format."""
-    form = FORMATS[format]
+    form = OPERAND_FORMATS[format]
     return {
         "FORM": repr(format),
         "GROUP": form.group,
         "PACK": form.packed,
-        "E4M3": form.codes == E4M3,
-        "TENSOR_SCALED": form.two_level,
+        "E4M3": ELEMENTS_E4M3[form.elements],
+        "TENSOR_SCALED": SCALES_E4M3[form.scale_format],
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..formats import FORMATS
+from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledMM, operands_of
 from . import templates
 from .decoded import decoded_mm
@@ -53,7 +53,7 @@ def scaled_mm(call: ScaledMM):
         return fp8_mm(left, right, call.alpha, call.dtype)
     if left.format != right.format or not has_fp4(device):
         return decoded_mm(left, right, call.alpha, call.dtype)
-    form = FORMATS[left.format]
+    form = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * form.packed
     following = following_unrotate()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..formats import FORMATS
 from ..numerics import philox
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import Quantizer
 from ..quantizer import quantizer as quantizer_named
 from ..schemas import Quantize, QuantizePair, Requantize
@@ -20,14 +20,18 @@ from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, ve
 from .scales import remember_blocked
 from .templates import GROUP_TILES, select
 
+_QUEST = {"absmax": False, "quest": True}
+_STOCHASTIC = {"nearest": False, "stochastic": True}
+"""What those templates call scales and roundings."""
+
 
 def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
     fields = {
-        "QUEST": spec.scale == "quest",
+        "QUEST": _QUEST[spec.scale],
         "SHRINK": spec.shrink,
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
-        "STOCHASTIC": spec.stochastic,
+        "STOCHASTIC": _STOCHASTIC[spec.rounding],
     }
     return {prefix + name: value for name, value in fields.items()}
 
@@ -41,8 +45,8 @@ _SQUARE_TILES = [
 
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
     """Whether it is MXFP4 as the templates `quantize`, `quantize_pair` and `requantize` know it."""
-    groups = spec.format == "mxfp4" and spec.group_rows == 1
-    return groups and spec.rotation in (0, 32) and spec.scale_rounding == "down" and spec.rounding != "eden"
+    chosen = spec.scale in _QUEST and spec.scale_rounding == "down" and spec.rounding in _STOCHASTIC
+    return spec.format == "mxfp4" and spec.group_rows == 1 and chosen and spec.rotation in (0, 32)
 
 
 def quantize(call: Quantize):
@@ -114,7 +118,7 @@ def requantize(call: Requantize):
     spec, before = quantizer_named(call.quantizer), quantizer_named(call.source)
     device = call.codes.get_device()
     codes, scales = realize_inputs(call.codes, call.scales)
-    rows, columns = codes.get_size()[0], codes.get_size()[1] * FORMATS[before.format].packed
+    rows, columns = codes.get_size()[0], codes.get_size()[1] * OPERAND_FORMATS[before.format].packed
     seeds = seeds_of(call.seed, call.sign_seed) if spec.seeded else []
     if not (_is_plain_mxfp4(spec) and before.format == "mxfp4"):
         inputs = [codes, scales, *([realize_inputs(call.tensor_scale)] if before.two_level else [])]

@@ -8,7 +8,7 @@ from products import random_blocks
 from torch import fx
 
 from quartet_compile.errors import QuartetError
-from quartet_compile.kernels.formats import FORMATS, check_format
+from quartet_compile.kernels.operand_formats import OPERAND_FORMATS, check_format
 from quartet_compile.kernels.quantizer import QUANTIZERS
 from quartet_compile.kernels.schemas import SCHEMAS, Operand, ScaledMM, arguments_of, by_name, op_of, operands_of
 
@@ -74,7 +74,7 @@ def test_quantizers_make_the_format_that_they_name(name):
     assert scales.shape[1] == (256 // form.group if form.group else 0)
 
 
-@pytest.mark.parametrize("wrong", [name for name in FORMATS if name != "mxfp4"])
+@pytest.mark.parametrize("wrong", [name for name in OPERAND_FORMATS if name != "mxfp4"])
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_product_refuses_operands_of_another_format(wrong, side, device):

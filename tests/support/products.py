@@ -2,9 +2,9 @@
 
 import torch
 
-from quartet_compile.kernels.formats import FORMATS
 from quartet_compile.kernels.numerics import reference
 from quartet_compile.kernels.numerics.reference import Blocks
+from quartet_compile.kernels.operand_formats import OPERAND_FORMATS
 from quartet_compile.kernels.quantizer import E2M1_VALUES
 
 
@@ -16,7 +16,9 @@ def blocks(codes: torch.Tensor, scales: torch.Tensor) -> Blocks:
 
 def format_of(x: Blocks) -> str:
     """The format that codes and scales of these types are in."""
-    (name,) = (name for name, form in FORMATS.items() if (form.codes, form.scales) == (x.codes.dtype, x.scales.dtype))
+    (name,) = (
+        name for name, form in OPERAND_FORMATS.items() if (form.codes, form.scales) == (x.codes.dtype, x.scales.dtype)
+    )
     return name
 
 
