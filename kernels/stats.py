@@ -199,12 +199,17 @@ def _observe_gradient(gradient, a, a_transposed, b, b_transposed, ends, matrices
         if ends is None:
             expected = a @ b.t()
         else:
-            left, right = (Blocks(t, t[:, :0], t.new_empty(0), mask=None) for t in (a, b))
+            left, right = (_exact(t) for t in (a, b))
             multiply = reference.scaled_mm
             expected = scaled_grouped_mm(left, right, ends, matrices, gemm, 1.0, torch.float32, multiply)
         cosine = of_gradient(gradient[:, : expected.shape[1]], expected)
     _write(graph, row, rows, "cosine", [cosine])
     return gradient.clone()
+
+
+def _exact(x: torch.Tensor) -> Blocks:
+    """An operand that nothing rounds: the format `"float32"`, without scales."""
+    return Blocks(x, x.new_empty((x.shape[0], 0), dtype=torch.uint8), x.new_empty(0), mask=None)
 
 
 def _fake_observe(x, transpose, codes, scales, *others):
