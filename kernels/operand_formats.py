@@ -44,7 +44,7 @@ OPERAND_FORMATS: Mapping[str, OperandFormat] = MappingProxyType(
 )
 """Every format by name; `"float32"`, which rounds nothing, has no scales."""
 
-PRODUCT_FORMATS: frozenset[tuple[str, str]] = frozenset(itertools.product(OPERAND_FORMATS, repeat=2))
+PRODUCT_FORMATS: frozenset[tuple[str, str]] = frozenset(itertools.product(OPERAND_FORMATS, OPERAND_FORMATS))
 """The pairs of formats that a product takes: any two."""
 
 

@@ -47,7 +47,7 @@ def _seed(call: Seed) -> torch.Tensor:
     process groups whose ranks draw the same: those of tensor parallelism, who compute replicated gradients each for
     itself.
     """
-    drawn = torch.randint(0, 2**63 - 1, (call.count,), dtype=torch.int64, device=call.device)
+    drawn = torch.randint(0, 2**63 - 1, (call.length,), dtype=torch.int64, device=call.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank = torch.distributed.get_rank()
         first = rank + sum(min(group_ranks(name)) - rank for name in call.shared_by)  # ranks are row-major in a mesh
@@ -122,7 +122,7 @@ def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch
 
 
 def _fake_seed(call: Seed):
-    return torch.empty((call.count,), dtype=torch.int64, device=call.device)
+    return torch.empty((call.length,), dtype=torch.int64, device=call.device)
 
 
 def _fake_quantize(call: Quantize):

@@ -324,7 +324,7 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
     ]
 
 
-def allowed_values() -> dict[str, tuple]:
+def allowed_values() -> dict[str, tuple[Any, ...]]:
     """The values of each field that has a few."""
     choices = {field: tuple(names) for field, names in CHOICES.items()}
     return {**choices, **SIZES, "random_signs": (False, True), "shrink": (1.0, 0.75)}

@@ -29,7 +29,7 @@ class Operand(NamedTuple):
 class Seed(NamedTuple):
     """A vector of seeds, from the generator of the device."""
 
-    count: Size
+    length: Size
     device: torch.device
     shared_by: Sequence[str]
 
@@ -188,7 +188,7 @@ class ObserveGradient(NamedTuple):
 class Schema(NamedTuple):
     """An op's arguments, and the names of its results; none for a single one."""
 
-    arguments: type
+    arguments: Any
     results: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -199,7 +199,7 @@ class Schema(NamedTuple):
         return f"({arguments}) -> " + (f"({results})" if results else "Tensor")
 
 
-_TYPES = {
+_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
     Sequence[str]: "str[]",
@@ -246,7 +246,7 @@ def op_of(node: Any) -> str | None:
 
 def arguments_of(node: Any) -> Any:
     """The arguments of a node that calls an op of ours, by name."""
-    return SCHEMAS[op_of(node)].arguments(*node.args, **node.kwargs)
+    return SCHEMAS[op_of(node) or ""].arguments(*node.args, **node.kwargs)
 
 
 def operands_of(product: ScaledMM | ScaledGroupedMM) -> tuple[Operand, Operand]:

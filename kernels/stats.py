@@ -190,12 +190,17 @@ def _observe_gradient(call: ObserveGradient):
         if call.ends is None:
             expected = a @ b.t()
         else:
-            left, right = (Blocks(t, t[:, :0], t.new_empty(0), mask=None) for t in (a, b))
+            left, right = map(_exact, (a, b))
             how = (call.ends, call.matrices, call.gemm, 1.0, torch.float32)
             expected = scaled_grouped_mm(left, right, *how, reference.scaled_mm)
         cosine = of_gradient(call.gradient[:, : expected.shape[1]], expected)
     _write(call, "cosine", [cosine])
     return call.gradient.clone()
+
+
+def _exact(x: torch.Tensor) -> Blocks:
+    """An operand that nothing rounds: the format `"float32"`, without scales."""
+    return Blocks(x, x.new_empty((x.shape[0], 0), dtype=torch.uint8), x.new_empty(0), mask=None)
 
 
 def _fake_of_scales(call: Observe | ObserveRequantized):

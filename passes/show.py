@@ -176,7 +176,7 @@ class _Printer:
             return f"{_op(node)}({', '.join(self._operands([*node.args, *node.kwargs.values()]))})"
         call = arguments_of(node)
         if op == "seed":
-            return f"seed({call.count})"
+            return f"seed({call.length})"
         if op == "quantize":
             options = call.quantizer + ", mask" * call.mask
             source = self._operand(call.x) + (".T" if call.transpose else "")

@@ -110,7 +110,7 @@ def require_known(*requests: ctypes.Structure | None) -> None:
     """Raise `QuantizerError` if C++ did nothing, since it doesn't know what a request says."""
     for of in requests:
         if of is not None and not of.known:
-            said = ", ".join(f"{name}={getattr(of, name)}" for name, kind in of._fields_ if kind is ctypes.c_int64)
+            said = ", ".join(f"{name}={getattr(of, name)}" for name, kind, *_ in of._fields_ if kind is ctypes.c_int64)
             raise QuantizerError(
                 f"A CPU kernel got a request that it doesn't know: {said}; expected the numbers of kernels/cpu/entries.h. "
                 "Let entries.py read them there."
