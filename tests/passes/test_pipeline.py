@@ -67,7 +67,7 @@ def test_an_unknown_request_says_what_can_be_asked_for(monkeypatch):
         pipeline.run([], None)
 
 
-def test_a_pass_that_fails_once_is_run_again_without_the_site():
+def test_a_pass_that_fails_once_is_run_again_without_the_site(monkeypatch):
     calls = []
 
     def fails_once(work):
@@ -84,9 +84,9 @@ def test_a_pass_that_fails_once_is_run_again_without_the_site():
     looking = [step for step in PIPELINE if not step.changes]
     steps = [*looking, Pass("look", look), Pass("fails", fails_once, changes=True)]
     run = pipeline.run
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="bug of Quartet"):
-        patch.setattr("quartet_compile.passes.joint.run", lambda _, work: run(steps, work))
-        patch.setattr(pipeline, "verify", lambda work, complete: None)
+    monkeypatch.setattr("quartet_compile.passes.joint.run", lambda _, work: run(steps, work))
+    monkeypatch.setattr(pipeline, "verify", lambda work, complete: None)
+    with pytest.warns(UserWarning, match="bug of Quartet"):
         train()
     assert calls == [[0, 1], [0]]
     assert [decision.rewrite for decision in found["work"].decisions] == [True, False]
