@@ -8,9 +8,10 @@ from .rounding import INTERPRETED
 
 @triton.jit
 def _round(c0, c1, c2, c3, k0, k1):
-    a = tl.full(c0.shape, 0xD2511F53, tl.uint32)
-    b = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
-    return tl.umulhi(b, c2) ^ c1 ^ k0, c2 * b, tl.umulhi(a, c0) ^ c3 ^ k1, c0 * a
+    """One instruction for both words of a product, where `umulhi` beside a multiply are two."""
+    p = c2.to(tl.uint64) * 0xCD9E8D57
+    q = c0.to(tl.uint64) * 0xD2511F53
+    return (p >> 32).to(tl.uint32) ^ c1 ^ k0, p.to(tl.uint32), (q >> 32).to(tl.uint32) ^ c3 ^ k1, q.to(tl.uint32)
 
 
 @triton.jit
