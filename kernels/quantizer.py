@@ -66,7 +66,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "rounding": MappingProxyType(
             {
                 "nearest": "ties to even",
-                "stochastic": "up or down, by 16 random bits an element",
+                "stochastic": "up or down, by `noise_bits` random bits an element",
                 "eden": "to nearest, then group scales that make the rotation's block unbiased, stochastically (MS-EDEN)",
             }
         ),
@@ -76,7 +76,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 the others (`support.py`)."""
 
 SIZES: Mapping[str, tuple[int, ...]] = MappingProxyType(
-    {"group": (16, 32), "group_rows": (1, 16, 32), "rotation": (0, 16, 32, 64, 128)}
+    {"group": (16, 32), "group_rows": (1, 16, 32), "rotation": (0, 16, 32, 64, 128), "noise_bits": (8, 16)}
 )
 """The sizes that a quantizer can have, by field; backends declare those too."""
 
@@ -105,6 +105,8 @@ class Quantizer:
               With E8M0 scales only.
     headroom: a group's largest is brought to 6 / headroom. With E4M3 scales only.
     largest_scale: the group scale of the tensor's largest value. With E4M3 scales only.
+    noise_bits: random bits an element under stochastic rounding, 8 or 16: an element comes out too short by half a unit of
+              the last of them, 1/512 or 1/131072 of a step of the grid, on average.
     """
 
     elements: str = "e2m1"
@@ -119,6 +121,7 @@ class Quantizer:
     headroom: float = 1.0
     largest_scale: float = E4M3_MAX
     rounding: str = "nearest"
+    noise_bits: int = 8
 
     def __post_init__(self) -> None:
         for field, allowed in allowed_values().items():
@@ -272,6 +275,11 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
             not q.exact and not q.two_level and q.noisy and not q._fits,
             f"has {rounds} with shrink={q.shrink} and scale_rounding={q.scale_rounding!r}: scaled values "
             "clip at 6, so the result would be biased. Use shrink=0.75 and scale_rounding='down'.",
+        ),
+        (
+            q.noise_bits != 8 and not q.stochastic,
+            f"has noise_bits={q.noise_bits} with {rounds}; elements take random bits under stochastic rounding only: leave "
+            "noise_bits out, or set rounding='stochastic'.",
         ),
         (
             q.scale_rounding == "error" and (q.shrink != 1.0 or q.noisy or q.elements != "e2m1" or q.two_level),

@@ -23,6 +23,7 @@ GPU = Support(
         "group": (16, 32),
         "group_rows": (1, 16, 32),
         "rotation": (0, 16, 32, 64, 128),
+        "noise_bits": (8, 16),
         "operand format": (*_FORMATS, "float32"),
         "product of": tuple(itertools.product((*_FORMATS, "float32"), repeat=2)),
         "architecture": ("ampere", "ada", "hopper", "blackwell", "blackwell-rtx"),

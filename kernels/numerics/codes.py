@@ -8,11 +8,11 @@ from ..quantizer import E2M1_MAX, E2M1_VALUES, E4M3_MAX, E4M3_NAN, E8M0_NAN
 from . import philox
 
 
-def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None) -> torch.Tensor:
+def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None, noise_bits: int = 8) -> torch.Tensor:
     """The 4-bit codes (int64) of float32 values, saturated at 6: nearest with ties to even, or stochastic with `bits`.
 
-    Stochastic: a value `f` of the way from one grid point to the next goes up iff `bits + floor(f * 2^16) >= 2^16`, so
-    the expectation over all 2^16 values of `bits` is exact to 2^-16 of a step.
+    Stochastic: a value `f` of the way from one grid point to the next goes up iff `bits + floor(f * 2^n) >= 2^n`, with
+    `n = noise_bits`, so the expectation over all 2^n values of `bits` is exact to 2^-n of a step, and not above.
     """
     magnitude = scaled.abs().clamp(max=E2M1_MAX).nan_to_num(0.0)
     exponent = (magnitude >= 2).long() + (magnitude >= 4).long()
@@ -20,7 +20,7 @@ def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None) -> torch
     if bits is None:
         count = steps.round().long()
     else:
-        count = ((steps * 2.0**philox.NOISE_BITS).long() + bits) >> philox.NOISE_BITS
+        count = ((steps * 2.0**noise_bits).long() + bits) >> noise_bits
     code = (count + 2 * exponent).clamp(max=7)
     return code | (torch.signbit(scaled).long() << 3)
 
@@ -37,12 +37,12 @@ def encode_e4m3(x: torch.Tensor) -> torch.Tensor:
 
 
 def stochastic_e4m3(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """float8_e4m3fn of float32 `x >= 0`, saturated at 448; up iff `bits + floor(fraction * 2^16) >= 2^16`, as elements."""
+    """float8_e4m3fn of float32 `x >= 0`, saturated at 448; up iff `bits + floor(fraction * 2^16) >= 2^16`."""
     raw = x.clamp(max=E4M3_MAX).view(torch.int32).long()
     normal = (raw >> 4) - (120 << 19)  # code and 16 bits of the fraction: E4M3's exponents are biased by 7, not 127
     small = (x * 2.0**25).clamp(max=2.0**31).long()  # below 2^-6 in steps of 2^-9
     fixed = torch.where(x < 2.0**-6, small, normal)
-    return ((fixed + bits) >> philox.NOISE_BITS).clamp(max=E4M3_NAN - 1).to(torch.uint8).view(torch.float8_e4m3fn)
+    return ((fixed + bits) >> philox.SCALE_BITS).clamp(max=E4M3_NAN - 1).to(torch.uint8).view(torch.float8_e4m3fn)
 
 
 def decode_e8m0(scales: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,10 @@ Every random bit is a pure function of (key, stream, row, column) of the logical
 threads, tiles, padding, recomputation and devices changes nothing.
 
 * key: the 64-bit seed of the matmul, low word first.
-* counter: `(column // 8, row, high, stream)` in 32-bit words, where `high` packs bits 32..47 of `row` (low half) and of
-  `column // 8` (high half).
-* noise of element (row, column): 16-bit half `column % 8` of the 128-bit output, little-endian.
+* counter: `(block, row, high, stream)` in 32-bit words, where `high` packs bits 32..47 of `row` (low half) and of `block`
+  (high half).
+* noise of element (row, column): with 8 bits an element a block is 16 columns, and byte `column % 16` of the 128-bit
+  output, little-endian, is theirs; with 16 bits a block is 8 columns, of which each has a 16-bit half.
 * signs of a GEMM: counter `(0, 0, 0, 16 + gemm)`; bit `i` of the 128-bit output set means that sign `i` is -1.
 
 A stream is `2 * gemm + operand`, with the GEMMs numbered fprop 0, dgrad 1, wgrad 2. Plain PyTorch on int64; the C++ and
@@ -19,7 +20,8 @@ from __future__ import annotations
 import torch
 
 ROUNDS = 7
-NOISE_BITS = 16
+SCALE_BITS = 16
+"""Of the draw that rounds the scale of a group (EDEN)."""
 
 FPROP_X, FPROP_W, DGRAD_DY, DGRAD_W, WGRAD_DY, WGRAD_X = range(6)
 SIGN_STREAM = 16
@@ -56,16 +58,17 @@ def split_key(seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return seed & _WORD, (seed >> 32) & _WORD
 
 
-def noise(seed: torch.Tensor, stream: int, rows: int, columns: int) -> torch.Tensor:
-    """int64[rows, columns] of 16 random bits each. `seed`: int64 scalar tensor."""
+def noise(seed: torch.Tensor, stream: int, rows: int, columns: int, bits: int) -> torch.Tensor:
+    """int64[rows, columns] of `bits` random bits each, 8 or 16. `seed`: int64 scalar tensor."""
     device = seed.device
+    of_block = 128 // bits
     row = torch.arange(rows, dtype=torch.int64, device=device)[:, None]
-    block = torch.arange((columns + 7) // 8, dtype=torch.int64, device=device)[None, :]
+    block = torch.arange((columns + of_block - 1) // of_block, dtype=torch.int64, device=device)[None, :]
     high = ((row >> 32) & 0xFFFF) | (((block >> 32) & 0xFFFF) << 16)
     four = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
     words = torch.stack(torch.broadcast_tensors(*four), dim=-1)
-    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
-    return halves.reshape(rows, 8 * block.shape[1])[:, :columns]
+    parts = (words[..., None] >> torch.arange(0, 32, bits, dtype=torch.int64, device=device)) & ((1 << bits) - 1)
+    return parts.reshape(rows, of_block * block.shape[1])[:, :columns]
 
 
 def signs(seed: torch.Tensor, stream: int, size: int) -> torch.Tensor:

@@ -15,16 +15,16 @@ Blocks
     mask:   uint8[rows, padded / 8], bit `column % 8` set where the gradient passes; uint8[rows, 0] if not asked for.
 
 Rules
-    * Arithmetic is float32, IEEE, with no contraction to FMA. Subnormal inputs count as 0. Inputs below 2^-100 (below
-      2^-99 with a rotation of 128) count as 0 too, except with E8M0 scales under absmax in blocks whose largest is below
-      2^-63: those are lifted by 2^64 first. So no rotated value is subnormal, and flush-to-zero mode changes no bit of
-      codes, scales or mask. Exact formats keep every normal input.
+    * Arithmetic is float32, IEEE, with no contraction to FMA.
+    * E8M0 scales are 2^-63 (byte 64) or more. What is far below it rounds to 0, so subnormal values, and a processor that
+      flushes them to 0, change nothing but the signs of codes of magnitude 0.
+    * With E4M3 scales, inputs below 2^-100 (below 2^-99 with a rotation of 128) count as +0, so no rotated value is
+      subnormal, and flush-to-zero mode changes no bit. Exact formats keep every normal input; subnormal ones count as 0.
     * A block with a NaN or an infinity, or a group whose statistics overflow, has NaN scales (E8M0 255, E4M3 0x7F), codes
       0 and mask 0. Other groups don't notice: the tensor scale is that of the finite ones.
-    * Zeros enter the rotation as +0, after the signs, so none leaves it as -0. With E8M0 scales, a group that rotates to
-      zeros has scale byte 0, codes 0 and mask 1. Elsewhere a code of magnitude 0 keeps the sign of the value that was
-      rounded.
-    * A decoded value below 2^-126 (scale bytes 0 and 1) is exact, or 0 in flush-to-zero mode.
+    * A code of magnitude 0 keeps the sign of the value that was rounded; but under absmax with E8M0 scales, the codes of a
+      group that rotates to zeros are 0. (With E4M3 scales zeros enter the rotation as +0, after the signs.)
+    * An operand that is quantized again from MXFP4 codes is rotated exactly: see `requantize`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 
 from ..operand_formats import format_of, operand_format, pair
-from ..quantizer import Quantizer, padded
+from ..quantizer import E8M0_NAN, Quantizer, padded
 from ..support import require
 from . import philox, scales_e4m3, scales_e8m0
 from .codes import (
@@ -47,7 +47,7 @@ from .codes import (
     unpack_bits,
     unpack_nibbles,
 )
-from .square_blocks import over_square
+from .scales_e8m0 import Sums
 from .supports import REFERENCE, supports, supports_product
 
 __all__ = [
@@ -57,6 +57,8 @@ __all__ = [
     "decode_e8m0",
     "encode_e2m1",
     "hadamard",
+    "hadamard_sums",
+    "is_aligned",
     "pack_bits",
     "pack_nibbles",
     "power_of_two",
@@ -70,8 +72,9 @@ __all__ = [
     "unrotate",
 ]
 
-_LIFT_BELOW = 2.0**-63
 _SMALLEST_NORMAL = 2.0**-126
+_BIAS = 127
+"""Of an E8M0 byte over the exponent of its scale."""
 
 
 class Blocks(NamedTuple):
@@ -100,44 +103,32 @@ def quantize(
     signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
     """
     require(supports(quantizer))
-    if quantizer.random_signs and signs is None:
-        signs = philox.signs(sign_seed, stream, quantizer.rotation)
+    signs = _signs(quantizer, signs, sign_seed, stream)
     x = (x.t() if transpose else x).float()
-    x = torch.where(x.abs() < _SMALLEST_NORMAL, 0.0, x)
     rows, columns = x.shape
     full = padded(columns, quantizer.block)
     blocks = torch.nn.functional.pad(x, (0, full - columns)).reshape(rows, full // quantizer.block, quantizer.block)
     finite = blocks.isfinite().all(-1, keepdim=True)
 
     if quantizer.exact:
-        values = torch.where(finite, _rotate(blocks, quantizer, signs), torch.nan).reshape(rows, full)
+        values = _rotate(_zero_below(_SMALLEST_NORMAL, blocks), quantizer, signs)
+        values = torch.where(finite, values, torch.nan).reshape(rows, full)
         ones = torch.full((rows, full // 8 if mask else 0), 255, dtype=torch.uint8, device=x.device)
         return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones)
 
-    lift = torch.zeros_like(finite, dtype=torch.int32)
-    if quantizer.scale == "absmax" and not quantizer.two_level:
-        lift = (blocks.abs().amax(-1, keepdim=True) < _LIFT_BELOW).int() * 64
-        lift = _smallest_over_square(lift, quantizer)
-    blocks = blocks * power_of_two(lift)
-    rotated = _rotate(torch.where(blocks.abs() < zero_below(quantizer), 0.0, blocks), quantizer, signs)
-
     shape = (rows, full // quantizer.group, quantizer.group)
-    groups = rotated.reshape(shape)
-    of_group = quantizer.block // quantizer.group
-    finite, lift = (t.repeat_interleave(of_group, dim=1) for t in (finite, lift))
+    finite = finite.repeat_interleave(quantizer.block // quantizer.group, dim=1)
     match quantizer.scale_format:
         case "e8m0":
-            codes, scales, keep = scales_e8m0.quantize_groups(groups, finite, lift, quantizer, seed, stream)
-            tensor_scale = _no_tensor_scale(x)
+            sums = _butterflies(blocks, quantizer, signs).reshape(shape)
+            values = Sums(sums, _root(quantizer), torch.zeros_like(finite, dtype=torch.int32), finite)
+            return _blocks_of(values, quantizer, seed, stream, mask)
         case "e4m3":
+            groups = _rotate(_zero_below(_zero_limit(quantizer), blocks), quantizer, signs).reshape(shape)
             codes, scales, tensor_scale, keep = scales_e4m3.quantize_groups(groups, finite, quantizer, seed, stream)
-            keep = keep.expand(shape)
+            return _packed(codes, scales, tensor_scale, keep.expand(shape), quantizer, mask)
         case other:
             raise REFERENCE.refusal("scale_format", other)
-    codes = codes.reshape(rows, full)
-    bits = pack_bits(keep.reshape(rows, full)) if mask else _no_scales(x)
-    packed = operand_format(quantizer).packed > 1
-    return Blocks(pack_nibbles(codes) if packed else codes, scales.reshape(shape[:2]), tensor_scale, bits)
 
 
 def quantize_pair(
@@ -160,9 +151,31 @@ def requantize(
     signs: torch.Tensor | None = None,
     sign_seed: torch.Tensor | None = None,
 ) -> Blocks:
-    """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded."""
-    values = decode(source, source_quantizer)
-    return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
+    """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded.
+
+    If `is_aligned`, the 32 values of a group are integers in units of the largest of their scales over 2^16, below 2^24 in
+    sum: values whose scale is below 2^-15 of the largest count as +0. So the rotation is exact in float32 in any order of
+    its sums, and in half precision with float32 sums.
+    """
+    require(supports(quantizer))
+    if not is_aligned(source_quantizer, quantizer):
+        values = decode(source, source_quantizer)
+        return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
+    values, exponent = _aligned(source)
+    sums = _butterflies(values, quantizer, _signs(quantizer, signs, sign_seed, stream))
+    root = _root(quantizer) / source_quantizer.shrink
+    finite = exponent < E8M0_NAN - _BIAS
+    return _blocks_of(Sums(sums, root, exponent, finite), quantizer, seed, stream, mask=False)
+
+
+def is_aligned(source: Quantizer, quantizer: Quantizer) -> bool:
+    """Whether `requantize` takes codes in units of the largest scale of a group: from MXFP4 to MXFP4 in groups of 32, of
+    which one is a block, with absmax rounded down."""
+    return (
+        (source.format, quantizer.format) == ("mxfp4", "mxfp4")
+        and (quantizer.scale, quantizer.scale_rounding, quantizer.group_rows) == ("absmax", "down", 1)
+        and quantizer.rotation in (0, 32)
+    )
 
 
 def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
@@ -212,7 +225,13 @@ def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
 
 
 def hadamard(groups: torch.Tensor) -> torch.Tensor:
-    """`groups @ H` along the last dimension: butterflies at strides 1, 2, 4, ..., then one multiply by 1/sqrt(size)."""
+    """`groups @ H` along the last dimension: `hadamard_sums`, then one multiply by 1/sqrt(size)."""
+    size = groups.shape[-1]
+    return hadamard_sums(groups) * torch.tensor(size**-0.5, dtype=torch.float32, device=groups.device)
+
+
+def hadamard_sums(groups: torch.Tensor) -> torch.Tensor:
+    """`groups @ H * sqrt(size)` along the last dimension: butterflies at strides 1, 2, 4, ..."""
     size = groups.shape[-1]
     stride = 1
     while stride < size:
@@ -220,23 +239,79 @@ def hadamard(groups: torch.Tensor) -> torch.Tensor:
         low, high = pairs.unbind(-2)
         groups = torch.stack((low + high, low - high), dim=-2).reshape(groups.shape)
         stride *= 2
-    return groups * torch.tensor(size**-0.5, dtype=torch.float32, device=groups.device)
+    return groups
 
 
-def zero_below(quantizer: Quantizer) -> float:
+def _zero_limit(quantizer: Quantizer) -> float:
     """Smaller inputs count as 0: a multiple of its ulp, 2^-23 of it, over sqrt(rotation) is still a normal number."""
     return 2.0**-99 if quantizer.rotation > 64 else 2.0**-100
+
+
+def _zero_below(limit: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.abs() < limit, 0.0, x)
+
+
+def _signs(
+    quantizer: Quantizer, signs: torch.Tensor | None, sign_seed: torch.Tensor | None, stream: int
+) -> torch.Tensor | None:
+    if quantizer.random_signs and signs is None:
+        return philox.signs(sign_seed, stream, quantizer.rotation)
+    return signs if quantizer.random_signs else None
 
 
 def _rotate(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
     if not quantizer.rotation:
         return blocks
     parts = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // quantizer.rotation, quantizer.rotation)
-    return hadamard(parts * signs + 0.0 if quantizer.random_signs else parts).reshape(blocks.shape)  # -0 + 0 = +0
+    return hadamard(parts if signs is None else parts * signs + 0.0).reshape(blocks.shape)  # -0 + 0 = +0
 
 
-def _smallest_over_square(lift: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
-    return 64 - over_square(64 - lift, quantizer)
+def _butterflies(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
+    """`_rotate` without its last multiply, and with zeros of either sign."""
+    if not quantizer.rotation:
+        return blocks
+    parts = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // quantizer.rotation, quantizer.rotation)
+    return hadamard_sums(parts if signs is None else parts * signs).reshape(blocks.shape)
+
+
+def _root(quantizer: Quantizer) -> float:
+    """The factor of the rotation, a float64."""
+    return quantizer.rotation**-0.5 if quantizer.rotation else 1.0
+
+
+def _aligned(source: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    """The transpose of MXFP4 blocks as float32[padded, groups, 32], and the exponents int32[padded, groups, 1] of what
+    each group is in units of: the largest scale of its 32 values."""
+    rows, of_row = source.scales.shape
+    full = padded(rows, 32)
+    codes = torch.nn.functional.pad(unpack_nibbles(source.codes), (0, 0, 0, full - rows))
+    scales = torch.nn.functional.pad(source.scales.int(), (0, 0, 0, full - rows)).reshape(full // 32, 32, of_row, 1)
+    largest = scales.amax(1, keepdim=True)
+    below = scales - largest
+    values = decode_e2m1(codes).reshape(full // 32, 32, of_row, 32) * power_of_two(below.clamp(min=-15))
+    values = torch.where(below < -15, 0.0, values)
+    exponent = (largest - _BIAS).expand(full // 32, 1, of_row, 32)
+    return tuple(t.permute(2, 3, 0, 1).flatten(0, 1) for t in (values, exponent))
+
+
+def _blocks_of(values: Sums, quantizer: Quantizer, seed: torch.Tensor | None, stream: int, mask: bool) -> Blocks:
+    codes, scales, keep = scales_e8m0.quantize_groups(values, quantizer, seed, stream)
+    return _packed(codes, scales, _no_tensor_scale(values.sums), keep, quantizer, mask)
+
+
+def _packed(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    tensor_scale: torch.Tensor,
+    keep: torch.Tensor,
+    quantizer: Quantizer,
+    mask: bool,
+) -> Blocks:
+    """Blocks of codes [rows, groups, group], scales [rows, groups, 1] and of what did not clip."""
+    codes, keep = codes.flatten(1), keep.flatten(1)
+    bits = pack_bits(keep) if mask else _no_scales(keep)
+    packed = operand_format(quantizer).packed > 1
+    return Blocks(pack_nibbles(codes) if packed else codes, scales.squeeze(-1), tensor_scale, bits)
 
 
 def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:

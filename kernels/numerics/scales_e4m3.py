@@ -15,9 +15,8 @@ from __future__ import annotations
 import torch
 
 from ..quantizer import E2M1_MAX, E4M3_NAN, Quantizer
-from . import philox
 from .codes import decode_e2m1, encode_e2m1, encode_e4m3, exponent_field, pairwise_sum, power_of_two, stochastic_e4m3
-from .scales_e8m0 import eden_factor, element_noise
+from .scales_e8m0 import eden_factor, element_noise, scale_noise
 from .square_blocks import over_square, sum_over_square
 from .supports import REFERENCE
 
@@ -46,10 +45,10 @@ def quantize_groups(
         case other:
             raise REFERENCE.refusal("scale", other)
     scaled = rotated / (scale.float() * tensor_scale)
-    codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream)), 0)
+    codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream), quantizer.noise_bits), 0)
     if quantizer.rounding == "eden":
         corrected = scale.float() * eden_factor(scaled, codes, quantizer)
-        scale = stochastic_e4m3(corrected, philox.noise(seed, stream, rows, groups)[..., None])
+        scale = stochastic_e4m3(corrected, scale_noise(scaled, seed, stream))
     scale = torch.where(valid, scale.view(torch.uint8), E4M3_NAN).to(torch.uint8).view(torch.float8_e4m3fn)
     return codes, scale, tensor_scale.reshape(1), valid
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..quantizer import E2M1_MAX, E8M0_NAN, QUEST_GAUSSIAN_CLIP, Quantizer
@@ -10,43 +12,64 @@ from .codes import decode_e2m1, encode_e2m1, encode_e4m3, exponent_field, mantis
 from .square_blocks import over_square
 from .supports import REFERENCE
 
+SMALLEST_BYTE = 64
+"""The least scale is 2^-63: the values of smaller groups round to few codes, or to 0."""
+
 _ROOT_OF_TWO = 0x3504F3  # the mantissa of sqrt(2), rounded down: from it on, the next power of two is the nearest
 _BINADES = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
 _LARGEST_MANTISSA = {"e2m1": 0x400000, "e4m3": 0x600000}  # 6 = 1.5 * 2^2, 448 = 1.75 * 2^8
 
 
+class Sums(NamedTuple):
+    """Groups before their last multiplication: the values that are quantized are `sums * root * 2^exponent`.
+
+    sums: float32[rows, groups, group], of butterflies without the factor of the rotation.
+    root: `1 / sqrt(rotation)`, or 1; over the shrink of the source if an operand is quantized again.
+    exponent: int32[rows, groups, 1].
+    finite: bool[rows, groups, 1], whether the inputs of the group's block are.
+    """
+
+    sums: torch.Tensor
+    root: float
+    exponent: torch.Tensor
+    finite: torch.Tensor
+
+
 def quantize_groups(
-    rotated: torch.Tensor,
-    finite: torch.Tensor,
-    lift: torch.Tensor,
-    quantizer: Quantizer,
-    seed: torch.Tensor | None,
-    stream: int,
+    values: Sums, quantizer: Quantizer, seed: torch.Tensor | None, stream: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes [rows, groups, group] (int64, or float8 for E4M3 elements), E8M0 bytes uint8[rows, groups, 1], and which
-    elements did not clip.
-
-    rotated: float32[rows, groups, group], multiplied by 2^lift; finite, lift: [rows, groups, 1].
-    """
-    nonzero = over_square((rotated != 0).any(-1, keepdim=True), quantizer)
-    finite = ~over_square(~finite, quantizer)
-    exponent = torch.where(nonzero, _exponent(rotated, lift, quantizer), 0)
+    elements did not clip."""
+    finite = ~over_square(~values.finite, quantizer)
+    sums, root = values.sums, values.root
+    match quantizer.scale:
+        case "absmax":
+            largest = over_square(sums.abs().amax(-1, keepdim=True), quantizer)
+            byte = _byte(_times(largest, root), values.exponent, quantizer)
+            zero = largest == 0
+        case "quest":
+            sums, root = _times(sums, root), 1.0
+            byte = _byte(_quest_scale(sums), values.exponent, quantizer)
+            zero = torch.zeros_like(finite)
+        case other:
+            raise REFERENCE.refusal("scale", other)
     if quantizer.scale_rounding == "error":
-        exponent = torch.where(nonzero, exponent + _one_above_is_better(rotated, exponent, lift), 0)
-    valid = finite & (exponent < E8M0_NAN)
-    rotated = torch.where(valid, rotated, 0.0)  # what overflowed has no part in its block's EDEN
-    scaled = _scaled(rotated, torch.where(valid, exponent, 0), lift) * quantizer.shrink
+        byte = byte + _one_above_is_better(_scaled(values, sums, root, byte), byte)
+    valid = finite & (byte < E8M0_NAN)
+    sums = torch.where(valid, sums, 0.0)  # what overflowed has no part in its block's EDEN
+    scaled = _scaled(values, sums, root * quantizer.shrink, byte)
     keep = torch.where(valid, scaled.abs() < E2M1_MAX, False)
     match quantizer.elements:
         case "e2m1":
-            codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream)), 0)
+            codes = encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream), quantizer.noise_bits)
+            codes = torch.where(valid & ~zero, codes, 0)
         case "e4m3":
-            codes, keep = encode_e4m3(torch.where(valid, scaled, 0.0)), valid.expand_as(keep)
+            codes, keep = encode_e4m3(torch.where(valid & ~zero, scaled, 0.0)), valid.expand_as(keep)
         case other:
             raise REFERENCE.refusal("elements", other)
     if quantizer.rounding == "eden":
-        exponent = _corrected(exponent, scaled, codes, nonzero, quantizer, seed, stream)
-    return codes, torch.where(valid, exponent, E8M0_NAN).to(torch.uint8), keep
+        byte = _corrected(byte, scaled, codes, quantizer, seed, stream)
+    return codes, torch.where(valid, byte, E8M0_NAN).to(torch.uint8), keep
 
 
 def element_noise(
@@ -58,28 +81,33 @@ def element_noise(
             return None
         case "stochastic":
             rows, groups, group = scaled.shape
-            return philox.noise(seed, stream, rows, groups * group).reshape(scaled.shape)
+            return philox.noise(seed, stream, rows, groups * group, quantizer.noise_bits).reshape(scaled.shape)
         case other:
             raise REFERENCE.refusal("rounding", other)
 
 
-def _scaled(rotated: torch.Tensor, byte: torch.Tensor, lift: torch.Tensor) -> torch.Tensor:
-    """`rotated` over the scale, exactly: in two steps, since 2^shift may be beyond float32."""
-    shift = 127 - byte - lift
-    half = shift >> 1
-    return rotated * power_of_two(half) * power_of_two(shift - half)
+def scale_noise(scaled: torch.Tensor, seed: torch.Tensor, stream: int) -> torch.Tensor:
+    """int64[rows, groups, 1]: the random bits that round the scales of groups `scaled: [rows, groups, group]`, those of
+    elements (row, group)."""
+    return philox.noise(seed, stream, *scaled.shape[:2], philox.SCALE_BITS)[..., None]
 
 
-def _exponent(rotated: torch.Tensor, lift: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
-    """The E8M0 byte of each group, at least 0; 255 where the statistics are not finite."""
-    match quantizer.scale:
-        case "absmax":
-            statistic = over_square(rotated.abs().amax(-1, keepdim=True), quantizer)
-            below, full = _BINADES[quantizer.elements], _LARGEST_MANTISSA[quantizer.elements]
-        case "quest":
-            statistic, below, full = _quest_scale(rotated), 0, 0
-        case other:
-            raise REFERENCE.refusal("scale", other)
+def _times(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """`x` times the float32 that is nearest to `factor`."""
+    return x * torch.tensor(factor, dtype=torch.float32, device=x.device)
+
+
+def _scaled(values: Sums, sums: torch.Tensor, factor: float, byte: torch.Tensor) -> torch.Tensor:
+    """`sums * factor` over the scale, rounded once: a kernel may multiply by float32(factor * 2^-e), e the exponent."""
+    shift = 127 + values.exponent - byte
+    return _times(sums, factor) * power_of_two(shift.clamp(min=-126))
+
+
+def _byte(statistic: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    """The E8M0 byte of each group, at least `SMALLEST_BYTE`; 255 where the statistics are not finite."""
+    below, full = 0, 0
+    if quantizer.scale == "absmax":
+        below, full = _BINADES[quantizer.elements], _LARGEST_MANTISSA[quantizer.elements]
     field = exponent_field(statistic)
     mantissa = mantissa_field(statistic)
     match quantizer.scale_rounding:
@@ -91,8 +119,8 @@ def _exponent(rotated: torch.Tensor, lift: torch.Tensor, quantizer: Quantizer) -
             up = mantissa > full
         case other:
             raise REFERENCE.refusal("scale_rounding", other)
-    exponent = (field + up.int() - below - lift).clamp(min=0, max=E8M0_NAN)
-    return torch.where(field == E8M0_NAN, field, exponent)
+    byte = (field + up.int() - below + exponent).clamp(min=SMALLEST_BYTE, max=E8M0_NAN)
+    return torch.where(field == E8M0_NAN, field, byte)
 
 
 def _quest_scale(rotated: torch.Tensor) -> torch.Tensor:
@@ -104,31 +132,21 @@ def _quest_scale(rotated: torch.Tensor) -> torch.Tensor:
     return deviation * (QUEST_GAUSSIAN_CLIP / E2M1_MAX) + 1e-8
 
 
-def _one_above_is_better(rotated: torch.Tensor, byte: torch.Tensor, lift: torch.Tensor) -> torch.Tensor:
+def _one_above_is_better(scaled: torch.Tensor, byte: torch.Tensor) -> torch.Tensor:
     """1 where twice the scale has the smaller squared error, else 0; in units of the scale, which is a power of two."""
-    scaled = _scaled(rotated, byte.clamp(max=E8M0_NAN - 1), lift)
     error = pairwise_sum((decode_e2m1(encode_e2m1(scaled)) - scaled).square())
     above = pairwise_sum((2 * decode_e2m1(encode_e2m1(scaled * 0.5)) - scaled).square())
     return ((above < error) & (byte < E8M0_NAN)).int()
 
 
 def _corrected(
-    byte: torch.Tensor,
-    scaled: torch.Tensor,
-    codes: torch.Tensor,
-    nonzero: torch.Tensor,
-    quantizer: Quantizer,
-    seed: torch.Tensor,
-    stream: int,
+    byte: torch.Tensor, scaled: torch.Tensor, codes: torch.Tensor, quantizer: Quantizer, seed: torch.Tensor, stream: int
 ) -> torch.Tensor:
     """EDEN: the scale times `S = <y, y> / <y, q>` of its block, stochastically rounded to a power of two, up iff
     `bits + floor(fraction * 2^16) >= 2^16` with the bits of element (row, group)."""
     factor = eden_factor(scaled, codes, quantizer)
-    rows, groups, _ = scaled.shape
-    bits = philox.noise(seed, stream, rows, groups)[..., None]
-    up = ((mantissa_field(factor) >> 7) + bits) >> philox.NOISE_BITS
-    corrected = (byte + exponent_field(factor) - 127 + up.int()).clamp(min=0, max=E8M0_NAN - 1)
-    return torch.where(nonzero & (byte < E8M0_NAN), corrected, byte)
+    up = ((mantissa_field(factor) >> 7) + scale_noise(scaled, seed, stream)) >> philox.SCALE_BITS
+    return (byte + exponent_field(factor) - 127 + up.int()).clamp(min=SMALLEST_BYTE, max=E8M0_NAN - 1)
 
 
 def eden_factor(scaled: torch.Tensor, codes: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:

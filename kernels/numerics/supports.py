@@ -22,6 +22,7 @@ REFERENCE = Support(
         "group": (16, 32),
         "group_rows": (1, 16, 32),
         "rotation": (0, 16, 32, 64, 128),
+        "noise_bits": (8, 16),
         "operand format": _FORMATS,
         "product of": tuple(itertools.product(_FORMATS, repeat=2)),
     },

@@ -39,13 +39,13 @@ def nearest(magnitude: Fraction, values=GRID) -> int:
     return below if magnitude < middle else above
 
 
-def stochastic(magnitude: Fraction, bits: int, values=GRID) -> int:
-    """The code below, or the one above iff `bits + floor(fraction * 2^16) >= 2^16`."""
+def stochastic(magnitude: Fraction, bits: int, width: int, values=GRID) -> int:
+    """The code below, or the one above iff `bits + floor(fraction * 2^width) >= 2^width`."""
     below, above = _around(magnitude, values)
     if above == below:
         return below
     fraction = (magnitude - values[below]) / (values[above] - values[below])
-    return below + (bits + math.floor(fraction * 65536) >= 65536)
+    return below + (bits + math.floor(fraction * 2**width) >= 2**width)
 
 
 def _around(magnitude: Fraction, values) -> tuple:
@@ -54,10 +54,10 @@ def _around(magnitude: Fraction, values) -> tuple:
     return below, min(below + 1, len(values) - 1)
 
 
-def e2m1(value, bits=None) -> int:
-    """The 4-bit code of a float32; nearest, or stochastic with 16 bits."""
+def e2m1(value, bits=None, width=8) -> int:
+    """The 4-bit code of a float32; nearest, or stochastic with `width` bits."""
     magnitude = abs(Fraction(float(value)))
-    return (nearest(magnitude) if bits is None else stochastic(magnitude, bits)) + 8 * bool(np.signbit(value))
+    return (nearest(magnitude) if bits is None else stochastic(magnitude, bits, width)) + 8 * bool(np.signbit(value))
 
 
 def e2m1_value(code: int):
@@ -81,10 +81,11 @@ def _words(seed: int, stream: int, row: int, block: int) -> tuple:
     return philox((block % 2**32, row % 2**32, high, stream), (seed % 2**32, seed >> 32))
 
 
-def noise(seed: int, stream: int, row: int, column: int) -> int:
-    """The 16 random bits of one element."""
-    words = _words(seed % 2**64, stream, row, column // 8)
-    return words[column % 8 // 2] >> (16 * (column % 2)) & 0xFFFF
+def noise(seed: int, stream: int, row: int, column: int, width: int) -> int:
+    """The 8 or 16 random bits of one element: of the 128 of its block, the lowest are the first column's."""
+    block, place = divmod(column, 128 // width)
+    words = _words(seed % 2**64, stream, row, block)
+    return sum(word << 32 * i for i, word in enumerate(words)) >> width * place & (2**width - 1)
 
 
 def signs(seed: int, gemm: int, size: int = 32) -> list:
@@ -95,14 +96,19 @@ def signs(seed: int, gemm: int, size: int = 32) -> list:
 
 
 def rotate(values: list) -> list:
-    """`values @ H`: butterflies between `i` and `i + stride`, then one multiply."""
+    """`values @ H`: butterflies, then one multiply."""
+    return [v * F(1 / math.sqrt(len(values))) for v in butterflies(values)]
+
+
+def butterflies(values: list) -> list:
+    """Sums and differences of `i` and `i + stride`."""
     values, size, stride = list(values), len(values), 1
     while stride < size:
         values = [
             values[i] + values[i ^ stride] if not i & stride else values[i ^ stride] - values[i] for i in range(size)
         ]
         stride *= 2
-    return [v * F(1 / math.sqrt(size)) for v in values]
+    return values
 
 
 def floor_log2(value) -> int:

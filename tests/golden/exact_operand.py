@@ -6,20 +6,21 @@ from fractions import Fraction
 
 import exact_scales as scales
 import numpy as np
-from exact_model import E4M3, GRID, F, e2m1, nearest, noise, rotate
+from exact_model import E4M3, GRID, F, butterflies, e2m1, nearest, noise, rotate
 
 E8M0_NAN, E4M3_NAN = 255, 0x7F
 
 
 @dataclass
 class Group:
-    """One group; `values` are rotated and times 2^lift, `scaled` are what is rounded."""
+    """One group; `values` are rotated, with E8M0 scales without the factor of the rotation; `scaled` are what is rounded.
+    `unit`: the values are times 2^unit, which they lack."""
 
     row: int
     index: int
     values: list
-    lift: int
     broken: bool
+    unit: int = 0
     scale: int = 0
     scaled: list = field(default_factory=list)
     codes: list = field(default_factory=list)
@@ -33,15 +34,50 @@ def quantize(matrix, q, sign=None, seed=None, stream=0):
         return _quantize(np.asarray(matrix, F), q, sign, seed, stream)
 
 
+def requantize(codes, group_scales, source, q, sign=None, seed=None, stream=0):
+    """The same of the transpose of MXFP4 arrays, in units of the largest scale of 32 rows: a value with a scale of less
+    than 2^-15 of it is 0. `q` has absmax scales rounded down, in blocks of 32."""
+    table = [F(float(v)) for v in GRID] + [F(-float(v)) for v in GRID]
+    rows, of_row = group_scales.shape
+    groups = []
+    with np.errstate(all="ignore"):
+        for column in range(32 * of_row):
+            for start in range(0, rows, 32):
+                inside = range(start, min(start + 32, rows))
+                scale = [int(group_scales[r, column // 32]) for r in inside]
+                code = [int(codes[r, column // 2]) >> 4 * (column % 2) & 15 for r in inside]
+                top = max(scale)
+                x = [
+                    F(math.ldexp(table[c], s - top)) if s >= top - 15 else F(0)
+                    for c, s in zip(code, scale, strict=True)
+                ]
+                x += [F(0)] * (32 - len(x))
+                if q.rotation:
+                    x = butterflies(x if sign is None else [v * s for v, s in zip(x, sign, strict=True)])
+                groups.append(Group(column, start // 32, x, top == 255, top - 127))
+        return _finish([[g] for g in groups], q, F(_root(q) / source.shrink), F(_root(q) / source.shrink * q.shrink), seed, stream)
+
+
+def _root(q) -> float:
+    return 1 / math.sqrt(q.rotation or 1)
+
+
 def _quantize(matrix, q, sign, seed, stream):
     rows, columns = matrix.shape
     size = max(q.group, q.rotation)
     full = -(-columns // size) * size
     matrix = np.concatenate([matrix, np.zeros((rows, full - columns), F)], axis=1)
     blocks = [_block(matrix, r, start, size, q, sign) for r in range(rows) for start in range(0, full, size)]
-    groups = [group for block in blocks for group in block]
     if q.elements == "float32":
-        return _exact(groups, rows, full)
+        return _exact([group for block in blocks for group in block], rows, full)
+    return _finish(blocks, q, F(_root(q)), F(_root(q) * q.shrink), seed, stream)
+
+
+def _finish(blocks, q, root, shrunk_root, seed, stream):
+    """The arrays of blocks of groups, row after row: values times `root` have the scales, times `shrunk_root` the codes."""
+    groups = [group for block in blocks for group in block]
+    rows = groups[-1].row + 1 if groups else 0
+    full = len(groups) * q.group // max(rows, 1)
     units = _units(groups, q.group_rows)
     for unit in units:
         if any(g.broken for g in unit):
@@ -50,15 +86,20 @@ def _quantize(matrix, q, sign, seed, stream):
     two_level = q.scale_format == "e4m3"
     of_tensor = scales.tensor_scale([g.values for g in groups], q) if two_level else None
     for unit in units:
-        _choose_scale(unit, q, of_tensor)
+        _choose_scale(unit, q, of_tensor, root)
     for g in groups:
-        _round(g, q, of_tensor, seed, stream)
+        _round(g, q, of_tensor, root if q.scale == "quest" else shrunk_root, seed, stream)
     if q.rounding == "eden":
         for block in blocks:
             _correct(block, two_level, seed, stream)
     for g in groups:
         if g.broken:
             g.scale, g.codes, g.keep = E4M3_NAN if two_level else E8M0_NAN, [0] * q.group, [0] * q.group
+    if q.scale == "absmax" and not two_level:
+        for unit in units:
+            if not any(v for g in unit for v in g.values):
+                for g in unit:
+                    g.codes = [0] * q.group
     return _arrays(groups, q, of_tensor, rows, full)
 
 
@@ -66,23 +107,19 @@ def _block(matrix, r, start, size, q, sign) -> list:
     """The groups of columns that are rotated together, or one group."""
     x = list(matrix[r, start : start + size])
     broken = not all(math.isfinite(v) for v in x)
-    lift = 0
-    if q.scale == "absmax" and q.scale_format == "e8m0" and q.elements != "float32":
-        first = r - r % q.group_rows
-        together = matrix[first : first + q.group_rows, start : start + size].flatten()
-        lift = 64 if all(abs(v) < F(2.0**-63) for v in together) else 0
-    x = [F(0) if abs(v) < F(2.0**-126) else v * F(2.0**lift) for v in x]
-    if q.elements != "float32":
-        x = [F(0) if abs(v) < F(2.0**-99 if q.rotation == 128 else 2.0**-100) else v for v in x]
+    power = q.scale_format == "e8m0" and q.elements != "float32"
+    if not power:
+        least = 2.0**-126 if q.elements == "float32" else 2.0**-99 if q.rotation == 128 else 2.0**-100
+        x = [F(0) if abs(v) < F(least) else v for v in x]
     if broken:
         x = [F(math.nan)] * size
     elif q.rotation:
         if sign is not None:
-            x = [v * s if v else F(0) for v, s in zip(x, sign * (size // q.rotation), strict=True)]
-        x = [v for i in range(0, size, q.rotation) for v in rotate(x[i : i + q.rotation])]
+            x = [v * s if v or power else F(0) for v, s in zip(x, sign * (size // q.rotation), strict=True)]
+        x = [v for i in range(0, size, q.rotation) for v in (butterflies if power else rotate)(x[i : i + q.rotation])]
     parts = [x[i : i + q.group] for i in range(0, size, q.group)]
     first = start // q.group
-    return [Group(r, first + i, p, lift, not all(map(math.isfinite, p))) for i, p in enumerate(parts)]
+    return [Group(r, first + i, p, not all(map(math.isfinite, p))) for i, p in enumerate(parts)]
 
 
 def _units(groups: list, group_rows: int) -> list:
@@ -93,18 +130,18 @@ def _units(groups: list, group_rows: int) -> list:
     return list(units.values())
 
 
-def _choose_scale(unit, q, of_tensor) -> None:
+def _choose_scale(unit, q, of_tensor, root) -> None:
     rows = [g.values for g in unit]
-    byte = scales.power(rows, q, unit[0].lift) if of_tensor is None else scales.group_scale(rows, q, of_tensor)
+    byte = scales.power(rows, q, root, unit[0].unit) if of_tensor is None else scales.group_scale(rows, q, of_tensor)
     for g in unit:
         if byte is None:
             g.broken, g.values = True, [F(0)] * q.group
         g.scale = byte or 0
 
 
-def _round(g: Group, q, of_tensor, seed, stream) -> None:
+def _round(g: Group, q, of_tensor, factor, seed, stream) -> None:
     if of_tensor is None:
-        g.scaled = [scales.over_power(v * F(q.shrink), g.scale, g.lift) for v in g.values]
+        g.scaled = [scales.over_power(v * factor, g.scale - g.unit) for v in g.values]
         g.keep = [int(abs(v) < 6 or q.elements == "e4m3") for v in g.scaled]
     else:
         unit = scales.e4m3_value(g.scale) * of_tensor
@@ -114,7 +151,8 @@ def _round(g: Group, q, of_tensor, seed, stream) -> None:
     if q.elements == "e4m3":
         g.codes = [nearest(abs(Fraction(float(v))), E4M3) + 128 * bool(np.signbit(v)) for v in g.scaled]
     elif q.rounding == "stochastic":
-        g.codes = [e2m1(v, noise(seed, stream, g.row, c)) for v, c in zip(g.scaled, columns, strict=True)]
+        bits = [noise(seed, stream, g.row, c, q.noise_bits) for c in columns]
+        g.codes = [e2m1(v, b, q.noise_bits) for v, b in zip(g.scaled, bits, strict=True)]
     else:
         g.codes = [e2m1(v) for v in g.scaled]
 
@@ -123,10 +161,10 @@ def _correct(block: list, two_level: bool, seed, stream) -> None:
     """EDEN: new scales from what the whole block lost."""
     factor = scales.eden([v for g in block for v in g.scaled], [c for g in block for c in g.codes])
     for g in block:
-        bits = noise(seed, stream, g.row, g.index)
+        bits = noise(seed, stream, g.row, g.index, 16)
         if two_level:
             g.scale = scales.stochastic_e4m3(scales.e4m3_value(g.scale) * factor, bits)
-        elif any(g.values):
+        else:
             g.scale = scales.stochastic_power(g.scale, factor, bits)
 
 

@@ -9,25 +9,28 @@ from exact_model import E4M3, GRID, F, add, e2m1, e2m1_value, floor_log2, neares
 ROOT_OF_TWO = Fraction(float(F(math.sqrt(2))))
 
 
-def over_power(value, byte: int, lift: int):
-    """float32 of `value` over the scale and over 2^lift: exact, unless it is too large."""
-    return F(math.ldexp(float(value), 127 - byte - lift))
+def over_power(value, byte: int):
+    """float32 of `value` over the scale: exact, unless it is too small to matter."""
+    return F(math.ldexp(float(value), 127 - byte))
 
 
-def power(rows: list, q, lift: int):
-    """The E8M0 byte of the scale; None if the statistics overflow."""
-    if not any(v for row in rows for v in row):
-        return 0
-    statistic = quest_scale(rows[0]) if q.scale == "quest" else max(abs(v) for row in rows for v in row)
+def power(rows: list, q, root, unit: int):
+    """The E8M0 byte of the scale of values `rows * root * 2^unit`; None if the statistics overflow."""
+    if q.scale == "quest":
+        statistic = quest_scale([v * root for v in rows[0]])
+    else:
+        statistic = max(abs(v) for row in rows for v in row) * root
     if not math.isfinite(statistic):
         return None
+    if not statistic:
+        return 64
     largest = Fraction(1) if q.scale == "quest" else GRID[-1] if q.elements == "e2m1" else E4M3[-1]
     exponent, binade = floor_log2(statistic), floor_log2(largest)
     position = Fraction(float(statistic)) / Fraction(2) ** exponent  # from 1 to 2
     above = {"nearest": position >= ROOT_OF_TWO, "up": position > largest / 2**binade}.get(q.scale_rounding, False)
-    byte = max(exponent + above - binade - lift + 127, 0)
+    byte = max(exponent + above - binade + unit + 127, 64)
     if q.scale_rounding == "error":
-        scaled = [over_power(v, byte, lift) for v in rows[0]]
+        scaled = [over_power(v * root, byte) for v in rows[0]]
         byte += bool(_error(scaled, F(2)) < _error(scaled, F(1)))
     return byte
 
@@ -49,7 +52,7 @@ def stochastic_power(byte: int, factor, bits: int) -> int:
     """The byte of 2^(byte - 127) * factor, rounded to a power of two by 16 bits."""
     exponent = floor_log2(factor)
     fraction = Fraction(float(factor)) / Fraction(2) ** exponent - 1
-    return min(max(byte + exponent + (bits + math.floor(fraction * 65536) >= 65536), 0), 254)
+    return min(max(byte + exponent + (bits + math.floor(fraction * 65536) >= 65536), 64), 254)
 
 
 def tensor_scale(groups: list, q):
@@ -84,4 +87,4 @@ def e4m3_value(code: int):
 
 def stochastic_e4m3(value, bits: int) -> int:
     """The code of a float32 that is not negative."""
-    return stochastic(Fraction(float(value)), bits, E4M3)
+    return stochastic(Fraction(float(value)), bits, 16, E4M3)
