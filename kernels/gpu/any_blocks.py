@@ -7,11 +7,12 @@
 import triton
 import triton.language as tl
 
-from .random import noise, scale_noise, sign_bits
+from .random import noise_words, scale_noise, sign_bits
 from .reductions import each_group, most_in_square, pairwise_sum, sum_in_square, to_blocks, to_groups
-from .rotation import butterflies, root
+from .rotation import butterflies, root, uncontracted
 from .rounding import nearest_magnitude, pack_bits, pack_nearest, pack_stochastic
 from .scales import (
+    SMALLEST_BYTE,
     e4m3_code,
     e4m3_encode,
     e4m3_stochastic,
@@ -27,39 +28,36 @@ NOT_FINITE = tl.constexpr(0x7F800000)
 
 
 @triton.jit
-def rotated_groups(
+def rotated_sums(
     x,
     sign_seed,
     stream: tl.constexpr,
     group: tl.constexpr,
-    group_rows: tl.constexpr,
     rotation: tl.constexpr,
     random_signs: tl.constexpr,
-    lifts: tl.constexpr,
+    flushes: tl.constexpr,
 ):
-    """float32[group, groups] of blocks `x: float32[block, blocks]`, rotated, and int32[groups]: the power of two that a
-    group was multiplied by, 64 where `lifts` and its block is below 2^-63, else 0. What counts as 0 is +0."""
+    """float32[group, groups] of blocks `x: float32[block, blocks]`, rotated without the factor 1 / sqrt(rotation).
+    flushes: what is below 2^-100, or 2^-99 with a rotation of 128, counts as +0."""
     block: tl.constexpr = x.shape[0]
     blocks: tl.constexpr = x.shape[1]
-    magnitude = magnitude_bits(x)
     least: tl.constexpr = (28 if rotation > 64 else 27) << 23  # 2^-99, 2^-100
-    if lifts:
-        low = (tl.max(magnitude, axis=0) < (64 << 23)).to(tl.int32)
-        low = 1 - most_in_square(1 - low, group_rows)
-        counts = magnitude >= tl.where(low == 1, 1 << 23, least)[None, :]
-        x = x * tl.where(low == 1, 18446744073709551616.0, 1.0)[None, :]
-    else:
-        low = tl.zeros((blocks,), tl.int32)
-        counts = magnitude >= least
+    counts = magnitude_bits(x) >= least
     if random_signs:
         part = tl.reshape(x, (block // rotation, rotation, blocks)).to(tl.int32, bitcast=True)
         signs = tl.broadcast_to(sign_bits(sign_seed, stream, rotation)[None, :, :], part.shape)
         x = tl.reshape((part ^ signs.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True), (block, blocks))
-    x = tl.where(counts, x, 0.0)
+    if flushes:
+        x = tl.where(counts, x, 0.0)
     if rotation > 0:
         x = to_blocks(butterflies(to_groups(x, rotation)), blocks)
-        x = tl.fma(x, tl.broadcast_to(root(rotation), x.shape), tl.zeros_like(x))
-    return to_groups(x, group), each_group(low * 64, block // group)
+    return to_groups(x, group)
+
+
+@triton.jit
+def rotated(sums, rotation: tl.constexpr):
+    """`rotated_sums` with the factor."""
+    return uncontracted(sums, tl.broadcast_to(root(rotation), sums.shape))
 
 
 @triton.jit
@@ -89,39 +87,37 @@ def _signed(magnitude, like):
 
 
 @triton.jit
-def _exponent(groups, largest, lift, e4m3: tl.constexpr, scale: tl.constexpr, scale_rounding: tl.constexpr):
-    """int32[groups]: E8M0 bytes, at least 0; 255 where the statistics are not finite."""
+def _byte(statistic, scale: tl.constexpr, e4m3: tl.constexpr, scale_rounding: tl.constexpr):
+    """int32[groups]: E8M0 bytes, at least `SMALLEST_BYTE`, of the bits of a statistic; 255 where it is not finite."""
     tl.static_assert(scale == "absmax" or scale == "quest", "no E8M0 scale by this rule")
     _require_scale_rounding(scale_rounding)
     if scale == "quest":
-        statistic = magnitude_bits(quest_scale(groups))
         below: tl.constexpr = 0
         full: tl.constexpr = 0
     else:
-        statistic = largest
         below: tl.constexpr = 8 if e4m3 else 2
         full: tl.constexpr = 0x600000 if e4m3 else 0x400000
     field = statistic >> 23
-    exponent = field - below - lift
+    byte = field - below
     if scale_rounding == "nearest":
-        exponent += ((statistic & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
+        byte += ((statistic & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
     if scale_rounding == "up":
-        exponent += ((statistic & 0x7FFFFF) > full).to(tl.int32)
-    return tl.where(field >= 255, 255, tl.minimum(tl.maximum(exponent, 0), 255))
+        byte += ((statistic & 0x7FFFFF) > full).to(tl.int32)
+    return tl.where(field >= 255, 255, tl.minimum(tl.maximum(byte, SMALLEST_BYTE), 255))
 
 
 @triton.jit
-def _scaled(groups, byte, lift, shrink: tl.constexpr):
-    """`groups` over the scale, times `shrink`."""
-    return groups * (power_of_two(254 - byte - lift) * shrink)[None, :]
+def _scaled(sums, factor, byte):
+    """`sums * factor` over the scale; a float32 could not hold the two factors' product for the largest scales."""
+    return sums * factor * power_of_two(254 - byte)[None, :]
 
 
 @triton.jit
-def _one_above_is_better(groups, byte, lift):
+def _one_above_is_better(scaled, byte):
     """int32[groups]: 1 where twice the scale has the smaller squared error."""
-    scaled = tl.abs(_scaled(groups, tl.minimum(byte, 254), lift, 1.0))
-    error = pairwise_sum(squared(nearest_magnitude(scaled) - scaled))
-    above = pairwise_sum(squared(2 * nearest_magnitude(scaled * 0.5) - scaled))
+    magnitude = tl.abs(scaled)
+    error = pairwise_sum(squared(nearest_magnitude(magnitude) - magnitude))
+    above = pairwise_sum(squared(2 * nearest_magnitude(magnitude * 0.5) - magnitude))
     return ((above < error) & (byte < 255)).to(tl.int32)
 
 
@@ -141,12 +137,12 @@ def _eden_factor(scaled, kept, of_block: tl.constexpr):
 
 @triton.jit
 def quantize_e8m0(
-    groups,
-    lift,
+    sums,
     row,
     column,
     seed,
     stream: tl.constexpr,
+    rotation: tl.constexpr,
     of_block: tl.constexpr,
     group_rows: tl.constexpr,
     e4m3: tl.constexpr,
@@ -154,42 +150,56 @@ def quantize_e8m0(
     scale_rounding: tl.constexpr,
     shrink: tl.constexpr,
     rounding: tl.constexpr,
+    noise_bits: tl.constexpr,
     masked: tl.constexpr,
     native: tl.constexpr,
 ):
     """Blocks with powers of two as scales: codes uint8[bytes, groups], E8M0 bytes uint8[groups], mask
     uint8[group / 8, groups].
 
-    groups, lift: of `rotated_groups`. row, column: int[groups], the place of each group's first element in the operand.
+    sums: of `rotated_sums`. row, column: int[groups], the place of each group's first element in the operand.
     of_block: groups a block of the rotation. e4m3: elements are E4M3, a byte each; else E2M1, two a byte.
     """
     _require_rounding(rounding)
-    group: tl.constexpr = groups.shape[0]
-    largest = largest_bits(groups, group_rows)
-    byte = tl.where(largest == 0, 0, _exponent(groups, largest, lift, e4m3, scale, scale_rounding))
+    group: tl.constexpr = sums.shape[0]
+    if scale == "quest":
+        sums = rotated(sums, rotation)
+        statistic = magnitude_bits(quest_scale(sums))
+        factor = root(0, shrink)
+        to_scale = root(0)
+        nonzero = statistic >= 0
+    else:
+        most = largest_bits(sums, group_rows)
+        statistic = magnitude_bits(most.to(tl.float32, bitcast=True) * root(rotation))
+        factor = root(rotation, shrink)
+        to_scale = root(rotation)
+        nonzero = most != 0
+    byte = _byte(statistic, scale, e4m3, scale_rounding)
     if scale_rounding == "error":
-        byte = tl.where(largest == 0, 0, byte + _one_above_is_better(groups, byte, lift))
+        byte += _one_above_is_better(_scaled(sums, to_scale, tl.minimum(byte, 254)), byte)
     valid = byte < 255
-    scaled = _scaled(groups, tl.where(valid, byte, 0), lift, shrink)
+    scaled = _scaled(sums, factor, tl.where(valid, byte, 0))
     if rounding == "eden":  # what overflowed has no part in its block's factor
         scaled = tl.where(valid[None, :], scaled, 0.0)
-    mask = tl.zeros((group // 8, groups.shape[1]), tl.int32)
+    kept = valid & nonzero
+    mask = tl.zeros((group // 8, sums.shape[1]), tl.int32)
     if e4m3:
-        codes = e4m3_code(tl.where(valid[None, :], scaled, 0.0))
+        codes = e4m3_code(tl.where(kept[None, :], scaled, 0.0))
         if masked:
             mask = tl.full(mask.shape, 255, tl.int32)
     else:
         if masked:
             mask = pack_bits(tl.abs(scaled) < 6.0)
         if rounding == "stochastic":
-            codes = pack_stochastic(_within(scaled), valid, noise(seed, stream, row, column, group))
+            words = noise_words(seed, stream, row, column, group * noise_bits // 32, noise_bits)
+            codes = pack_stochastic(_within(scaled), kept, words, noise_bits)
         else:
-            codes = pack_nearest(scaled, valid, native)
+            codes = pack_nearest(scaled, kept, native)
     if rounding == "eden":
-        factor = magnitude_bits(_eden_factor(scaled, valid.to(tl.float32), of_block))
-        up = (((factor & 0x7FFFFF) >> 7) + scale_noise(seed, stream, row, column // group).to(tl.int32)) >> 16
-        corrected = tl.minimum(tl.maximum(byte + (factor >> 23) - 127 + up, 0), 254)
-        byte = tl.where((largest != 0) & valid, corrected, byte)
+        of_factor = magnitude_bits(_eden_factor(scaled, kept.to(tl.float32), of_block))
+        up = (((of_factor & 0x7FFFFF) >> 7) + scale_noise(seed, stream, row, column // group).to(tl.int32)) >> 16
+        corrected = tl.minimum(tl.maximum(byte + (of_factor >> 23) - 127 + up, SMALLEST_BYTE), 254)
+        byte = tl.where(valid, corrected, byte)
     return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
 
 
@@ -232,12 +242,13 @@ def quantize_e4m3(
     top: tl.constexpr,
     scale: tl.constexpr,
     rounding: tl.constexpr,
+    noise_bits: tl.constexpr,
     masked: tl.constexpr,
     native: tl.constexpr,
 ):
     """NVFP4 blocks: codes uint8[8, groups], E4M3 bytes uint8[groups], mask uint8[2, groups].
 
-    groups: float32[16, groups] of `rotated_groups`; tensor_scale: float32 scalar; top: 6 / headroom. The rest is as in
+    groups: float32[16, groups] of `rotated`; tensor_scale: float32 scalar; top: 6 / headroom. The rest is as in
     `quantize_e8m0`.
     """
     tl.static_assert(scale == "absmax" or scale == "four-over-six", "no E4M3 scale by this rule")
@@ -263,7 +274,8 @@ def quantize_e4m3(
         byte = tl.where(better, byte_of_4, byte)
         scaled = tl.where(better[None, :], scaled_to_4, scaled)
     if rounding == "stochastic":
-        codes = pack_stochastic(_within(scaled), valid, noise(seed, stream, row, column, group))
+        words = noise_words(seed, stream, row, column, group * noise_bits // 32, noise_bits)
+        codes = pack_stochastic(_within(scaled), valid, words, noise_bits)
     else:
         codes = pack_nearest(scaled, valid, native)
     if rounding == "eden":

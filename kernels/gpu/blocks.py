@@ -3,28 +3,16 @@
 import triton
 import triton.language as tl
 
-from .random import noise, sign_bits
-from .rotation import butterflies, largest, root, union
-from .rounding import INTERPRETED, neighbours, pack_bits, pack_nearest, pack_stochastic, values
-from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, magnitude_bits, power_of_two, quest_exponent
-
-
-@triton.jit
-def flushed_product(x, factor):
-    """float32 `x * factor` in flush-to-zero mode, with +0 for every zero. Exact if `factor` is a power of two."""
-    if INTERPRETED:
-        y = x * factor
-        zero = (tl.abs(x) < 1.1754943508222875e-38) | (tl.abs(y) < 1.1754943508222875e-38)
-        return tl.where(zero, 0.0, y)
-    else:
-        return tl.inline_asm_elementwise(
-            "fma.rn.ftz.f32 $0, $1, $2, 0f00000000;", "=f,f,f", args=[x, factor], dtype=tl.float32, is_pure=True, pack=1
-        )
+from .random import noise_words, sign_bits
+from .rotation import butterflies, largest, root, uncontracted
+from .rounding import neighbours, pack_bits, pack_nearest, pack_stochastic, values
+from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
 
 
 @triton.jit
 def quantize(
     x,
+    exponent,
     row,
     column,
     seed,
@@ -32,73 +20,85 @@ def quantize(
     stream: tl.constexpr,
     quest: tl.constexpr,
     shrink: tl.constexpr,
+    source_shrink: tl.constexpr,
     rotation: tl.constexpr,
     random_signs: tl.constexpr,
     noisy: tl.constexpr,
+    noise_bits: tl.constexpr,
     masked: tl.constexpr,
     native: tl.constexpr,
 ):
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
     x:           float32[32, groups], zeros where the operand ends.
+    exponent:    int32[groups], of the unit that a group is in units of; 128 for NaN. Zeros but for `aligned` groups.
     row, column: int[groups], the place of each group's first element in the operand.
     seed, sign_seed: int64 scalars, for the noise and for the signs.
-    quest:       the scale is a multiple of the standard deviation, else of the largest. The other arguments are the
-                 fields of a `Quantizer`; `noisy` rounds stochastically.
+    quest:       the scale is a multiple of the standard deviation, else of the largest. source_shrink: what `x` is to be
+                 divided by. The other arguments are the fields of a `Quantizer`; `noisy` rounds stochastically.
     native:      the target has an instruction that converts to E2M1.
 
     Without `masked` the mask is zeros, which the compiler removes. A group with a NaN or infinity rotates to nothing
-    finite, so its scale's exponent is 255: that alone says that it is not valid.
+    finite, so its scale's byte is 255: that alone says that it is not valid.
     """
-    if quest:
-        lift = tl.zeros((x.shape[1],), tl.int32)
-    else:
-        lift = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x60000000) == 0, 64, 0)
-    # Multiplied by 2^-26, or 2^64 where lifted, with flushing: what has to count as 0 becomes 0. The last multiply of the
-    # rotation takes 2^26 back.
-    factor = tl.where(lift == 0, 101 << 23, 191 << 23)[None, :]
+    tl.static_assert(rotation == 0 or rotation == 32)
     if random_signs:
-        factor = tl.broadcast_to(factor, x.shape) ^ tl.broadcast_to(
-            sign_bits(sign_seed, stream, 32).to(tl.int32, bitcast=True), x.shape
-        )
-    x = flushed_product(x, tl.broadcast_to(factor, x.shape).to(tl.float32, bitcast=True))
-    back = tl.where(lift == 0, 67108864.0, 1.0)
+        signs = tl.broadcast_to(sign_bits(sign_seed, stream, 32), x.shape).to(tl.int32, bitcast=True)
+        x = (x.to(tl.int32, bitcast=True) ^ signs).to(tl.float32, bitcast=True)
     if rotation > 0:
-        tl.static_assert(rotation == 32)
         x = butterflies(x)
-        back = back * root(rotation)
-    x = tl.fma(x, tl.broadcast_to(back[None, :], x.shape), tl.zeros_like(x))
     if quest:
-        exponent = quest_exponent(x)
-        exponent = tl.where((union(x.to(tl.int32, bitcast=True)) & 0x7FFFFFFF) == 0, 0, exponent)
+        x = uncontracted(x, tl.broadcast_to(root(rotation), x.shape))
+        byte = quest_exponent(x)
+        factor = power_of_two(254 - tl.minimum(byte, 254))
+        valid = byte < 255
+        kept = valid
     else:
-        exponent = absmax_exponent(x, lift)
-        if rotation > 0:  # without the factor 2^-26 a sum would overflow: one does in the last stage if any does
-            overflows = magnitude_bits(largest(x)) >= 0x7E3504F3  # 2^128 / sqrt(32)
-            exponent = tl.where(overflows & (lift == 0), 255, exponent)
-    valid = exponent < 255
-
-    scaled = x * (power_of_two(tl.where(valid, 254 - exponent - lift, 0)) * shrink)[None, :]
+        most = largest(x)
+        byte = absmax_exponent(most * root(rotation, 1.0 / source_shrink), exponent)
+        factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink)
+        valid = byte < 255
+        kept = valid & (most != 0)
+    scaled = x * factor[None, :]
     if noisy:
-        codes = pack_stochastic(scaled, valid, noise(seed, stream, row, column, 32))
+        words = noise_words(seed, stream, row, column, noise_bits, noise_bits)
+        codes = pack_stochastic(scaled, kept, words, noise_bits)
     else:
-        codes = pack_nearest(scaled, valid, native)
+        codes = pack_nearest(scaled, kept, native)
     if masked:
         mask = pack_bits(tl.abs(scaled) < 6.0)
     else:
         mask = tl.zeros((4, x.shape[1]), tl.int32)
-    return codes, exponent.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
+    return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
 
 
 @triton.jit
-def dequantize(codes, scales, shrink: tl.constexpr):
-    """float32[rows, n] of codes uint8[rows, n / 2] and E8M0 scales uint8[rows, n / 32], over the quantizer's shrink."""
+def dequantize(codes, scales):
+    """float32[rows, n] of codes uint8[rows, n / 2] and E8M0 scales uint8[rows, n / 32]."""
     rows: tl.constexpr = codes.shape[0]
     groups: tl.constexpr = scales.shape[1]
     x = tl.reshape(values(codes), (rows, groups, 32))
-    if shrink != 1.0:
-        x = tl.div_rn(x, tl.full(x.shape, shrink, tl.float32))
     return tl.reshape(x * e8m0_value(scales)[:, :, None], (rows, groups * 32))
+
+
+@triton.jit
+def aligned(codes, scales):
+    """bfloat16[rows, n] of codes and scales, in units of the largest of the scales of 32 values of a column, and that
+    scale's exponent, int32[n * rows / 32], in the order of `column_groups`; 128 for NaN.
+
+    A value whose scale is below 2^-15 of that is 0, with its sign. So the 32 are integers in units of 2^-16, below 2^24 in
+    sum: no sum of them is rounded in float32, in whatever order.
+    """
+    rows: tl.constexpr = codes.shape[0]
+    groups: tl.constexpr = scales.shape[1]
+    parts: tl.constexpr = rows // 32
+    scale = tl.reshape(scales.to(tl.int32), (parts, 32, groups))
+    most = tl.max(scale, axis=1)
+    below = tl.reshape(scale - most[:, None, :], (rows, groups))
+    factor = tl.where(below < -15, 0.0, ((127 + below) << 23).to(tl.float32, bitcast=True))
+    x = tl.reshape(tl.reshape(values(codes), (rows, groups, 32)) * factor[:, :, None], (rows, groups * 32))
+    of_column = tl.broadcast_to(tl.trans(most)[:, None, :] - 127, (groups, 32, parts))
+    return x.to(tl.bfloat16), tl.reshape(of_column, (groups * 32 * parts,))
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def decoded(codes, scales, form: tl.constexpr):
     groups: tl.constexpr = scales.shape[1]
     tl.static_assert(form == "mxfp4" or form == "nvfp4" or form == "mxfp8", "no decoding of this operand format")
     if form == "mxfp4":
-        return dequantize(codes, scales, 1.0)
+        return dequantize(codes, scales)
     elif form == "nvfp4":
         x = tl.reshape(values(codes), (rows, groups, 16))
         return tl.reshape(x * e4m3_value(scales.to(tl.uint8, bitcast=True))[:, :, None], (rows, groups * 16))

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-from .rounding import INTERPRETED
-
 
 @triton.jit
 def _round(c0, c1, c2, c3, k0, k1):
@@ -30,32 +28,21 @@ def philox(c0, c1, c2, c3, seed):
 
 
 @triton.jit
-def _upper(words):
-    """`words >> 16`, out of the compiler's sight: it would merge this shift with the next, and a mask would follow."""
-    if INTERPRETED:
-        return words >> 16
-    else:
-        return tl.inline_asm_elementwise(
-            "shr.u32 $0, $1, 16;", "=r,r", args=[words], dtype=tl.uint32, is_pure=True, pack=1
-        )
+def noise_words(seed, stream: tl.constexpr, row, column, words: tl.constexpr, bits: tl.constexpr):
+    """uint32[words, groups]: the random words of the elements from `column` on in each group, 32 / `bits` elements a word,
+    the first in the low bits.
 
-
-@triton.jit
-def noise(seed, stream: tl.constexpr, row, column, size: tl.constexpr):
-    """uint32[size, groups] of 16 random bits for the elements `column .. column + size - 1` of each group.
-
-    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 8.
+    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 128 / bits.
     """
     groups: tl.constexpr = row.shape[0]
-    blocks: tl.constexpr = size // 8
-    block = (column // 8)[None, :] + tl.arange(0, blocks)[:, None]
+    blocks: tl.constexpr = words // 4
+    block = (column // (128 // bits))[None, :] + tl.arange(0, blocks)[:, None]
     c0 = block.to(tl.uint32)
     c1 = tl.broadcast_to(row[None, :], (blocks, groups)).to(tl.uint32)
     zero = tl.zeros((blocks, groups), tl.uint32)
     w0, w1, w2, w3 = philox(c0, c1, zero, zero + stream, seed)
-    words = tl.permute(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (0, 2, 3, 1))
-    words = tl.reshape(words, (size // 2, groups))
-    return tl.reshape(tl.permute(tl.join(words & 0xFFFF, _upper(words)), (0, 2, 1)), (size, groups))
+    four = tl.permute(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (0, 2, 3, 1))
+    return tl.reshape(four, (words, groups))
 
 
 @triton.jit

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .rounding import INTERPRETED
+
 
 @triton.jit
 def halves(x):
@@ -38,10 +40,12 @@ def butterflies(x):
 
 
 @triton.jit
-def root(size: tl.constexpr):
-    """float32 1/sqrt(size) for sizes 16 to 128."""
-    tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
-    if size == 16:
+def root(size: tl.constexpr, times: tl.constexpr = 1.0):
+    """float32 scalar `times` / sqrt(size), rounded once, for sizes 16 to 128; `times` for size 0, which is no rotation."""
+    tl.static_assert(size == 0 or size == 16 or size == 32 or size == 64 or size == 128)
+    if size == 0:
+        scale: tl.constexpr = 1.0
+    elif size == 16:
         scale: tl.constexpr = 0.25
     elif size == 32:
         scale: tl.constexpr = 0.17677669529663687
@@ -49,7 +53,18 @@ def root(size: tl.constexpr):
         scale: tl.constexpr = 0.125
     else:
         scale: tl.constexpr = 0.08838834764831845
-    return tl.full((), scale, tl.float32)
+    return tl.full((), scale * times, tl.float32)
+
+
+@triton.jit
+def uncontracted(x, factor):
+    """float32 `x * factor`, rounded, whatever is added to it."""
+    if INTERPRETED:
+        return x * factor
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", args=[x, factor], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -99,16 +114,3 @@ def largest(x):
     """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one."""
     tl.static_assert(x.shape[0] == 32)
     return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[1],))
-
-
-@triton.jit
-def _either(x):
-    low, high = halves(x)
-    return low | high
-
-
-@triton.jit
-def union(x):
-    """int32[groups]: the bits that are set anywhere in `x: int32[32, groups]`."""
-    tl.static_assert(x.shape[0] == 32)
-    return tl.reshape(_either(_either(_either(_either(_either(x))))), (x.shape[1],))

@@ -47,7 +47,7 @@ def _half_above_half(x):
 
 
 @triton.jit
-def _stochastic_raw(y, bits):
+def _stochastic_raw(y, bits, noise_bits: tl.constexpr):
     """int32: the sign of `y` in bit 31 and, from bit 22, the magnitude of its code plus 252; below, what is left over.
 
     A code below 2 counts steps of 0.5; above, half the steps of a binade. `x / 2 + 1 / 2` lies in the binade below 1 and
@@ -56,17 +56,17 @@ def _stochastic_raw(y, bits):
     """
     magnitude = tl.abs(y)
     fixed = tl.maximum(magnitude, _half_above_half(magnitude)).to(tl.int32, bitcast=True)
-    return (fixed + (bits.to(tl.int32) << 6)) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
+    return (fixed + (bits.to(tl.int32) << (22 - noise_bits))) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
 
 
 @triton.jit
-def stochastic(y, bits):
-    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
+def stochastic(y, bits, noise_bits: tl.constexpr):
+    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^n) >= 2^n`, n = `noise_bits`.
 
-    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
+    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^n, one
     an element.
     """
-    raw = _stochastic_raw(y, bits)
+    raw = _stochastic_raw(y, bits, noise_bits)
     return (((raw >> 22) - 252) & 7) | ((raw >> 28) & 8)
 
 
@@ -172,14 +172,128 @@ def pack_nearest(y, valid, native: tl.constexpr):
 
 
 @triton.jit
-def pack_stochastic(y, valid, bits):
-    """As `pack_nearest`, stochastically rounded."""
-    keep = _keeping(valid, y.shape[0] // 2)
+def _eighths(x):
+    """`x[0::8]` to `x[7::8]` of `x: [n, groups]`."""
+    even, odd = neighbours(x)
+    a, c = neighbours(even)
+    b, d = neighbours(odd)
+    x0, x4 = neighbours(a)
+    x2, x6 = neighbours(c)
+    x1, x5 = neighbours(b)
+    x3, x7 = neighbours(d)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
+    """uint32: eight codes of float32 values that are at most 6 in magnitude, stochastically rounded by the bytes of two
+    words, and 0 where `keep` is 0 and not -1.
+
+    E2M1's binades above 1 and its even steps below are those of a half above 2^-14 and below: in `y 2^-14` as a half,
+    rounded toward zero, the code is the bits from 9 up and the fraction the bits below, in units of 2^-9. So noise is one
+    integer addition to two elements.
+    """
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 y<8>;
+        .reg .b32 a, b, c, d, n<4>, even, odd, low, high;
+        mul.rn.f32 y0, $1, 0f38800000;
+        mul.rn.f32 y1, $2, 0f38800000;
+        mul.rn.f32 y2, $3, 0f38800000;
+        mul.rn.f32 y3, $4, 0f38800000;
+        mul.rn.f32 y4, $5, 0f38800000;
+        mul.rn.f32 y5, $6, 0f38800000;
+        mul.rn.f32 y6, $7, 0f38800000;
+        mul.rn.f32 y7, $8, 0f38800000;
+        cvt.rz.f16x2.f32 a, y2, y0;
+        cvt.rz.f16x2.f32 b, y3, y1;
+        cvt.rz.f16x2.f32 c, y6, y4;
+        cvt.rz.f16x2.f32 d, y7, y5;
+        shl.b32 n0, $9, 1;
+        shr.u32 n1, $9, 7;
+        shl.b32 n2, $10, 1;
+        shr.u32 n3, $10, 7;
+        and.b32 n0, n0, 0x01FE01FE;
+        and.b32 n1, n1, 0x01FE01FE;
+        and.b32 n2, n2, 0x01FE01FE;
+        and.b32 n3, n3, 0x01FE01FE;
+        add.u32 a, a, n0;
+        add.u32 b, b, n1;
+        add.u32 c, c, n2;
+        add.u32 d, d, n3;
+        prmt.b32 even, a, c, 0x7531;
+        prmt.b32 odd, b, d, 0x7531;
+        shr.u32 low, even, 1;
+        shr.u32 even, even, 4;
+        lop3.b32 low, low, even, 0x07070707, 0xE4;
+        shl.b32 high, odd, 3;
+        lop3.b32 high, high, odd, 0x70707070, 0xE4;
+        lop3.b32 low, low, high, 0x0F0F0F0F, 0xE4;
+        and.b32 $0, low, $11;
+        }""",
+        "=r,f,f,f,f,f,f,f,f,r,r,r",
+        args=[y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _upper(words):
+    """`words >> 16`, out of the compiler's sight: it would merge this shift with the next, and a mask would follow."""
     if INTERPRETED:
-        return (_merge(stochastic(y, bits), 4) & keep).to(tl.uint8)
+        return words >> 16
     else:
-        low, high = neighbours(_stochastic_raw(y, bits))
-        return _pack_raw(low, high, keep)
+        return tl.inline_asm_elementwise(
+            "shr.u32 $0, $1, 16;", "=r,r", args=[words], dtype=tl.uint32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _halves_of_words(words):
+    """uint32[2 n, groups] of 16 bits each."""
+    n: tl.constexpr = words.shape[0]
+    groups: tl.constexpr = words.shape[1]
+    return tl.reshape(tl.permute(tl.join(words & 0xFFFF, _upper(words)), (0, 2, 1)), (2 * n, groups))
+
+
+@triton.jit
+def _bytes_of_words(words):
+    """uint32[4 n, groups] of 8 bits each."""
+    n: tl.constexpr = words.shape[0]
+    groups: tl.constexpr = words.shape[1]
+    place = (tl.arange(0, 4) * 8)[None, :, None]
+    return tl.reshape((words[:, None, :] >> place.to(tl.uint32)) & 0xFF, (4 * n, groups))
+
+
+@triton.jit
+def _bytes(words):
+    """uint8[4 n, groups] of `words: uint32[n, groups]`."""
+    n: tl.constexpr = words.shape[0]
+    groups: tl.constexpr = words.shape[1]
+    upper = words >> 16
+    pairs = tl.join(tl.join(words, upper), tl.join(words >> 8, upper >> 8)).to(tl.uint8)
+    return tl.reshape(tl.permute(pairs, (0, 2, 3, 1)), (4 * n, groups))
+
+
+@triton.jit
+def pack_stochastic(y, valid, words, noise_bits: tl.constexpr):
+    """As `pack_nearest`, stochastically rounded by `words: uint32[n noise_bits / 32, groups]`, the first element's bits the
+    low ones."""
+    if INTERPRETED or noise_bits == 16:
+        bits = _bytes_of_words(words) if noise_bits == 8 else _halves_of_words(words)
+        keep = _keeping(valid, y.shape[0] // 2)
+        if INTERPRETED:
+            return (_merge(stochastic(y, bits, noise_bits), 4) & keep).to(tl.uint8)
+        else:
+            low, high = neighbours(_stochastic_raw(y, bits, noise_bits))
+            return _pack_raw(low, high, keep)
+    else:
+        y0, y1, y2, y3, y4, y5, y6, y7 = _eighths(y)
+        first, second = neighbours(words)
+        keep = _keeping(valid, y.shape[0] // 8)
+        return _bytes(_pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep))
 
 
 @triton.jit

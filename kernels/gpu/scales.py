@@ -3,8 +3,11 @@
 import triton
 import triton.language as tl
 
-from .rotation import largest, mean
+from .rotation import mean
 from .rounding import INTERPRETED
+
+SMALLEST_BYTE = tl.constexpr(64)
+"""The least E8M0 byte that a quantizer makes."""
 
 
 @triton.jit
@@ -36,11 +39,12 @@ def quest_exponent(rotated):
 
 
 @triton.jit
-def absmax_exponent(rotated, lift):
-    """int32[groups]: E8M0 byte of 2^(floor(log2 absmax) - 2) for groups multiplied by 2^lift, at least 0; 255 where not
-    finite. A group of zeros has byte 0."""
-    field = magnitude_bits(largest(rotated)) >> 23
-    return tl.where(field == 255, field, tl.maximum(field - 2 - lift, 0))
+def absmax_exponent(largest, exponent):
+    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64; 255 where that is beyond float32 or
+    `largest: float32[groups]` is not finite or `exponent: int32[groups]` is 128."""
+    field = magnitude_bits(largest) >> 23
+    byte = tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
+    return tl.where((field == 255) | (exponent == 128), 255, byte)
 
 
 @triton.jit

@@ -95,7 +95,6 @@ def _all_fields(spec: Quantizer) -> dict[str, Any]:
         "GROUP_ROWS": spec.group_rows,
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
-        "LIFTS": spec.scale == "absmax" and not spec.two_level,
         "E4M3": ELEMENTS_E4M3[spec.elements],
         "TWO_LEVEL": SCALES_E4M3[spec.scale_format],
         "SCALE": repr(spec.scale),
@@ -103,6 +102,7 @@ def _all_fields(spec: Quantizer) -> dict[str, Any]:
         "SHRINK": spec.shrink,
         "TOP": E2M1_MAX / spec.headroom,
         "ROUNDING": repr(spec.rounding),
+        "NOISE_BITS": spec.noise_bits,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..numerics import philox
+from ..numerics.reference import is_aligned
 from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import Quantizer
 from ..quantizer import quantizer as quantizer_named
@@ -32,6 +33,7 @@ def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
         "STOCHASTIC": _STOCHASTIC[spec.rounding],
+        "NOISE_BITS": spec.noise_bits,
     }
     return {prefix + name: value for name, value in fields.items()}
 
@@ -120,7 +122,7 @@ def requantize(call: Requantize):
     codes, scales = realize_inputs(call.codes, call.scales)
     rows, columns = codes.get_size()[0], codes.get_size()[1] * OPERAND_FORMATS[before.format].packed
     seeds = seeds_of(call.seed, call.sign_seed) if spec.seeded else []
-    if not (_is_plain_mxfp4(spec) and before.format == "mxfp4"):
+    if not is_aligned(before, spec):
         inputs = [codes, scales, *([realize_inputs(call.tensor_scale)] if before.two_level else [])]
         given = Source(inputs=inputs, device=device, transposed=True, quantizer=before)
         return quantize_blocks(given, columns, rows, spec, False, call.stream, seeds)[:3]
