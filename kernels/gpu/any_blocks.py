@@ -10,7 +10,7 @@ import triton.language as tl
 from .random import noise_words, scale_noise, sign_bits
 from .reductions import each_group, most_in_square, pairwise_sum, sum_in_square, to_blocks, to_groups
 from .rotation import butterflies, root, uncontracted
-from .rounding import nearest_magnitude, pack_bits, pack_nearest, pack_stochastic
+from .rounding import TO_HALVES, nearest_magnitude, pack_bits, pack_nearest, pack_stochastic, pack_stochastic_halves
 from .scales import (
     SMALLEST_BYTE,
     e4m3_code,
@@ -191,8 +191,7 @@ def quantize_e8m0(
         if masked:
             mask = pack_bits(tl.abs(scaled) < 6.0)
         if rounding == "stochastic":
-            words = noise_words(seed, stream, row, column, group * noise_bits // 32, noise_bits)
-            codes = pack_stochastic(_within(scaled), kept, words, noise_bits)
+            codes = _stochastic(scaled, kept, seed, stream, row, column, noise_bits)
         else:
             codes = pack_nearest(scaled, kept, native)
     if rounding == "eden":
@@ -204,8 +203,14 @@ def quantize_e8m0(
 
 
 @triton.jit
-def _within(scaled):
-    return tl.minimum(tl.maximum(scaled, -6.0), 6.0)
+def _stochastic(scaled, kept, seed, stream: tl.constexpr, row, column, noise_bits: tl.constexpr):
+    """Packed codes of `scaled: float32[group, groups]`, stochastically rounded; 0 where not `kept: int1[groups]`."""
+    words = noise_words(seed, stream, row, column, scaled.shape[0] * noise_bits // 32, noise_bits)
+    within = tl.minimum(tl.maximum(scaled, -6.0), 6.0)
+    if noise_bits == 8:
+        return pack_stochastic_halves(within * TO_HALVES, kept, words)
+    else:
+        return pack_stochastic(within, kept, words)
 
 
 @triton.jit
@@ -274,8 +279,7 @@ def quantize_e4m3(
         byte = tl.where(better, byte_of_4, byte)
         scaled = tl.where(better[None, :], scaled_to_4, scaled)
     if rounding == "stochastic":
-        words = noise_words(seed, stream, row, column, group * noise_bits // 32, noise_bits)
-        codes = pack_stochastic(_within(scaled), valid, words, noise_bits)
+        codes = _stochastic(scaled, valid, seed, stream, row, column, noise_bits)
     else:
         codes = pack_nearest(scaled, valid, native)
     if rounding == "eden":

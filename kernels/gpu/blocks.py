@@ -3,15 +3,28 @@
 import triton
 import triton.language as tl
 
-from .random import noise_words, sign_bits
-from .rotation import butterflies, largest, root, uncontracted
-from .rounding import neighbours, pack_bits, pack_nearest, pack_stochastic, values
+from .random import flipped, noise_words
+from .rotation import butterflies_of_pairs, interleaved, largest, root, uncontracted
+from .rounding import TO_HALVES, neighbours, pack_below, pack_nearest, pack_stochastic, pack_stochastic_halves, values
 from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
 
 
 @triton.jit
+def _sums_of_pairs(even, odd, lowered: tl.constexpr):
+    """float32 `even + odd` and `even - odd`, times 2^-16 if `lowered`."""
+    even, odd = even.to(tl.float32), odd.to(tl.float32)
+    if lowered:
+        unit = tl.full(even.shape, 1.52587890625e-05, tl.float32)
+        even = even * unit
+        return tl.fma(odd, unit, even), tl.fma(odd, -unit, even)
+    else:
+        return even + odd, even - odd
+
+
+@triton.jit
 def quantize(
-    x,
+    even,
+    odd,
     exponent,
     row,
     column,
@@ -27,26 +40,37 @@ def quantize(
     noise_bits: tl.constexpr,
     masked: tl.constexpr,
     native: tl.constexpr,
+    wide: tl.constexpr,
 ):
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
-    x:           float32[32, groups], zeros where the operand ends.
+    even, odd:   float[16, groups], the elements 0, 2, ... and 1, 3, ... of each group, 0 where the operand ends.
     exponent:    int32[groups], of the unit that a group is in units of; 128 for NaN. Zeros but for `aligned` groups.
     row, column: int[groups], the place of each group's first element in the operand.
     seed, sign_seed: int64 scalars, for the noise and for the signs.
-    quest:       the scale is a multiple of the standard deviation, else of the largest. source_shrink: what `x` is to be
-                 divided by. The other arguments are the fields of a `Quantizer`; `noisy` rounds stochastically.
+    quest:       the scale is a multiple of the standard deviation, else of the largest. source_shrink: what the elements
+                 are to be divided by. The other arguments are the fields of a `Quantizer`; `noisy` rounds stochastically.
     native:      the target has an instruction that converts to E2M1.
+    wide:        the elements may be as large as float32's are; else no sum of them reaches 2^100.
 
     Without `masked` the mask is zeros, which the compiler removes. A group with a NaN or infinity rotates to nothing
     finite, so its scale's byte is 255: that alone says that it is not valid.
+
+    Noise of 8 bits wants its elements times 2^-14, which the last multiply does with the scale. For the largest scales that
+    factor would be subnormal, so wide elements are rotated times 2^-16: bfloat16's have no bit below 2^-133, so these sums
+    lose none. Of float32 each is multiplied again.
     """
     tl.static_assert(rotation == 0 or rotation == 32)
+    by_halves: tl.constexpr = noisy and noise_bits == 8
+    lowered: tl.constexpr = by_halves and wide and rotation > 0 and even.dtype == tl.bfloat16
+    again: tl.constexpr = by_halves and wide and not lowered
+    folded: tl.constexpr = TO_HALVES if by_halves and not again else 1.0
     if random_signs:
-        signs = tl.broadcast_to(sign_bits(sign_seed, stream, 32), x.shape).to(tl.int32, bitcast=True)
-        x = (x.to(tl.int32, bitcast=True) ^ signs).to(tl.float32, bitcast=True)
+        even, odd = flipped(even, odd, sign_seed, stream)
     if rotation > 0:
-        x = butterflies(x)
+        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered))
+    else:
+        x = interleaved(even.to(tl.float32), odd.to(tl.float32))
     if quest:
         x = uncontracted(x, tl.broadcast_to(root(rotation), x.shape))
         byte = quest_exponent(x)
@@ -55,18 +79,22 @@ def quantize(
         kept = valid
     else:
         most = largest(x)
+        if lowered:  # what overflows without the factor 2^-16: if a sum does, one of the last stage does
+            exponent = tl.where(most < 5.192296858534828e33, 16, 128)
         byte = absmax_exponent(most * root(rotation, 1.0 / source_shrink), exponent)
-        factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink)
+        factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink * folded)
         valid = byte < 255
         kept = valid & (most != 0)
     scaled = x * factor[None, :]
+    if again:
+        scaled = scaled * TO_HALVES
     if noisy:
         words = noise_words(seed, stream, row, column, noise_bits, noise_bits)
-        codes = pack_stochastic(scaled, kept, words, noise_bits)
+        codes = pack_stochastic_halves(scaled, kept, words) if by_halves else pack_stochastic(scaled, kept, words)
     else:
         codes = pack_nearest(scaled, kept, native)
     if masked:
-        mask = pack_bits(tl.abs(scaled) < 6.0)
+        mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0)
     else:
         mask = tl.zeros((4, x.shape[1]), tl.int32)
     return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
@@ -119,18 +147,15 @@ def decoded(codes, scales, form: tl.constexpr):
 
 @triton.jit
 def column_groups(x):
-    """float32[32, columns * rows / 32]: the columns of the tile `x: [rows, columns]` in groups of 32, column by column.
+    """The columns of the tile `x: [rows, columns]` in groups of 32, column by column: their even and their odd elements,
+    [16, columns * rows / 32] each.
 
-    The groups come out as parts that are split before they are widened: the compiler moves a group into one thread
-    there, once, in the narrow type, and not before each of the operations that follow.
+    The compiler moves a group into one thread at this split, once, in the narrow type.
     """
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
     groups: tl.constexpr = columns * rows // 32
-    x = tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups))
-    even, odd = neighbours(x)
-    x = tl.join(even.to(tl.float32), odd.to(tl.float32))
-    return tl.reshape(tl.permute(x, (0, 2, 1)), (32, groups))
+    return neighbours(tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups)))
 
 
 @triton.jit

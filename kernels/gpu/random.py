@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .rounding import INTERPRETED
+
 
 @triton.jit
 def _round(c0, c1, c2, c3, k0, k1):
@@ -68,3 +70,40 @@ def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
     if size > 64:
         word = tl.where(index < 64, word, tl.where(index < 96, w2[None, :], w3[None, :]))
     return (word << (31 - index % 32).to(tl.uint32)) & 0x80000000
+
+
+@triton.jit
+def flipped(even, odd, seed, stream: tl.constexpr):
+    """The elements 0, 2, ... and 1, 3, ... of groups of 32, [16, groups] each, float32 or 16-bit, with the random signs
+    of the GEMM of `stream`."""
+    zero = tl.zeros((1,), tl.uint32)
+    word = philox(zero, zero, zero, zero + (16 + stream // 2), seed)[0]
+    # In each half of a word the bits 2 i and 2 i + 1 of `word`, sixteen places apart: one shift for two signs.
+    low = (word & 0xFFFF) | ((word << 15) & 0xFFFF0000)
+    high = (word >> 16) | ((word >> 1) & 0xFFFF0000)
+    pair = tl.arange(0, 16)[:, None]
+    signs = tl.where(pair < 8, low[None, :], high[None, :]) << (15 - pair % 8 * 2).to(tl.uint32)
+    signs = tl.broadcast_to(signs & 0x80008000, even.shape)
+    if even.dtype == tl.float32:
+        return _xor(even, signs << 16), _xor(odd, signs & 0x80000000)
+    elif INTERPRETED:
+        return _xor(even, (signs & 0xFFFF).to(tl.uint16)), _xor(odd, (signs >> 16).to(tl.uint16))
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 two;
+            mov.b32 two, {$2, $3};
+            xor.b32 two, two, $4;
+            mov.b32 {$0, $1}, two;
+            }""",
+            "=h,=h,h,h,r",
+            args=[even, odd, signs],
+            dtype=(even.dtype, even.dtype),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _xor(x, bits):
+    return (x.to(bits.dtype, bitcast=True) ^ bits).to(x.dtype, bitcast=True)

@@ -40,6 +40,19 @@ def butterflies(x):
 
 
 @triton.jit
+def interleaved(even, odd):
+    """[2 n, groups] with rows `even[0], odd[0], even[1], ...` of [n, groups] each."""
+    return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 1)), (even.shape[0] * 2, even.shape[1]))
+
+
+@triton.jit
+def butterflies_of_pairs(sums, differences):
+    """`butterflies` of 32 elements a group after the first stage: float32[16, groups] each."""
+    tl.static_assert(sums.shape[0] == 16)
+    return _butterfly(_butterfly(_butterfly(_butterfly(interleaved(sums, differences), 2), 4), 8), 16)
+
+
+@triton.jit
 def root(size: tl.constexpr, times: tl.constexpr = 1.0):
     """float32 scalar `times` / sqrt(size), rounded once, for sizes 16 to 128; `times` for size 0, which is no rotation."""
     tl.static_assert(size == 0 or size == 16 or size == 32 or size == 64 or size == 128)

@@ -47,7 +47,7 @@ def _half_above_half(x):
 
 
 @triton.jit
-def _stochastic_raw(y, bits, noise_bits: tl.constexpr):
+def _stochastic_raw(y, bits):
     """int32: the sign of `y` in bit 31 and, from bit 22, the magnitude of its code plus 252; below, what is left over.
 
     A code below 2 counts steps of 0.5; above, half the steps of a binade. `x / 2 + 1 / 2` lies in the binade below 1 and
@@ -56,18 +56,33 @@ def _stochastic_raw(y, bits, noise_bits: tl.constexpr):
     """
     magnitude = tl.abs(y)
     fixed = tl.maximum(magnitude, _half_above_half(magnitude)).to(tl.int32, bitcast=True)
-    return (fixed + (bits.to(tl.int32) << (22 - noise_bits))) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
+    return (fixed + (bits.to(tl.int32) << 6)) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
 
 
 @triton.jit
-def stochastic(y, bits, noise_bits: tl.constexpr):
-    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^n) >= 2^n`, n = `noise_bits`.
+def stochastic(y, bits):
+    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
 
-    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^n, one
+    y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
     an element.
     """
-    raw = _stochastic_raw(y, bits, noise_bits)
+    raw = _stochastic_raw(y, bits)
     return (((raw >> 22) - 252) & 7) | ((raw >> 28) & 8)
+
+
+@triton.jit
+def stochastic_halves(y, bits):
+    """int32 codes of `y * 2^14`, up iff `bits + floor(fraction * 2^8) >= 2^8`.
+
+    E2M1's binades above 1, and its even steps below, are those of float16 above 2^-14 and below: in `y` as float16, rounded
+    toward zero, the code is the bits from 9 up and the fraction those below, in units of 2^-9.
+
+    y: float32, at most 6 * 2^-14 in magnitude. bits: uint32 below 2^8.
+    """
+    half = y.to(tl.float16)
+    away = tl.abs(half.to(tl.float32)) > tl.abs(y)
+    raw = (half.to(tl.uint16, bitcast=True).to(tl.int32) - away.to(tl.int32)) + (bits.to(tl.int32) << 1)
+    return ((raw >> 9) & 7) | ((raw >> 12) & 8)
 
 
 @triton.jit
@@ -186,29 +201,15 @@ def _eighths(x):
 
 @triton.jit
 def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
-    """uint32: eight codes of float32 values that are at most 6 in magnitude, stochastically rounded by the bytes of two
-    words, and 0 where `keep` is 0 and not -1.
-
-    E2M1's binades above 1 and its even steps below are those of a half above 2^-14 and below: in `y 2^-14` as a half,
-    rounded toward zero, the code is the bits from 9 up and the fraction the bits below, in units of 2^-9. So noise is one
-    integer addition to two elements.
-    """
+    """uint32: eight of `stochastic_halves`, by the bytes of two words, and 0 where `keep` is 0 and not -1; one integer
+    addition of noise to two elements."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .f32 y<8>;
         .reg .b32 a, b, c, d, n<4>, even, odd, low, high;
-        mul.rn.f32 y0, $1, 0f38800000;
-        mul.rn.f32 y1, $2, 0f38800000;
-        mul.rn.f32 y2, $3, 0f38800000;
-        mul.rn.f32 y3, $4, 0f38800000;
-        mul.rn.f32 y4, $5, 0f38800000;
-        mul.rn.f32 y5, $6, 0f38800000;
-        mul.rn.f32 y6, $7, 0f38800000;
-        mul.rn.f32 y7, $8, 0f38800000;
-        cvt.rz.f16x2.f32 a, y2, y0;
-        cvt.rz.f16x2.f32 b, y3, y1;
-        cvt.rz.f16x2.f32 c, y6, y4;
-        cvt.rz.f16x2.f32 d, y7, y5;
+        cvt.rz.f16x2.f32 a, $3, $1;
+        cvt.rz.f16x2.f32 b, $4, $2;
+        cvt.rz.f16x2.f32 c, $7, $5;
+        cvt.rz.f16x2.f32 d, $8, $6;
         shl.b32 n0, $9, 1;
         shr.u32 n1, $9, 7;
         shl.b32 n2, $10, 1;
@@ -267,6 +268,10 @@ def _bytes_of_words(words):
     return tl.reshape((words[:, None, :] >> place.to(tl.uint32)) & 0xFF, (4 * n, groups))
 
 
+TO_HALVES = tl.constexpr(6.103515625e-05)
+"""2^-14, the factor of what `pack_stochastic_halves` takes."""
+
+
 @triton.jit
 def _bytes(words):
     """uint8[4 n, groups] of `words: uint32[n, groups]`."""
@@ -278,17 +283,25 @@ def _bytes(words):
 
 
 @triton.jit
-def pack_stochastic(y, valid, words, noise_bits: tl.constexpr):
-    """As `pack_nearest`, stochastically rounded by `words: uint32[n noise_bits / 32, groups]`, the first element's bits the
-    low ones."""
-    if INTERPRETED or noise_bits == 16:
-        bits = _bytes_of_words(words) if noise_bits == 8 else _halves_of_words(words)
-        keep = _keeping(valid, y.shape[0] // 2)
-        if INTERPRETED:
-            return (_merge(stochastic(y, bits, noise_bits), 4) & keep).to(tl.uint8)
-        else:
-            low, high = neighbours(_stochastic_raw(y, bits, noise_bits))
-            return _pack_raw(low, high, keep)
+def pack_stochastic(y, valid, words):
+    """As `pack_nearest`, stochastically rounded by `words: uint32[n / 2, groups]` of 16 bits an element, the first
+    element's in the low half."""
+    bits = _halves_of_words(words)
+    keep = _keeping(valid, y.shape[0] // 2)
+    if INTERPRETED:
+        return (_merge(stochastic(y, bits), 4) & keep).to(tl.uint8)
+    else:
+        low, high = neighbours(_stochastic_raw(y, bits))
+        return _pack_raw(low, high, keep)
+
+
+@triton.jit
+def pack_stochastic_halves(y, valid, words):
+    """As `pack_nearest`, of `y * 2^14`, stochastically rounded by `words: uint32[n / 4, groups]` of 8 bits an element, the
+    first element's the low ones."""
+    if INTERPRETED:
+        codes = stochastic_halves(y, _bytes_of_words(words))
+        return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
         y0, y1, y2, y3, y4, y5, y6, y7 = _eighths(y)
         first, second = neighbours(words)
@@ -300,6 +313,39 @@ def pack_stochastic(y, valid, words, noise_bits: tl.constexpr):
 def pack_bits(keep):
     """Bytes [n / 8, groups] of booleans [n, groups]; element `e` is bit `e % 8`."""
     return _merge(_merge(_merge(keep.to(tl.int32), 1), 2), 4)
+
+
+@triton.jit
+def _pack_signs(x0, x1, x2, x3, x4, x5, x6, x7):
+    """uint32: bit i is the sign of the i-th float32, one shift for each."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 bits;
+        shr.u32 bits, $8, 31;
+        shf.l.wrap.b32 bits, $7, bits, 1;
+        shf.l.wrap.b32 bits, $6, bits, 1;
+        shf.l.wrap.b32 bits, $5, bits, 1;
+        shf.l.wrap.b32 bits, $4, bits, 1;
+        shf.l.wrap.b32 bits, $3, bits, 1;
+        shf.l.wrap.b32 bits, $2, bits, 1;
+        shf.l.wrap.b32 $0, $1, bits, 1;
+        }""",
+        "=r,r,r,r,r,r,r,r,r",
+        args=[x0, x1, x2, x3, x4, x5, x6, x7],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pack_below(y, limit: tl.constexpr):
+    """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two."""
+    if INTERPRETED:
+        return pack_bits(tl.abs(y) < limit)
+    else:
+        least: tl.constexpr = limit * limit
+        return _pack_signs(*_eighths(tl.fma(y, y, tl.full(y.shape, -least, tl.float32)).to(tl.int32, bitcast=True)))
 
 
 @triton.jit
