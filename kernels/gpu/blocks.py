@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .random import flipped, noise_words
 from .rotation import butterflies_of_pairs, interleaved, largest, root, uncontracted
-from .rounding import TO_HALVES, neighbours, pack_below, pack_nearest, pack_stochastic, pack_stochastic_halves, values
+from .rounding import TO_HALVES, neighbours, pack_below, pack_nearest, pack_stochastic, pack_stochastic_halves, values, values_over_2_126
 from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
 
 
@@ -123,8 +123,9 @@ def aligned(codes, scales):
     scale = tl.reshape(scales.to(tl.int32), (parts, 32, groups))
     most = tl.max(scale, axis=1)
     below = tl.reshape(scale - most[:, None, :], (rows, groups))
-    factor = tl.where(below < -15, 0.0, ((127 + below) << 23).to(tl.float32, bitcast=True))
-    x = tl.reshape(tl.reshape(values(codes), (rows, groups, 32)) * factor[:, :, None], (rows, groups * 32))
+    factor = tl.where(below < -15, 0, (253 + below) << 23).to(tl.float32, bitcast=True)
+    x = tl.reshape(values_over_2_126(codes), (rows, groups, 32)) * factor[:, :, None]
+    x = tl.reshape(x, (rows, groups * 32))
     of_column = tl.broadcast_to(tl.trans(most)[:, None, :] - 127, (groups, 32, parts))
     return x.to(tl.bfloat16), tl.reshape(of_column, (groups * 32 * parts,))
 

@@ -74,8 +74,8 @@ def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
 
 @triton.jit
 def flipped(even, odd, seed, stream: tl.constexpr):
-    """The elements 0, 2, ... and 1, 3, ... of groups of 32, [16, groups] each, float32 or 16-bit, with the random signs
-    of the GEMM of `stream`."""
+    """float32: the elements 0, 2, ... and 1, 3, ... of groups of 32, [16, groups] each, with the random signs of the GEMM of
+    `stream`."""
     zero = tl.zeros((1,), tl.uint32)
     word = philox(zero, zero, zero, zero + (16 + stream // 2), seed)[0]
     # In each half of a word the bits 2 i and 2 i + 1 of `word`, sixteen places apart: one shift for two signs.
@@ -84,24 +84,31 @@ def flipped(even, odd, seed, stream: tl.constexpr):
     pair = tl.arange(0, 16)[:, None]
     signs = tl.where(pair < 8, low[None, :], high[None, :]) << (15 - pair % 8 * 2).to(tl.uint32)
     signs = tl.broadcast_to(signs & 0x80008000, even.shape)
-    if even.dtype == tl.float32:
-        return _xor(even, signs << 16), _xor(odd, signs & 0x80000000)
-    elif INTERPRETED:
-        return _xor(even, (signs & 0xFFFF).to(tl.uint16)), _xor(odd, (signs >> 16).to(tl.uint16))
+    if even.dtype == tl.bfloat16 and not INTERPRETED:
+        return _flipped_bfloat16(even, odd, signs)
     else:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 two;
-            mov.b32 two, {$2, $3};
-            xor.b32 two, two, $4;
-            mov.b32 {$0, $1}, two;
-            }""",
-            "=h,=h,h,h,r",
-            args=[even, odd, signs],
-            dtype=(even.dtype, even.dtype),
-            is_pure=True,
-            pack=1,
-        )
+        return _xor(even.to(tl.float32), signs << 16), _xor(odd.to(tl.float32), signs & 0x80000000)
+
+
+@triton.jit
+def _flipped_bfloat16(even, odd, signs):
+    """One instruction for the signs of two elements, and one for each to make it float32."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 two, low, high;
+        mov.b32 two, {$2, $3};
+        xor.b32 two, two, $4;
+        shl.b32 low, two, 16;
+        and.b32 high, two, 0xFFFF0000;
+        mov.b32 $0, low;
+        mov.b32 $1, high;
+        }""",
+        "=f,=f,h,h,r",
+        args=[even, odd, signs],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit

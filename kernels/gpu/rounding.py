@@ -358,16 +358,18 @@ def unpack_bits(packed):
 
 
 @triton.jit
-def values(packed):
-    """float32[groups, n] of packed codes uint8[groups, n / 2].
-
-    With sign, exponent and significand of a code where float32 has its own, a multiply by the ratio of the biases is
-    left, exact for subnormal codes too, since a multiply without `ftz` takes subnormals.
-    """
+def values_over_2_126(packed):
+    """float32[groups, n] of packed codes uint8[groups, n / 2], times 2^-126: sign, exponent and significand of a code where
+    float32 has its own; those of 0.5 are subnormal."""
     groups: tl.constexpr = packed.shape[0]
     size: tl.constexpr = packed.shape[1]
     byte = packed.to(tl.int32)
     low = ((byte << 22) | (byte << 28)) & -0x7E400000
     high = ((byte << 18) & 0x01C00000) | ((byte << 24) & -0x80000000)
-    raw = tl.reshape(tl.join(low, high), (groups, size * 2))
-    return raw.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
+    return tl.reshape(tl.join(low, high), (groups, size * 2)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def values(packed):
+    """float32[groups, n] of packed codes uint8[groups, n / 2]; exact, since a multiply without `ftz` takes subnormals."""
+    return values_over_2_126(packed) * 8.507059173023462e37  # 2^126
