@@ -42,6 +42,8 @@ def padded(x, count):
 
 ELEMENTS = padded(around_grid(), 1024)
 WITHIN = ELEMENTS.clamp(-6, 6)
+BY_BYTES = WITHIN[:128].repeat_interleave(256)
+EVERY_BYTE = torch.arange(256, dtype=torch.int32).repeat(128)
 NOISE = torch.randint(0, 2**16, (1024,), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
 NOISE[:64], NOISE[64:128] = 0, 2**16 - 1
 POSITIVE = padded(
@@ -54,10 +56,6 @@ BYTES = torch.arange(256, dtype=torch.uint8)
 BLOCKED = torch.randint(0, 256, (BLOCK[0] * BLOCK[1],), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
 SIGNED = ordinary(128)
 SCALED = torch.cat([ELEMENTS[:512].nan_to_num(posinf=1e30), ordinary(512) * torch.exp2(torch.arange(512) % 24 - 12.0)])
-TINY = torch.cat(
-    [s * torch.arange(1, 65) * 2.0**e for e in (-149, -132, -126, -106, -100, -64, 0, 100) for s in (1, -1)]
-)
-FACTORS = torch.tensor([2.0**-26, -(2.0**-26), 2.0**64, -(2.0**64)]).repeat(256)
 CODES = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
 NV_SCALES = torch.randint(1, 126, (8, 4), generator=torch.Generator().manual_seed(6), dtype=torch.uint8)
 
@@ -75,7 +73,8 @@ def made():
         "scales": ("_decode_scales", [BYTES], [(256, f32), (256, f32)], {}),
         "unblock": ("_unblock", [BLOCKED], [(BLOCK, u8)], {"rows": BLOCK[0], "groups": BLOCK[1]}),
         "statistics": ("_statistics", [GROUPS], [(64, f32), (64, f32)], {"groups": 64}),
-        "flushed": ("_flushed", [TINY, FACTORS], [(1024, f32)], {"n": 1024}),
+        "halves": ("_stochastic_halves", [BY_BYTES, EVERY_BYTE], [(BY_BYTES.numel(), i32)], {"n": BY_BYTES.numel()}),
+        "below": ("_below", [ELEMENTS], [(128, u8)], {"n": 1024}),
         "nvfp4": ("_nvfp4", [CODES, NV_SCALES], [((8, 64), f32)], {"rows": 8, "groups": 4}),
     }
     calls["e4m3 elements"] = ("_e4m3_elements", [SCALED, NOISE], [(1024, u8), (1024, u8)], {"n": 1024})
@@ -85,9 +84,13 @@ def made():
         calls[f"signs of {size}"] = ("_signs", [SIGNED, seed], [(size, f32)], {"stream": 5, "size": size})
         calls[f"hadamard {size}"] = ("_hadamard", [GROUPS], [(2048, f32)], {"n": 2048, "size": size})
     for first, stream in PLACES:
-        place = {"rows": 4, "columns": 64, "first": first * 8, "stream": stream}
-        calls[f"noise {first}"] = ("_noise", [seed], [((4, 64), i64)], place)
+        for bits in (8, 16):
+            place = {"rows": 4, "columns": 64, "first": first * 16, "stream": stream, "bits": bits}
+            calls[f"noise {first} {bits}"] = ("_noise", [seed], [((4, 2 * bits), i64)], place)
     for stream in range(6):
+        for dtype in (f32, torch.float16, torch.bfloat16):
+            x = SIGNED.to(dtype)
+            calls[f"flipped {stream} {dtype}"] = ("_flipped", [x, seed], [(128, f32)], {"stream": stream, "n": 128})
         calls[f"signs {stream}"] = ("_signs", [SIGNED, seed], [(32, f32)], {"stream": stream, "size": 32})
     return in_interpreter("tile_kernels:run_all", calls)
 
@@ -100,7 +103,16 @@ def test_nearest(made):
 
 
 def test_stochastic(made):
-    assert torch.equal(made["stochastic"][0].long(), reference.encode_e2m1(WITHIN, NOISE.long()))
+    assert torch.equal(made["stochastic"][0].long(), reference.encode_e2m1(WITHIN, NOISE.long(), 16))
+
+
+def test_stochastic_by_halves(made):
+    """Around every grid point and tie, with every byte of noise."""
+    assert torch.equal(made["halves"][0].long(), reference.encode_e2m1(BY_BYTES, EVERY_BYTE.long(), 8))
+
+
+def test_mask_of_what_does_not_clip(made):
+    assert torch.equal(made["below"][0], reference.pack_bits(ELEMENTS.abs() < 6))
 
 
 def test_values(made):
@@ -158,15 +170,21 @@ def test_statistics(made):
     assert torch.equal(largest, GROUPS.abs().amax(1))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(("first", "stream"), PLACES)
-def test_noise(made, first, stream):
-    expected = philox.noise(torch.tensor(SEED), stream, 4, first * 8 + 64)[:, first * 8 :] if first < 2**10 else None
-    if expected is None:  # far columns, without the ones before them
-        block, row = torch.arange(first, first + 8), torch.arange(4)
-        counter = torch.broadcast_tensors(block[None, :], row[:, None], torch.tensor(0), torch.tensor(stream))
-        words = torch.stack(philox.philox(counter, philox.split_key(torch.tensor(SEED))), -1)
-        expected = torch.stack((words & 0xFFFF, words >> 16), -1).reshape(4, 64)
-    assert torch.equal(made[f"noise {first}"][0], expected)
+def test_noise(made, first, stream, bits):
+    of_block = 128 // bits
+    block, row = torch.arange(first * 16 // of_block, (first * 16 + 64) // of_block), torch.arange(4)
+    counter = torch.broadcast_tensors(block[None, :], row[:, None], torch.tensor(0), torch.tensor(stream))
+    words = torch.stack(philox.philox(counter, philox.split_key(torch.tensor(SEED))), -1).reshape(4, 2 * bits)
+    assert torch.equal(made[f"noise {first} {bits}"][0], words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stream", range(6))
+def test_flipped_pairs(made, stream, dtype):
+    signs = philox.signs(torch.tensor(SEED), stream, 32).repeat(4)
+    assert torch.equal(made[f"flipped {stream} {dtype}"][0], SIGNED.to(dtype).float() * signs)
 
 
 @pytest.mark.parametrize("stream", range(6))
@@ -182,15 +200,7 @@ def test_signs_and_sums_of_every_size(made, size):
 
 
 def test_noise_of_scales(made):
-    assert torch.equal(made["scale noise"][0], philox.noise(torch.tensor(SEED), 4, 4, 16))
-
-
-def test_flushed_product(made):
-    """Zero, and +0, where the input or the product is subnormal."""
-    product = TINY.double() * FACTORS.double()
-    kept = (TINY.abs() >= 2.0**-126) & (product.abs() >= 2.0**-126)
-    expected = torch.where(kept, product, 0.0).float()
-    assert torch.equal(made["flushed"][0].view(torch.int32), expected.view(torch.int32))
+    assert torch.equal(made["scale noise"][0], philox.noise(torch.tensor(SEED), 4, 4, 16, philox.SCALE_BITS))
 
 
 def test_nvfp4_values(made):

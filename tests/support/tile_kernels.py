@@ -25,6 +25,20 @@ def _stochastic(X, BITS, OUT, n: tl.constexpr):
 
 
 @triton.jit
+def _stochastic_halves(X, BITS, OUT, n: tl.constexpr):
+    at = tl.arange(0, n)
+    y = tl.load(X + at) * rounding.TO_HALVES
+    tl.store(OUT + at, rounding.stochastic_halves(y, tl.load(BITS + at).to(tl.uint32)))
+
+
+@triton.jit
+def _below(X, OUT, n: tl.constexpr):
+    y = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
+    packed = tl.trans(rounding.pack_below(y, 6.0).to(tl.uint8))
+    tl.store(OUT + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
+
+
+@triton.jit
 def _values(PACKED, OUT, n: tl.constexpr):
     packed = tl.reshape(tl.load(PACKED + tl.arange(0, n // 2)), (n // 32, 16))
     tl.store(OUT + tl.arange(0, n), tl.reshape(rounding.values(packed), (n,)))
@@ -81,12 +95,15 @@ def _statistics(X, MEAN, LARGEST, groups: tl.constexpr):
 
 
 @triton.jit
-def _noise(SEED, OUT, rows: tl.constexpr, columns: tl.constexpr, first: tl.constexpr, stream: tl.constexpr):
+def _noise(
+    SEED, OUT, rows: tl.constexpr, columns: tl.constexpr, first: tl.constexpr, stream: tl.constexpr, bits: tl.constexpr
+):
     group = tl.arange(0, rows * columns // 32)
     row = group // (columns // 32)
     column = first + group % (columns // 32) * 32
-    bits = random.noise(tl.load(SEED), stream, row, column, 32)
-    tl.store(OUT + tl.arange(0, rows * columns), tl.reshape(tl.trans(bits), (rows * columns,)).to(tl.int64))
+    words = random.noise_words(tl.load(SEED), stream, row, column, bits, bits)
+    at = tl.arange(0, rows * columns * bits // 32)
+    tl.store(OUT + at, tl.reshape(tl.trans(words), (rows * columns * bits // 32,)).to(tl.int64))
 
 
 @triton.jit
@@ -109,9 +126,11 @@ def _signs(X, SEED, OUT, stream: tl.constexpr, size: tl.constexpr):
 
 
 @triton.jit
-def _flushed(X, FACTOR, OUT, n: tl.constexpr):
-    at = tl.arange(0, n)
-    tl.store(OUT + at, blocks.flushed_product(tl.load(X + at), tl.load(FACTOR + at)))
+def _flipped(X, SEED, OUT, stream: tl.constexpr, n: tl.constexpr):
+    x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
+    even, odd = rounding.neighbours(x)
+    even, odd = random.flipped(even, odd, tl.load(SEED), stream)
+    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rotation.interleaved(even, odd)), (n,)))
 
 
 @triton.jit
