@@ -28,17 +28,14 @@ QUARTET_INLINE u32 round_nearest_e2m1(const f32* scaled) {
     return dword;
 }
 
-QUARTET_INLINE u32 round_stochastic_e2m1(const f32* scaled, const u32 noise[4]) {
-    constexpr float kOne = 131072.0f;  // 2^17
-    constexpr int32_t kOneBits = (127 + 17) << 23;
+// Eight columns, of which the first is column `first` of the block of `words`.
+template <int bits>
+QUARTET_INLINE u32 round_stochastic_e2m1(const f32* scaled, const u32 words[4], int first) {
     u32 dword = {};
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-        f32 a = smaller(magnitude(scaled[i]), splat(6.0f)) * kOne;
-        i32 linear = __builtin_convertvector(a, i32);
-        i32 logarithmic = ((i32)larger(a, splat(kOne)) >> 6) - ((kOneBits >> 6) - (2 << 16));
-        u32 bits = i % 2 ? noise[i / 2] >> 16 : noise[i / 2] & 0xffff;
-        dword = append(dword, ((u32)smaller(linear, logarithmic) + bits) >> 16, scaled[i]);
+        f32 value = larger(smaller(scaled[i], splat(6.0f)), splat(-6.0f)) * (float)(1 << kStochasticUnit);
+        dword = append_stochastic(dword, value, noise_below_bit_24<bits>(words, first + i));
     }
     return dword;
 }
