@@ -41,16 +41,15 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
     return codes;
 }
 
-// Stochastic: up iff noise + floor(fraction * 2^bits) >= 2^bits. `value` is E2M1 times 2^kStochasticUnit, below 8; the
-// code is found in units of 2^-24, and `noise` is in its place below bit 24. For magnitudes below 2 the code is linear,
+// Stochastic: up iff noise + floor(fraction * 2^bits) >= 2^bits. `a` is the magnitude of `value` in units of
+// 2^-kStochasticUnit, below 8; the code is found in units of 2^-24, and `noise` is in its place below bit 24. For magnitudes below 2 the code is linear,
 // just the float as an integer. From 1 on it is logarithmic, as floats are themselves: the float's bits, shifted.
 // Between 1 and 2 both hold, outside the less is right.
 constexpr int kStochasticUnit = 25;
 
-QUARTET_INLINE u32 append_stochastic(u32 dword, f32 value, u32 noise) {
+QUARTET_INLINE u32 append_stochastic(u32 dword, f32 a, f32 value, u32 noise) {
     constexpr float kOne = 1 << kStochasticUnit;
     constexpr int32_t kOneBits = (127 + kStochasticUnit) << 23;
-    f32 a = magnitude(value);
     i32 linear = __builtin_convertvector(a, i32);
     i32 logarithmic = ((i32)larger(a, splat(kOne)) - (kOneBits - (2 << 22))) << 2;
     u32 code = (u32)smaller(linear, logarithmic) + noise;
@@ -68,11 +67,13 @@ QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const W
         words_of_block(block, words);
 #pragma GCC unroll 2
         for (int k = 0; k < columns / 8; ++k) {
+            const f32* column = tile.column + columns * block + 8 * k;
             u32 dword = {};
 #pragma GCC unroll 8
-            for (int i = 8 * k; i < 8 * k + 8; ++i) {
-                f32 value = tile.column[columns * block + i] * multiplier;
-                dword = append_stochastic(dword, value, noise_below_bit_24<bits>(words, i));
+            for (int i = 0; i < 8; ++i) {
+                f32 value = column[i] * multiplier;
+                u32 noise = noise_below_bit_24<bits>(words + k * bits / 4, i);
+                dword = append_stochastic(dword, magnitude(value), value, noise);
             }
             codes.dword[block * columns / 8 + k] = dword;
         }

@@ -9,10 +9,11 @@
 // The rotated panel at logical row `row` and block `block` of columns, under absmax without the factor of the rotation.
 static void read_panel(const View& from, const Target& to, int64_t row, int64_t block, Panel& panel) {
     panel.tiles = to.tiles, panel.width = to.block;
+    for (int t = 0; t < panel.tiles; ++t)
+        read_tile(from, row + t * kLanes, block * to.block, to.block, panel.tile(t));
     const int period = std::max((int)to.request.rotation, 16) - 1;
     for (int t = 0; t < panel.tiles; ++t) {
         f32* column = panel.tile(t);
-        read_tile(from, row + t * kLanes, block * to.block, to.block, column);
         for (int c = 0; c < panel.width; ++c) {
             i32 bits = (i32)column[c];
             column[c] = (f32)((bits & 0x7fffffff) >= to.zero_below ? bits ^ to.sign[c & period] : i32{});
@@ -26,11 +27,10 @@ template <int bits>
 QUARTET_INLINE void round_by_noise(const Target& to, const f32* scaled, int64_t row, int64_t group, int count,
                                    u32* dword) {
     constexpr int dwords = 16 / bits;  // of a block of random words
-    const int64_t first = group * count;
-    u32 words[4];
-    for (int k = 0; k < count; ++k) {
-        if (k % dwords == 0) philox_words(to.key, to.stream, row, (first + k) / dwords, words);
-        dword[k] = round_stochastic_e2m1<bits>(scaled + 8 * k, words, k % dwords * 8);
+    for (int k = 0; k < count; k += dwords) {
+        u32 words[4];
+        philox_words(to.key, to.stream, row, (group * count + k) / dwords, words);
+        round_stochastic_e2m1<bits>(scaled + 8 * k, words, dword + k);
     }
 }
 

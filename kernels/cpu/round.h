@@ -28,16 +28,20 @@ QUARTET_INLINE u32 round_nearest_e2m1(const f32* scaled) {
     return dword;
 }
 
-// Eight columns, of which the first is column `first` of the block of `words`.
+// The columns of one block of random words, as dwords.
 template <int bits>
-QUARTET_INLINE u32 round_stochastic_e2m1(const f32* scaled, const u32 words[4], int first) {
-    u32 dword = {};
+QUARTET_INLINE void round_stochastic_e2m1(const f32* scaled, const u32 words[4], u32* dword) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 16 / bits; ++k) {
+        const f32* column = scaled + 8 * k;
+        u32 codes = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        f32 value = larger(smaller(scaled[i], splat(6.0f)), splat(-6.0f)) * (float)(1 << kStochasticUnit);
-        dword = append_stochastic(dword, value, noise_below_bit_24<bits>(words, first + i));
+        for (int i = 0; i < 8; ++i) {
+            f32 a = smaller(magnitude(column[i]), splat(6.0f)) * (float)(1 << kStochasticUnit);
+            codes = append_stochastic(codes, a, column[i], noise_below_bit_24<bits>(words + k * bits / 4, i));
+        }
+        dword[k] = codes;
     }
-    return dword;
 }
 
 QUARTET_INLINE u32 round_nearest_e4m3(const f32* scaled) {
