@@ -157,6 +157,7 @@ def requantize(
     sum: values whose scale is below 2^-15 of the largest count as 0. So the rotation is exact in float32 in any order of
     its sums, and in half precision with float32 sums.
     """
+    require(supports(source_quantizer))
     require(supports(quantizer))
     if not is_aligned(source_quantizer, quantizer):
         values = decode(source, source_quantizer)
