@@ -37,7 +37,7 @@ def _fields(kind: type, *names: str) -> list[tuple[str, type]]:
 
 class _Request(ctypes.Structure):
     _fields_ = [
-        *_fields(ctypes.c_int64, "known", *_FAST, "rotation", "stream"),
+        *_fields(ctypes.c_int64, "known", *_FAST, "rotation", "noise_bits", "stream"),
         *_fields(ctypes.c_double, "shrink"),
         *_fields(ctypes.c_void_p, *_POINTERS, "mask"),
     ]
@@ -46,7 +46,7 @@ class _Request(ctypes.Structure):
 class _AnyRequest(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_int64, "known", *FIELDS),
-        *_fields(ctypes.c_int64, "group", "group_rows", "rotation", "stream"),
+        *_fields(ctypes.c_int64, "group", "group_rows", "rotation", "noise_bits", "stream"),
         *_fields(ctypes.c_double, "shrink", "top", "largest_scale"),
         *_fields(ctypes.c_void_p, *_POINTERS, "tensor_scale", "mask"),
     ]
@@ -54,13 +54,13 @@ class _AnyRequest(ctypes.Structure):
 
 @functools.cache
 def is_fast(quantizer: Quantizer) -> bool:
-    """Whether the kernels for MXFP4 know this quantizer. Their stochastic one takes it that no magnitude is 6, so that
-    masks are ones."""
+    """Whether the kernels for MXFP4 know this quantizer: absmax is rounded down, so that one multiply brings sums to the
+    grid with a factor that is not subnormal. The stochastic one takes it that no magnitude is 6, so that masks are ones."""
     return (
         (quantizer.elements, quantizer.scale_format, quantizer.group_rows) == ("e2m1", "e8m0", 1)
         and quantizer.rotation in (0, 32)
         and all(getattr(quantizer, field) in known for field, known in _FAST.items())
-        and not (quantizer.stochastic and quantizer.scale_rounding == "up")
+        and (quantizer.scale == "quest" or quantizer.scale_rounding == "down")
     )
 
 
@@ -90,13 +90,14 @@ def request(
     }
     if is_fast(quantizer):
         entries = {field: numbers(field)[getattr(quantizer, field)] for field in _FAST}
-        fields = dict(entries, rotation=quantizer.rotation, stream=stream, shrink=quantizer.shrink)
-        return blocks, _Request(**fields, **pointers)
+        sizes = {size: getattr(quantizer, size) for size in ("rotation", "noise_bits")}
+        return blocks, _Request(**entries, **sizes, stream=stream, shrink=quantizer.shrink, **pointers)
     return blocks, _AnyRequest(
         **{field: numbers(field)[getattr(quantizer, field)] for field in FIELDS},
         group=quantizer.group,
         group_rows=quantizer.group_rows,
         rotation=quantizer.rotation,
+        noise_bits=quantizer.noise_bits,
         stream=stream,
         shrink=quantizer.shrink,
         top=E2M1_MAX / quantizer.headroom,

@@ -18,6 +18,13 @@ struct Grid {  // E2M1 over the shrink of the quantizer
         for (int code = 0; code < 16; ++code) value[code] = kE2M1[code] / shrink;
     }
 
+    // E2M1 times 2^below, or 0 where that is below 2^-15. Any code under a NaN is NaN.
+    QUARTET_INLINE static void aligned(int below, bool nan, Table& table) {
+        uint32_t bits = nan ? 0x7fc00000 : below < -15 ? 0 : (uint32_t)(127 + below) << 23;
+        const float power = load<float>(&bits);
+        for (int code = 0; code < 16; ++code) table.value[code] = kE2M1[code] * power;
+    }
+
     // 2^-127 is subnormal, so it goes in two steps, which flush-to-zero spares. Code 0 under a NaN is NaN.
     QUARTET_INLINE void scaled(uint8_t byte, Table& table) const {
         uint32_t bits = byte == 255 ? 0x7fc00000 : (uint32_t)(byte ? byte : 1) << 23;

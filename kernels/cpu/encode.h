@@ -41,29 +41,42 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
     return codes;
 }
 
-// Stochastic: up iff noise + floor(fraction * 2^16) >= 2^16. `multiplier` brings values to E2M1 times 2^17, and the
-// code is found in units of 2^-16. For magnitudes below 2 it is linear, just the float as an integer. From 1 on it is
-// logarithmic, as floats are themselves: the float's bits, shifted. Between 1 and 2 both hold, outside the less is
-// right.
-template <class Noise>
-QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const Noise& noise_of_block) {
-    constexpr float kOne = 131072.0f;  // 2^17
-    constexpr int32_t kOneBits = (127 + 17) << 23;
+// Stochastic: up iff noise + floor(fraction * 2^bits) >= 2^bits. `a` is the magnitude of `value` in units of
+// 2^-kStochasticUnit, below 8; the code is found in units of 2^-24, and `noise` is in its place below bit 24. For magnitudes below 2 the code is linear,
+// just the float as an integer. From 1 on it is logarithmic, as floats are themselves: the float's bits, shifted.
+// Between 1 and 2 both hold, outside the less is right.
+constexpr int kStochasticUnit = 25;
+
+QUARTET_INLINE u32 append_stochastic(u32 dword, f32 a, f32 value, u32 noise) {
+    constexpr float kOne = 1 << kStochasticUnit;
+    constexpr int32_t kOneBits = (127 + kStochasticUnit) << 23;
+    i32 linear = __builtin_convertvector(a, i32);
+    i32 logarithmic = ((i32)larger(a, splat(kOne)) - (kOneBits - (2 << 22))) << 2;
+    u32 code = (u32)smaller(linear, logarithmic) + noise;
+    u32 top = ((u32)value & 0x80000000) | (code << 4 & 0x7fffffff);
+    return (dword >> 4) | (top & 0xf0000000);
+}
+
+// `words_of_block` gives the random words of each 128 / bits columns.
+template <int bits, class Words>
+QUARTET_INLINE Codes encode_stochastic(const Tile& tile, f32 multiplier, const Words& words_of_block) {
+    constexpr int columns = 128 / bits;
     Codes codes;
-    for (int block = 0; block < 4; ++block) {
-        u32 noise[4];
-        noise_of_block(block, noise);
-        u32 dword = {};
+    for (int block = 0; block < kGroup / columns; ++block) {
+        u32 words[4];
+        words_of_block(block, words);
+#pragma GCC unroll 2
+        for (int k = 0; k < columns / 8; ++k) {
+            const f32* column = tile.column + columns * block + 8 * k;
+            u32 dword = {};
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-            f32 value = tile.column[8 * block + i] * multiplier;
-            f32 a = magnitude(value);
-            i32 linear = __builtin_convertvector(a, i32);
-            i32 logarithmic = ((i32)larger(a, splat(kOne)) >> 6) - ((kOneBits >> 6) - (2 << 16));
-            u32 bits = i % 2 ? noise[i / 2] >> 16 : noise[i / 2] & 0xffff;
-            dword = append(dword, ((u32)smaller(linear, logarithmic) + bits) >> 16, value);
+            for (int i = 0; i < 8; ++i) {
+                f32 value = column[i] * multiplier;
+                u32 noise = noise_below_bit_24<bits>(words + k * bits / 4, i);
+                dword = append_stochastic(dword, magnitude(value), value, noise);
+            }
+            codes.dword[block * columns / 8 + k] = dword;
         }
-        codes.dword[block] = dword;
     }
     return codes;
 }

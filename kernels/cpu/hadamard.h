@@ -1,11 +1,12 @@
 // The Hadamard rotation of a tile of 16 to 128 columns: butterflies at strides 1, 2, 4, ... in the order of
-// kernels/numerics/reference.py, then one multiply by 1/sqrt(size). Up to four strides at a time, as many as fit the registers.
+// kernels/numerics/reference.py, then one multiply, by 1/sqrt(size) or by 1. Up to four strides at a time, as many as fit the registers.
 #pragma once
 
 #include "rotate.h"
 
-constexpr float hadamard_scale(int size) {
-    return size == 16 ? 0.25f : size == 32 ? kRotationScale : size == 64 ? 0.125f : (float)0.08838834764831845;
+// 1/sqrt(size), or 1 without a rotation.
+constexpr double root_of(int64_t size) {
+    return size == 0 ? 1 : size == 16 ? 0.25 : size == 32 ? kRoot : size == 64 ? 0.125 : 0.08838834764831845;
 }
 
 // Butterflies at `stride`, 2 `stride`, ... below `radix * stride`; if these are the last of `size`, times `scale`.
@@ -26,10 +27,9 @@ QUARTET_INLINE void butterflies_from(f32* column, float scale) {
         }
 }
 
-// Rotates `width` columns in blocks of `size`.
+// Rotates `width` columns in blocks of `size`, times `scale`.
 template <int size>
-inline void rotate_blocks(f32* column, int width) {
-    constexpr float scale = hadamard_scale(size);
+inline void rotate_blocks(f32* column, int width, float scale) {
     for (int block = 0; block < width; block += size) {
         f32* v = column + block;
         if constexpr (size == 16) butterflies_from<16, 16, 1>(v, scale);
@@ -42,11 +42,11 @@ inline void rotate_blocks(f32* column, int width) {
     }
 }
 
-inline void rotate_tile(f32* column, int width, int rotation) {
+inline void rotate_tile(f32* column, int width, int rotation, float scale) {
     switch (rotation) {
-        case 16: return rotate_blocks<16>(column, width);
-        case 32: return rotate_blocks<32>(column, width);
-        case 64: return rotate_blocks<64>(column, width);
-        case 128: return rotate_blocks<128>(column, width);
+        case 16: return rotate_blocks<16>(column, width, scale);
+        case 32: return rotate_blocks<32>(column, width, scale);
+        case 64: return rotate_blocks<64>(column, width, scale);
+        case 128: return rotate_blocks<128>(column, width, scale);
     }
 }

@@ -5,14 +5,15 @@
 #include "entries.h"
 #include "scale.h"
 
-// What native.py passes; `known` is set to whether these kernels know it. `seed` is null unless rounding is stochastic. `signs` (32 of +-1) and `sign_seed` are null
-// unless signs are random, when one of them is given. `mask` is null if it is not wanted.
+// What native.py passes; `known` is set to whether these kernels know it. `seed` is null unless rounding is stochastic.
+// `signs` (32 of +-1) and `sign_seed` are null unless signs are random, when one of them is given. `mask` is null if it
+// is not wanted.
 struct Request {
     int64_t known;
     Scale scale;
     ScaleRounding scale_rounding;
     Rounding rounding;
-    int64_t rotation, stream;
+    int64_t rotation, noise_bits, stream;
     double shrink;
     const int64_t* seed;
     const float* signs;
@@ -22,15 +23,17 @@ struct Request {
     bool is_known() const {
         return is_entry(ScaleFormat::kE8m0, scale) && is_entry(scale_rounding) && is_entry(rounding) &&
                scale_rounding != ScaleRounding::kError && rounding != Rounding::kEden &&
-               (rotation == 0 || rotation == kGroup);
+               (scale == Scale::kQuest || scale_rounding == ScaleRounding::kDown) &&
+               (rotation == 0 || rotation == kGroup) && (noise_bits == 8 || noise_bits == 16);
     }
 };
 
 struct Operand {
     int64_t rows, groups;  // of the logical operand; padded columns are 32 * groups
     bool quest, stochastic;
-    int32_t carry;  // see scale.h
-    float shrink;
+    int noise_bits;
+    int32_t carry;       // of QuEST's scales: see scale.h
+    float root, factor;  // from sums of the rotation to values, and to the grid but for the scale; of absmax
     Rotation rotation;
     PhiloxKey key;
     uint32_t stream;
@@ -41,20 +44,23 @@ struct Operand {
     static int32_t carry_of(const Request& request) {
         switch (request.scale_rounding) {
             case ScaleRounding::kNearest: return scale_carry(kRootOfTwo);
-            case ScaleRounding::kUp: return scale_carry(request.scale == Scale::kQuest ? 1 : kAboveSix);
+            case ScaleRounding::kUp: return scale_carry(1);
             case ScaleRounding::kDown:
             case ScaleRounding::kError: break;
         }
         return 0;
     }
 
-    Operand(const Request& request, int64_t rows, int64_t columns)
+    // `source_shrink`: the input is codes, times it.
+    Operand(const Request& request, int64_t rows, int64_t columns, double source_shrink = 1)
         : rows(rows),
           groups(groups_of(columns)),
           quest(request.scale == Scale::kQuest),
           stochastic(request.rounding == Rounding::kStochastic),
+          noise_bits((int)request.noise_bits),
           carry(carry_of(request)),
-          shrink((float)request.shrink),
+          root((float)((request.rotation ? kRoot : 1) / source_shrink)),
+          factor((float)((request.rotation ? kRoot : 1) / source_shrink * request.shrink)),
           key(request.seed ? *request.seed : 0),
           stream((uint32_t)request.stream),
           codes(request.codes),
@@ -70,7 +76,7 @@ struct Operand {
 // Writes the first `lanes` rows of a quantized tile.
 QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, int lanes, Codes codes, Scales scales,
                                u32 keep) {
-    for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.valid;
+    for (int k = 0; k < 4; ++k) codes.dword[k] &= (u32)scales.kept;
     transpose_4x4(codes.dword);
     keep &= (u32)scales.valid;
     const int64_t groups = to.groups, first = row * groups + group;
@@ -84,23 +90,33 @@ QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, in
         std::memcpy(to_mask + 4 * (first + groups * lane), (const char*)&keep + 4 * lane, 4);
 }
 
-// Quantizes the tile at logical row `row` and group `group`.
+template <int bits>
+QUARTET_INLINE Codes encode_with_noise(const Tile& tile, const Operand& to, f32 multiplier, int64_t row, int64_t group) {
+    constexpr int blocks = kGroup * bits / 128;
+    return encode_stochastic<bits>(tile, multiplier, [&](int block, u32 words[4]) {
+        philox_words(to.key, to.stream, row, blocks * group + block, words);
+    });
+}
+
+// Quantizes the tile at logical row `row` and group `group`, of values times 2^exponent.
 template <class Source>
-QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64_t row, int64_t group) {
+QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64_t row, int64_t group,
+                                  int32_t exponent = 0) {
     Tile tile;
     Scales scales = to.quest ? rotate_with_quest_scales(source, to.rotation, to.carry, tile)
-                             : rotate_with_absmax_scales(source, to.rotation, to.carry, tile);
+                             : rotate_with_absmax_scales(source, to.rotation, to.root, splat(exponent), tile);
     u32 keep = ~u32{};
     Codes codes;
+    const float factor = to.quest ? 1.0f : to.factor;
     if (to.stochastic) {
-        codes = encode_stochastic(tile, power_of_two(scales.exponent + 17) * to.shrink, [&](int block, u32 noise[4]) {
-            philox_noise(to.key, to.stream, row, 4 * group + block, noise);
-        });
+        f32 multiplier = power_of_two(scales.exponent + kStochasticUnit) * factor;
+        codes = to.noise_bits == 8 ? encode_with_noise<8>(tile, to, multiplier, row, group)
+                                   : encode_with_noise<16>(tile, to, multiplier, row, group);
     } else if (to.mask) {
         keep = u32{};
-        codes = encode_nearest<true>(tile, power_of_two(scales.exponent) * to.shrink, keep);
+        codes = encode_nearest<true>(tile, power_of_two(scales.exponent) * factor, keep);
     } else {
-        codes = encode_nearest<false>(tile, power_of_two(scales.exponent) * to.shrink, keep);
+        codes = encode_nearest<false>(tile, power_of_two(scales.exponent) * factor, keep);
     }
     int64_t left = to.rows - row;
     if (left >= kLanes)

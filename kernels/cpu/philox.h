@@ -67,9 +67,8 @@ QUARTET_INLINE Counter philox_but_last(const PhiloxKey& key, u64 rows, uint32_t 
 QUARTET_INLINE u32 interleave_high(u64 even, u64 odd) { return (u32)((even >> 32) | (odd & 0xffffffff00000000)); }
 QUARTET_INLINE u32 interleave_low(u64 even, u64 odd) { return (u32)((even & 0xffffffff) | (odd << 32)); }
 
-// Noise of eight columns for the rows `row`, `row + 1`, ... in the lanes: column 8 * block + 2j is the low half of
-// words[j], column 8 * block + 2j + 1 the high half. `row` is a multiple of kLanes.
-QUARTET_INLINE void philox_noise(const PhiloxKey& key, uint32_t stream, int64_t row, int64_t block, u32 words[4]) {
+// The random words of a block of columns for the rows `row`, `row + 1`, ... in the lanes. `row` is a multiple of kLanes.
+QUARTET_INLINE void philox_words(const PhiloxKey& key, uint32_t stream, int64_t row, int64_t block, u32 words[4]) {
     uint32_t high_bits = (uint32_t)(row >> 32 & 0xffff) | (uint32_t)(block >> 32 & 0xffff) << 16;
     u64 rows;
     for (int lane = 0; lane < kLanes / 2; ++lane) rows[lane] = (uint32_t)row + 2 * lane;
@@ -82,6 +81,16 @@ QUARTET_INLINE void philox_noise(const PhiloxKey& key, uint32_t stream, int64_t 
     words[1] = interleave_low(even1, odd1);
     words[2] = interleave_high(even0, odd0) ^ interleave_low(even.c3, odd.c3) ^ key.word1[kRounds - 1];
     words[3] = interleave_low(even0, odd0);
+}
+
+// The noise of column i of a block of 128 / bits columns: `bits` bits from bit 24 - bits on, other bits 0.
+template <int bits>
+QUARTET_INLINE u32 noise_below_bit_24(const u32 words[4], int i) {
+    constexpr int of_word = 32 / bits;
+    constexpr uint32_t mask = ((1u << bits) - 1) << (24 - bits);
+    const u32 word = words[i / of_word];
+    const int left = 24 - bits - i % of_word * bits;
+    return (left >= 0 ? word << left : word >> -left) & mask;
 }
 
 // The sign bits of a rotation.

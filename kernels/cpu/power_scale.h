@@ -5,7 +5,7 @@
 #include "target.h"
 
 // The bytes of scales from bits of statistics; 255 where these are not finite.
-QUARTET_INLINE i32 scale_bytes(const Target& to, i32 statistic, i32 lift) {
+QUARTET_INLINE i32 scale_bytes(const Target& to, i32 statistic) {
     int32_t above = 0, binades = 0, carry = 0;
     switch (to.request.elements) {
         case Elements::kE2m1: above = kAboveSix, binades = 2; break;
@@ -18,56 +18,51 @@ QUARTET_INLINE i32 scale_bytes(const Target& to, i32 statistic, i32 lift) {
         case ScaleRounding::kDown:
         case ScaleRounding::kError: break;
     }
-    return scale_bytes(statistic, carry, binades, lift);
+    return scale_bytes(statistic, carry, binades, i32{});
 }
 
 // What brings rotated values to the grid; where the scale is NaN, as for byte 0.
-QUARTET_INLINE f32 multiplier(i32 byte, i32 lift) { return power_of_two(127 - (byte & (byte < kScaleNan)) - lift); }
+QUARTET_INLINE f32 multiplier(i32 byte) { return power_of_two(127 - (byte & (byte < kScaleNan))); }
 
 // 1 where twice the scale has the smaller squared error, else 0; errors in units of the scale.
-QUARTET_INLINE i32 one_above_is_better(const Target& to, const f32* column, i32 byte, i32 lift) {
-    f32 unit = multiplier(smaller(byte, splat(kScaleNan - 1)), lift);
+QUARTET_INLINE i32 one_above_is_better(const Target& to, const f32* column, float root, i32 byte) {
+    f32 unit = multiplier(byte);
     f32 error = pairwise_sum(to.group, [&](int i) {
-        f32 a = magnitude(column[i] * unit);
+        f32 a = magnitude(column[i] * root * unit);
         return squared(e2m1_nearest_value(a) - a);
     });
     f32 above = pairwise_sum(to.group, [&](int i) {
-        f32 a = magnitude(column[i] * unit);
+        f32 a = magnitude(column[i] * root * unit);
         return squared(2.0f * e2m1_nearest_value(a * 0.5f) - a);
     });
     return (above < error) & (byte < kScaleNan) & 1;
 }
 
 // Chooses the scale of one group of each tile, whose columns begin at `first`, and scales them.
-QUARTET_INLINE void scale_by_power(const Target& to, Panel& panel, int first, const i32* lift, i32* byte, i32* valid) {
-    i32 statistic[kMaxTiles], nonzero[kMaxTiles];
+QUARTET_INLINE void scale_by_power(const Target& to, Panel& panel, int first, i32* byte, i32* valid) {
+    const float root = to.absmax ? to.root : 1.0f, factor = to.absmax ? to.factor : 1.0f;
+    i32 statistic[kMaxTiles];
     for (int t = 0; t < panel.tiles; ++t) {
         const f32* column = panel.tile(t) + first;
-        statistic[t] = largest_bits(column, to.group);
-        nonzero[t] = statistic[t] != 0;
-        if (to.request.scale == Scale::kQuest)
-            statistic[t] = (i32)quest_scale(column, to.group) & 0x7fffffff;
+        statistic[t] = to.absmax ? largest_bits(column, to.group) : (i32)quest_scale(column, to.group) & 0x7fffffff;
     }
-    if (to.square) {
-        agree_on_largest(statistic, panel.tiles);
-        for (int t = 0; t < panel.tiles; ++t) nonzero[t] = statistic[t] != 0;
-    }
+    if (to.square) agree_on_largest(statistic, panel.tiles);
     for (int t = 0; t < panel.tiles; ++t) {
         f32* column = panel.tile(t) + first;
-        byte[t] = scale_bytes(to, statistic[t], lift[t]) & nonzero[t];
+        byte[t] = scale_bytes(to, (i32)((f32)statistic[t] * root) & 0x7fffffff);
         if (to.request.scale_rounding == ScaleRounding::kError)
-            byte[t] += one_above_is_better(to, column, byte[t], lift[t]) & nonzero[t];
+            byte[t] += one_above_is_better(to, column, root, byte[t]) & 1;
         valid[t] = byte[t] < kScaleNan;
-        clear_invalid(column, to.group, valid[t]);
-        f32 unit = multiplier(byte[t], lift[t]) * to.shrink;
-        for (int c = 0; c < to.group; ++c) column[c] = column[c] * unit;
+        clear_invalid(column, to.group, valid[t] & (statistic[t] != 0));  // zeros of either sign have code 0
+        f32 unit = multiplier(byte[t]);
+        for (int c = 0; c < to.group; ++c) column[c] = column[c] * factor * unit;
     }
 }
 
 // EDEN's correction: the scale times `factor`, to a power of two: up iff bits + floor(fraction * 2^16) >= 2^16.
-QUARTET_INLINE i32 corrected_power(i32 byte, f32 factor, i32 bits, i32 nonzero) {
+QUARTET_INLINE i32 corrected_power(i32 byte, f32 factor, i32 bits) {
     i32 up = ((((i32)factor & 0x7fffff) >> 7) + bits) >> 16;
     i32 corrected = byte + ((i32)factor >> 23 & 0xff) - 127 + up;
-    corrected = smaller(larger(corrected, i32{}), splat(kScaleNan - 1));
-    return (nonzero & (byte < kScaleNan)) != 0 ? corrected : byte;
+    corrected = smaller(larger(corrected, splat(kSmallestByte)), splat(kScaleNan - 1));
+    return byte < kScaleNan ? corrected : byte;
 }

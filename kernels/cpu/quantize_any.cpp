@@ -6,29 +6,11 @@
 #include "power_scale.h"
 #include "tensor_scale.h"
 
-// Multiplies the rows whose largest is below 2^-63 by 2^64, of a square block all or none, and says which: 64 or 0.
-static void lift_panel(const Target& to, Panel& panel, i32* lift) {
-    i32 largest[kMaxTiles];
-    for (int t = 0; t < panel.tiles; ++t) largest[t] = largest_bits(panel.tile(t), panel.width);
-    if (to.square) agree_on_largest(largest, panel.tiles);
-    for (int t = 0; t < panel.tiles; ++t) {
-        lift[t] = (largest[t] < (127 - 63) << 23) & 64;
-        if (!any(lift[t] != 0)) continue;
-        for (int c = 0; c < panel.width; ++c) {
-            i32 bits = (i32)panel.tile(t)[c];
-            panel.tile(t)[c] = (f32)(bits & ((bits & kInfinity) != 0)) * power_of_two(lift[t]);
-        }
-    }
-}
-
-// The rotated panel at logical row `row` and block `block` of columns.
-static void read_panel(const View& from, const Target& to, int64_t row, int64_t block, Panel& panel, i32* lift) {
+// The rotated panel at logical row `row` and block `block` of columns, under absmax without the factor of the rotation.
+static void read_panel(const View& from, const Target& to, int64_t row, int64_t block, Panel& panel) {
     panel.tiles = to.tiles, panel.width = to.block;
-    for (int t = 0; t < panel.tiles; ++t) {
+    for (int t = 0; t < panel.tiles; ++t)
         read_tile(from, row + t * kLanes, block * to.block, to.block, panel.tile(t));
-        lift[t] = i32{};
-    }
-    if (to.lifts) lift_panel(to, panel, lift);
     const int period = std::max((int)to.request.rotation, 16) - 1;
     for (int t = 0; t < panel.tiles; ++t) {
         f32* column = panel.tile(t);
@@ -36,7 +18,19 @@ static void read_panel(const View& from, const Target& to, int64_t row, int64_t 
             i32 bits = (i32)column[c];
             column[c] = (f32)((bits & 0x7fffffff) >= to.zero_below ? bits ^ to.sign[c & period] : i32{});
         }
-        rotate_tile(column, panel.width, (int)to.request.rotation);
+        rotate_tile(column, panel.width, (int)to.request.rotation, to.absmax ? 1.0f : to.root);
+    }
+}
+
+// Rounds one group of one tile, scaled, by `bits` random bits an element.
+template <int bits>
+QUARTET_INLINE void round_by_noise(const Target& to, const f32* scaled, int64_t row, int64_t group, int count,
+                                   u32* dword) {
+    constexpr int dwords = 16 / bits;  // of a block of random words
+    for (int k = 0; k < count; k += dwords) {
+        u32 words[4];
+        philox_words(to.key, to.stream, row, (group * count + k) / dwords, words);
+        round_stochastic_e2m1<bits>(scaled + 8 * k, words, dword + k);
     }
 }
 
@@ -44,11 +38,10 @@ static void read_panel(const View& from, const Target& to, int64_t row, int64_t 
 QUARTET_INLINE void round_e2m1(const Target& to, const f32* scaled, int64_t row, int64_t group, int count, u32* dword) {
     switch (to.request.rounding) {
         case Rounding::kStochastic:
-            for (int k = 0; k < count; ++k) {
-                u32 noise[4];
-                philox_noise(to.key, to.stream, row, group * count + k, noise);
-                dword[k] = round_stochastic_e2m1(scaled + 8 * k, noise);
-            }
+            if (to.request.noise_bits == 8)
+                round_by_noise<8>(to, scaled, row, group, count, dword);
+            else
+                round_by_noise<16>(to, scaled, row, group, count, dword);
             break;
         case Rounding::kNearest:
         case Rounding::kEden:
@@ -82,37 +75,34 @@ static void write_group(const Target& to, const f32* scaled, int64_t row, int64_
 }
 
 // EDEN's scales of the groups of one tile, whose columns are scaled.
-static void correct_scales(const Target& to, const f32* scaled, int64_t row, int64_t group, const i32* nonzero,
-                           i32* scale) {
+static void correct_scales(const Target& to, const f32* scaled, int64_t row, int64_t group, i32* scale) {
     f32 factor = eden_factor(scaled, to.block);
-    u32 noise[4];
-    philox_noise(to.key, to.stream, row, group / 8, noise);
+    u32 words[4];
+    philox_words(to.key, to.stream, row, group / 8, words);
     for (int g = 0; g < to.groups_of_block; ++g) {
         int place = (int)((group + g) % 8);
-        i32 bits = (i32)(noise[place / 2] >> place % 2 * 16 & 0xffff);
+        i32 bits = (i32)(words[place / 2] >> place % 2 * 16 & 0xffff);
         scale[g] = to.two_level ? e4m3_stochastic(e4m3_magnitude(scale[g]) * factor, bits)
-                                : corrected_power(scale[g], factor, bits, nonzero[g]);
+                                : corrected_power(scale[g], factor, bits);
     }
 }
 
 static void quantize_panel(const View& from, const Target& to, int64_t row, int64_t block, float of_tensor) {
     Panel panel;
-    i32 lift[kMaxTiles], scale[kMaxTiles * kMaxBlock / 16], valid[kMaxTiles * kMaxBlock / 16];
-    i32 nonzero[kMaxBlock / 16];
-    read_panel(from, to, row, block, panel, lift);
+    i32 scale[kMaxTiles * kMaxBlock / 16], valid[kMaxTiles * kMaxBlock / 16];
+    read_panel(from, to, row, block, panel);
     const bool eden = to.request.rounding == Rounding::kEden;
     const int64_t first_group = block * to.groups_of_block;
     for (int g = 0; g < to.groups_of_block; ++g) {
         i32 *of_group = scale + g * panel.tiles, *good = valid + g * panel.tiles;
-        if (eden) nonzero[g] = largest_bits(panel.tile(0) + g * to.group, to.group) != 0;
         if (to.two_level)
             scale_by_e4m3(to, panel, g * to.group, of_tensor, of_group, good);
         else
-            scale_by_power(to, panel, g * to.group, lift, of_group, good);
+            scale_by_power(to, panel, g * to.group, of_group, good);
         for (int t = 0; t < panel.tiles && row + t * kLanes < to.rows; ++t)
             write_group(to, panel.tile(t) + g * to.group, row + t * kLanes, first_group + g, good[t]);
     }
-    if (eden) correct_scales(to, panel.tile(0), row, first_group, nonzero, scale);
+    if (eden) correct_scales(to, panel.tile(0), row, first_group, scale);
     for (int g = 0; g < to.groups_of_block; ++g)
         for (int t = 0; t < panel.tiles && row + t * kLanes < to.rows; ++t) {
             i32 byte = scale[g * panel.tiles + t], good = valid[g * panel.tiles + t];
@@ -124,8 +114,8 @@ static void quantize_panel(const View& from, const Target& to, int64_t row, int6
 // The bits of the largest magnitude of one panel's valid groups.
 static int32_t largest_of_panel(const View& from, const Target& to, int64_t row, int64_t block) {
     Panel panel;
-    i32 lift[kMaxTiles], largest[kMaxTiles], valid[kMaxTiles], most = {};
-    read_panel(from, to, row, block, panel, lift);
+    i32 largest[kMaxTiles], valid[kMaxTiles], most = {};
+    read_panel(from, to, row, block, panel);
     for (int g = 0; g < to.groups_of_block; ++g) {
         largest_of_valid(to, panel, g * to.group, largest, valid);
         for (int t = 0; t < panel.tiles; ++t) most = larger(most, largest[t]);

@@ -20,11 +20,17 @@ static void requantize_square(const Source& from, const Grid& grid, const Operan
         for (int r = 0; r < rows; ++r) std::memcpy(edge + 16 * r, codes + r * stride, 16);
         codes = edge, stride = 16;
     }
+    uint8_t scales[kGroup] = {};
+    for (int r = 0; r < rows; ++r) scales[r] = from.scales[(row + r) * from.groups + from_group];
+    const int largest = *std::max_element(scales, scales + kGroup);
     Table table[kGroup];
     for (int r = 0; r < kGroup; ++r)
-        grid.scaled(r < rows ? from.scales[(row + r) * from.groups + from_group] : 0, table[r]);
+        if (to.quest)
+            grid.scaled(scales[r], table[r]);
+        else
+            Grid::aligned(scales[r] - largest, scales[r] == 255, table[r]);
     for (int lane = 0; lane < kGroup; lane += kLanes)
-        quantize_tile(Decoded{codes + lane / 2, stride, table}, to, from_group * kGroup + lane, to_group);
+        quantize_tile(Decoded{codes + lane / 2, stride, table}, to, from_group * kGroup + lane, to_group, largest - 127);
 }
 
 QUARTET_EXPORT void quartet_requantize(const uint8_t* codes, const uint8_t* scales, int64_t rows, int64_t groups,
@@ -32,7 +38,7 @@ QUARTET_EXPORT void quartet_requantize(const uint8_t* codes, const uint8_t* scal
     if (!(request->known = request->is_known())) return;
     Source from = {codes, scales, rows, groups};
     Grid grid(shrink);
-    Operand to(*request, groups * kGroup, rows);
+    Operand to(*request, groups * kGroup, rows, shrink);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(useful_threads(rows * groups * kGroup, threads))
     for (int64_t from_group = 0; from_group < groups; ++from_group)
         for (int64_t to_group = 0; to_group < to.groups; ++to_group)

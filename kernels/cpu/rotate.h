@@ -1,11 +1,10 @@
 // Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/numerics/reference.py,
-// then one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time, since all 32 don't fit the registers.
+// and for QuEST one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time, since all 32 don't fit the registers.
 #pragma once
 
 #include "tile.h"
 
-constexpr int32_t kZeroBelow = (127 - 100) << 23;       // bits of 2^-100: smaller inputs count as 0
-constexpr float kRotationScale = 0.17677669529663687f;  // 1/sqrt(32)
+constexpr double kRoot = 0.17677669529663687;  // 1/sqrt(32)
 
 struct Rotation {
     bool on;
@@ -29,10 +28,7 @@ QUARTET_INLINE void begin_rotation(const Source& source, const Rotation& rotatio
         f32 v[8];
         source.four(first, v);
         source.four(first + 4, v + 4);
-        for (int i = 0; i < 8; ++i) {
-            i32 bits = (i32)v[i];
-            v[i] = (f32)((bits & 0x7fffffff) >= kZeroBelow ? bits ^ rotation.sign[first + i] : i32{});
-        }
+        for (int i = 0; i < 8; ++i) v[i] = (f32)((i32)v[i] ^ rotation.sign[first + i]);
         if (rotation.on) {
             butterflies<8, 1>(v);
             butterflies<8, 2>(v);
@@ -42,11 +38,13 @@ QUARTET_INLINE void begin_rotation(const Source& source, const Rotation& rotatio
     }
 }
 
-// Strides 8 and 16 on columns `first`, `first + 8`, `first + 16` and `first + 24`, which it also returns.
+// Strides 8 and 16 on columns `first`, `first + 8`, `first + 16` and `first + 24`, which it also returns; then, with
+// `scaled`, the multiply.
+template <bool scaled>
 QUARTET_INLINE void finish_rotation(Tile& tile, const Rotation& rotation, int first, f32 v[4]) {
     for (int i = 0; i < 4; ++i) v[i] = tile.column[first + 8 * i];
     if (!rotation.on) return;
     butterflies<4, 1>(v);
     butterflies<4, 2>(v);
-    for (int i = 0; i < 4; ++i) tile.column[first + 8 * i] = v[i] = v[i] * kRotationScale;
+    for (int i = 0; i < 4; ++i) tile.column[first + 8 * i] = v[i] = scaled ? v[i] * (float)kRoot : v[i];
 }

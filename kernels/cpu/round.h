@@ -28,19 +28,20 @@ QUARTET_INLINE u32 round_nearest_e2m1(const f32* scaled) {
     return dword;
 }
 
-QUARTET_INLINE u32 round_stochastic_e2m1(const f32* scaled, const u32 noise[4]) {
-    constexpr float kOne = 131072.0f;  // 2^17
-    constexpr int32_t kOneBits = (127 + 17) << 23;
-    u32 dword = {};
+// The columns of one block of random words, as dwords.
+template <int bits>
+QUARTET_INLINE void round_stochastic_e2m1(const f32* scaled, const u32 words[4], u32* dword) {
+#pragma GCC unroll 2
+    for (int k = 0; k < 16 / bits; ++k) {
+        const f32* column = scaled + 8 * k;
+        u32 codes = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        f32 a = smaller(magnitude(scaled[i]), splat(6.0f)) * kOne;
-        i32 linear = __builtin_convertvector(a, i32);
-        i32 logarithmic = ((i32)larger(a, splat(kOne)) >> 6) - ((kOneBits >> 6) - (2 << 16));
-        u32 bits = i % 2 ? noise[i / 2] >> 16 : noise[i / 2] & 0xffff;
-        dword = append(dword, ((u32)smaller(linear, logarithmic) + bits) >> 16, scaled[i]);
+        for (int i = 0; i < 8; ++i) {
+            f32 a = smaller(magnitude(column[i]), splat(6.0f)) * (float)(1 << kStochasticUnit);
+            codes = append_stochastic(codes, a, column[i], noise_below_bit_24<bits>(words + k * bits / 4, i));
+        }
+        dword[k] = codes;
     }
-    return dword;
 }
 
 QUARTET_INLINE u32 round_nearest_e4m3(const f32* scaled) {

@@ -5,8 +5,8 @@
 #include "philox.h"
 #include "statistics.h"
 
-// What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `known` is set to whether these kernels know them. `seed` is null unless something is rounded
-// by random bits. `signs` (of +-1) and `sign_seed` are null unless signs are random, when one of them is given.
+// What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `known` is set to whether these kernels know
+// them. `seed` is null unless something is rounded by random bits. `signs` (of +-1) and `sign_seed` are null unless signs are random, when one of them is given.
 // `tensor_scale` is null unless scales are E4M3, `mask` if it is not wanted.
 struct AnyRequest {
     int64_t known;
@@ -15,7 +15,7 @@ struct AnyRequest {
     Scale scale;
     ScaleRounding scale_rounding;
     Rounding rounding;
-    int64_t group, group_rows, rotation, stream;
+    int64_t group, group_rows, rotation, noise_bits, stream;
     double shrink, top, largest_scale;
     const int64_t* seed;
     const float* signs;
@@ -28,7 +28,7 @@ struct AnyRequest {
         const int64_t block = std::max(group, rotation);
         return is_entry(elements) && is_entry(scale_format, scale) && is_entry(scale_rounding) && is_entry(rounding) &&
                (group == 16 || group == 32) && (group_rows == 1 || group_rows == group) && rotation >= 0 &&
-               block <= kMaxBlock && (block & (block - 1)) == 0;
+               block <= kMaxBlock && (block & (block - 1)) == 0 && (noise_bits == 8 || noise_bits == 16);
     }
 };
 
@@ -37,10 +37,11 @@ struct Target {
     int64_t rows;
     int group, block, groups_of_block, tiles;  // tiles: of a panel
     int64_t blocks, groups;                    // of a row
-    bool square, two_level, lifts;             // lifts: blocks of tiny values
-    int32_t zero_below;                        // the bits of it: smaller inputs count as 0
+    bool square, two_level, absmax;            // absmax: the scale, if it is a power of two
+    int32_t zero_below;                        // the bits of it: smaller inputs count as +0, of either sign
     int32_t sign[kMaxBlock];                   // 0, or the sign bit
-    float shrink, top, largest_scale;
+    float root, factor;  // of the rotation; and times the shrink: what brings sums to values, and to the grid
+    float top, largest_scale;
     PhiloxKey key;
     uint32_t stream;
 
@@ -55,9 +56,10 @@ struct Target {
           groups(blocks * groups_of_block),
           square(of.group_rows > 1),
           two_level(of.scale_format == ScaleFormat::kE4m3),
-          lifts(of.scale == Scale::kAbsmax && !two_level),
-          zero_below(of.rotation > 64 ? (127 - 99) << 23 : kZeroBelow),
-          shrink((float)of.shrink),
+          absmax(of.scale == Scale::kAbsmax && !two_level),
+          zero_below(!two_level ? 0 : of.rotation > 64 ? (127 - 99) << 23 : (127 - 100) << 23),
+          root((float)root_of(of.rotation)),
+          factor((float)(root_of(of.rotation) * of.shrink)),
           top((float)of.top),
           largest_scale((float)of.largest_scale),
           key(of.seed ? *of.seed : 0),

@@ -46,7 +46,7 @@ static void unrotate_row(const Element* x, const uint8_t* mask, Element* out, in
         }
         if constexpr (rotate) {
             butterflies_from_stride<size, 1>(v);
-            for (int i = 0; i < vectors; ++i) v[i] = v[i] * hadamard_scale(size);
+            for (int i = 0; i < vectors; ++i) v[i] = v[i] * (float)root_of(size);
         }
         Element edge[size];
         Element* to = columns - column < size ? edge : out + column;

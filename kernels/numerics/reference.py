@@ -154,9 +154,10 @@ def requantize(
     """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded.
 
     If `is_aligned`, the 32 values of a group are integers in units of the largest of their scales over 2^16, below 2^24 in
-    sum: values whose scale is below 2^-15 of the largest count as +0. So the rotation is exact in float32 in any order of
+    sum: values whose scale is below 2^-15 of the largest count as 0. So the rotation is exact in float32 in any order of
     its sums, and in half precision with float32 sums.
     """
+    require(supports(source_quantizer))
     require(supports(quantizer))
     if not is_aligned(source_quantizer, quantizer):
         values = decode(source, source_quantizer)
@@ -170,11 +171,12 @@ def requantize(
 
 def is_aligned(source: Quantizer, quantizer: Quantizer) -> bool:
     """Whether `requantize` takes codes in units of the largest scale of a group: from MXFP4 to MXFP4 in groups of 32, of
-    which one is a block, with absmax rounded down."""
+    which one is a block, with absmax rounded down, but not by EDEN."""
     return (
         (source.format, quantizer.format) == ("mxfp4", "mxfp4")
         and (quantizer.scale, quantizer.scale_rounding, quantizer.group_rows) == ("absmax", "down", 1)
         and quantizer.rotation in (0, 32)
+        and quantizer.rounding != "eden"
     )
 
 
@@ -288,8 +290,8 @@ def _aligned(source: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.nn.functional.pad(source.scales.int(), (0, 0, 0, full - rows)).reshape(full // 32, 32, of_row, 1)
     largest = scales.amax(1, keepdim=True)
     below = scales - largest
-    values = decode_e2m1(codes).reshape(full // 32, 32, of_row, 32) * power_of_two(below.clamp(min=-15))
-    values = torch.where(below < -15, 0.0, values)
+    power = torch.where(below < -15, 0.0, power_of_two(below.clamp(min=-15)))
+    values = decode_e2m1(codes).reshape(full // 32, 32, of_row, 32) * power
     exponent = (largest - _BIAS).expand(full // 32, 1, of_row, 32)
     return tuple(t.permute(2, 3, 0, 1).flatten(0, 1) for t in (values, exponent))
 

@@ -47,15 +47,14 @@ def requantize(codes, group_scales, source, q, sign=None, seed=None, stream=0):
                 scale = [int(group_scales[r, column // 32]) for r in inside]
                 code = [int(codes[r, column // 2]) >> 4 * (column % 2) & 15 for r in inside]
                 top = max(scale)
-                x = [
-                    F(math.ldexp(table[c], s - top)) if s >= top - 15 else F(0)
-                    for c, s in zip(code, scale, strict=True)
-                ]
+                unit = [F(2.0 ** (s - top) if s >= top - 15 else 0) for s in scale]
+                x = [table[c] * u for c, u in zip(code, unit, strict=True)]
                 x += [F(0)] * (32 - len(x))
                 if q.rotation:
                     x = butterflies(x if sign is None else [v * s for v, s in zip(x, sign, strict=True)])
                 groups.append(Group(column, start // 32, x, top == 255, top - 127))
-        return _finish([[g] for g in groups], q, F(_root(q) / source.shrink), F(_root(q) / source.shrink * q.shrink), seed, stream)
+        root = _root(q) / source.shrink
+        return _finish([[g] for g in groups], q, F(root), F(root * q.shrink), seed, stream)
 
 
 def _root(q) -> float:

@@ -21,8 +21,8 @@ def f32(values):
     return torch.tensor(values, dtype=torch.float32)
 
 
-def encode(values, bits=None):
-    return reference.encode_e2m1(f32(values), bits).tolist()
+def encode(values, bits=None, noise_bits=8):
+    return reference.encode_e2m1(f32(values), bits, noise_bits).tolist()
 
 
 def neighbours(value):
@@ -48,8 +48,9 @@ def test_grid_is_that_of_the_format():
 def test_every_code_encodes_to_itself():
     codes = torch.arange(16)
     assert torch.equal(reference.encode_e2m1(reference.decode_e2m1(codes)), codes)
-    for bits in (0, 2**16 - 1):
-        assert torch.equal(reference.encode_e2m1(reference.decode_e2m1(codes), torch.tensor(bits)), codes)
+    for width in (8, 16):
+        for bits in (0, 2**width - 1):
+            assert torch.equal(reference.encode_e2m1(reference.decode_e2m1(codes), torch.tensor(bits), width), codes)
 
 
 @pytest.mark.parametrize(("midpoint", "even"), MIDPOINTS.items())
@@ -66,7 +67,7 @@ def test_saturation_signs_and_zeros():
     assert encode([6.0, *neighbours(6.0), 7.0, 8.0, huge, INF]) == [7] * 7
     assert encode([-6.0, -7.0, -huge, -INF]) == [15] * 4
     assert encode([0.0, -0.0, 1e-30, -1e-30, 2.0**-149, -(2.0**-149)]) == [0, 8, 0, 8, 0, 8]
-    assert encode([7.0, -INF, 0.0, -0.0], torch.tensor(2**16 - 1)) == [7, 15, 0, 8]
+    assert encode([7.0, -INF, 0.0, -0.0], torch.tensor(2**8 - 1)) == [7, 15, 0, 8]
 
 
 def test_nearest_is_exact_on_every_bfloat16_of_the_range():
@@ -78,20 +79,21 @@ def test_nearest_is_exact_on_every_bfloat16_of_the_range():
 
 
 def scaled_values():
-    """Values of every cell of the grid: fractions from 0 to 1, among them some below and just above 2^-16."""
-    small = [2**-24, 2**-17, 2**-16, 3 * 2**-17, 2**-15]
+    """Values of every cell of the grid: fractions from 0 to 1, among them some below and just above 2^-8 and 2^-16."""
+    small = [2**-24, 2**-17, 2**-16, 3 * 2**-17, 2**-15, 2**-9, 2**-8 - 2**-20, 2**-8, 3 * 2**-9]
     fractions = [0, *small, 0.1, 0.25, 1 / 3, 0.5, 0.6789, 0.875, *(1 - f for f in small)]
     grid = formats.E2M1_VALUES
     values = [low + f * (high - low) for low, high in itertools.pairwise(grid) for f in fractions]
     return f32([*values, *neighbours(6.0), *(n for v in MIDPOINTS for n in neighbours(v))])
 
 
+@pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_stochastic_rounding_by_exact_counts_over_all_noise(sign):
-    """A value goes up for exactly `floor(fraction * 2^16)` of the 2^16 noise values, else down; nowhere else, ever."""
-    every = torch.arange(2**16)[None, :]
+def test_stochastic_rounding_by_exact_counts_over_all_noise(sign, width):
+    """A value goes up for exactly `floor(fraction * 2^width)` of the noise values, else down; nowhere else, ever."""
+    every = torch.arange(2**width)[None, :]
     for values in scaled_values().split(16):
-        codes = reference.encode_e2m1(sign * values[:, None], every)
+        codes = reference.encode_e2m1(sign * values[:, None], every, width)
         counts = torch.stack([torch.bincount(row, minlength=16) for row in codes])
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             expected = [0] * 16
@@ -99,18 +101,19 @@ def test_stochastic_rounding_by_exact_counts_over_all_noise(sign):
             low = max(c for c in range(8) if exact_model.GRID[c] <= magnitude)
             if low < 7:
                 step = exact_model.GRID[low + 1] - exact_model.GRID[low]
-                ups = math.floor((magnitude - exact_model.GRID[low]) / step * 2**16)
+                ups = math.floor((magnitude - exact_model.GRID[low]) / step * 2**width)
                 expected[low + 1 + (8 if sign < 0 else 0)] = ups
-            expected[low + (8 if sign < 0 else 0)] += 2**16 - sum(expected)
+            expected[low + (8 if sign < 0 else 0)] += 2**width - sum(expected)
             assert count == expected, value
 
 
 def test_stochastic_rounding_goes_up_for_the_largest_noise():
-    """Which noise goes up is part of the definition: `bits + floor(fraction * 2^16) >= 2^16`."""
-    bits = torch.tensor([0, 2**15 - 1, 2**15, 2**16 - 1])
-    assert encode([0.25] * 4, bits) == [0, 0, 1, 1]
-    assert encode([5.0] * 4, bits) == [6, 6, 7, 7]
-    assert encode([-2.25] * 4, bits) == [12, 12, 12, 13]
+    """Which noise goes up is part of the definition: `bits + floor(fraction * 2^width) >= 2^width`."""
+    for width in (8, 16):
+        bits = torch.tensor([0, 2 ** (width - 1) - 1, 2 ** (width - 1), 2**width - 1])
+        assert encode([0.25] * 4, bits, width) == [0, 0, 1, 1]
+        assert encode([5.0] * 4, bits, width) == [6, 6, 7, 7]
+        assert encode([-2.25] * 4, bits, width) == [12, 12, 12, 13]
 
 
 # E4M3
@@ -223,3 +226,15 @@ def test_bits_first_column_lowest():
     assert reference.pack_bits(keep).tolist() == [[0x81, 0x02]]
     every = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
     assert torch.equal(reference.pack_bits(reference.unpack_bits(every)), every)
+
+
+def test_half_precision_holds_the_rule_of_8_bits():
+    """The bits of float16(y / 2^14), rounded toward zero, are code * 512 + fraction: what kernels/gpu makes use of."""
+    grid = f32(formats.E2M1_VALUES)
+    beside = torch.cat([grid, torch.nextafter(grid, f32(9.0))[:-1], torch.nextafter(grid, f32(0.0))[1:]])
+    y = torch.cat([beside, torch.rand(500, generator=torch.Generator().manual_seed(0)) * 6])[:, None]
+    bits = torch.arange(256)[None, :]
+    half = (y * 2.0**-14).half()
+    down = half.float() > y * 2.0**-14
+    whole = half.view(torch.int16).long() - down.long()
+    assert torch.equal((whole + 2 * bits) >> 9, reference.encode_e2m1(y.expand(-1, 256), bits.expand(len(y), -1)))

@@ -26,8 +26,8 @@ def words(values):
     return tuple(torch.tensor(v, dtype=torch.int64) for v in values)
 
 
-def noise(seed, stream, rows, columns):
-    return philox.noise(torch.tensor(seed), stream, rows, columns)
+def noise(seed, stream, rows, columns, bits=8):
+    return philox.noise(torch.tensor(seed), stream, rows, columns, bits)
 
 
 @pytest.mark.parametrize(("rounds", "counter", "key", "output"), KNOWN)
@@ -42,49 +42,60 @@ def test_default_is_seven_rounds():
     assert [int(w) for w in philox.philox(zeros, zeros[:2])] == [int(w) for w in philox.philox(zeros, zeros[:2], 7)]
 
 
+WIDTHS = pytest.mark.parametrize("bits", [8, 16])
+
+
+@WIDTHS
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**32, 2**63 - 1, -(2**63), 0x0123456789ABCDEF])
-def test_noise_is_the_scalar_model(seed):
+def test_noise_is_the_scalar_model(seed, bits):
     for stream in (0, 5):
-        expected = [[exact_model.noise(seed, stream, r, c) for c in range(19)] for r in range(5)]
-        assert noise(seed, stream, 5, 19).tolist() == expected
+        expected = [[exact_model.noise(seed, stream, r, c, bits) for c in range(35)] for r in range(5)]
+        assert noise(seed, stream, 5, 35, bits).tolist() == expected
 
 
 def test_noise_golden():
-    """Two rows that straddle a block of 8 columns, as hexadecimal halves."""
-    rows = [" ".join(f"{v:04x}" for v in row) for row in noise(1234, philox.DGRAD_W, 2, 10).tolist()]
+    """Two rows that straddle a block of 16 columns as bytes, and one of 8 columns as 16-bit halves of the same words."""
+    rows = [" ".join(f"{v:02x}" for v in row) for row in noise(1234, philox.DGRAD_W, 2, 18).tolist()]
+    assert rows == [
+        "05 83 f7 ab cb 59 e0 17 9a 9b 23 27 75 36 7f 49 d4 bc",
+        "8a 03 fe 69 46 1f 9a a7 31 3d 79 98 60 18 ea 4b f0 19",
+    ]
+    rows = [" ".join(f"{v:04x}" for v in row) for row in noise(1234, philox.DGRAD_W, 2, 10, 16).tolist()]
     assert rows == [
         "8305 abf7 59cb 17e0 9b9a 2723 3675 497f bcd4 1335",
         "038a 69fe 1f46 a79a 3d31 9879 1860 4bea 19f0 d340",
     ]
 
 
-def test_noise_is_a_function_of_the_position():
-    whole = noise(7, 3, 40, 100)
+@WIDTHS
+def test_noise_is_a_function_of_the_position(bits):
+    whole = noise(7, 3, 40, 100, bits)
     for rows, columns in ((40, 64), (40, 33), (1, 100), (13, 8), (39, 1)):
-        assert torch.equal(noise(7, 3, rows, columns), whole[:rows, :columns])
+        assert torch.equal(noise(7, 3, rows, columns, bits), whole[:rows, :columns])
 
 
-def test_noise_has_16_bits():
-    bits = noise(0, 0, 512, 512)
-    assert bits.min() >= 0 and bits.max() < 2**16 and bits.unique().numel() > 64000
+@WIDTHS
+def test_noise_has_all_its_bits(bits):
+    drawn = noise(0, 0, 512, 512, bits)
+    assert drawn.min() >= 0 and drawn.max() < 2**bits and drawn.unique().numel() > 0.97 * 2**bits
 
 
+@WIDTHS
 @pytest.mark.parametrize("row_offset", [0, 2**32 - 2, 2**32, 2**40 + 5, 2**48 - 4])
 @pytest.mark.parametrize("block_offset", [0, 2**32 - 2, 2**33, 2**47 + 1])
-def test_rows_and_columns_beyond_32_bits_enter_the_counter(monkeypatch, row_offset, block_offset):
-    """`noise` of 4 rows and 32 columns, moved to where no test can allocate them: its two `arange` calls are offset."""
-    offsets, arange = iter((row_offset, block_offset)), torch.arange
-    monkeypatch.setattr(torch, "arange", lambda size, **how: arange(size, **how) + next(offsets))
-    actual = philox.noise(torch.tensor(99), 2, 4, 32).tolist()
-    rows = range(row_offset, row_offset + 4)
-    columns = range(8 * block_offset, 8 * block_offset + 32)
-    assert actual == [[exact_model.noise(99, 2, r, c) for c in columns] for r in rows]
+def test_rows_and_columns_beyond_32_bits_enter_the_counter(monkeypatch, row_offset, block_offset, bits):
+    """`noise` of 4 rows and 32 columns, moved to where no test can allocate them: its first two `arange` are offset."""
+    offsets, arange = iter((row_offset, block_offset, 0)), torch.arange
+    monkeypatch.setattr(torch, "arange", lambda *size, **how: arange(*size, **how) + next(offsets))
+    actual = philox.noise(torch.tensor(99), 2, 4, 32, bits).tolist()
+    rows, first = range(row_offset, row_offset + 4), 128 // bits * block_offset
+    assert actual == [[exact_model.noise(99, 2, r, c, bits) for c in range(first, first + 32)] for r in rows]
 
 
 def test_positions_2_to_the_32_apart_differ():
-    near = [exact_model.noise(0, 0, 0, c) for c in range(64)]
-    assert near != [exact_model.noise(0, 0, 2**32, c) for c in range(64)]
-    assert near != [exact_model.noise(0, 0, 0, c + 2**35) for c in range(64)]
+    near = [exact_model.noise(0, 0, 0, c, 8) for c in range(64)]
+    assert near != [exact_model.noise(0, 0, 2**32, c, 8) for c in range(64)]
+    assert near != [exact_model.noise(0, 0, 0, c + 2**36, 8) for c in range(64)]
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 2**40 + 3])
@@ -115,14 +126,14 @@ def test_streams_of_noise_and_signs_do_not_meet():
 
 
 def _z_of_ones(bits):
-    """Standard deviations by which each of the 16 bits is off balance."""
-    ones = torch.stack([(bits >> i) & 1 for i in range(16)]).double().sum(1)
+    """Standard deviations by which each of the 8 bits is off balance."""
+    ones = torch.stack([(bits >> i) & 1 for i in range(8)]).double().sum(1)
     return (ones - bits.numel() / 2) / (bits.numel() / 4) ** 0.5
 
 
 def _z_of_bytes(bits):
-    """Chi-square of the low byte over 256 bins, as standard deviations from its mean."""
-    count = torch.bincount((bits & 255).flatten(), minlength=256).double()
+    """Chi-square over 256 bins, as standard deviations from its mean."""
+    count = torch.bincount(bits.flatten(), minlength=256).double()
     mean = bits.numel() / 256
     return (((count - mean) ** 2 / mean).sum() - 255) / (2 * 255) ** 0.5
 
@@ -136,7 +147,7 @@ def _against_transpose():
     return (bits ^ bits.t())[torch.ones(256, 256, dtype=torch.bool).triu(1)]
 
 
-# If all is well the largest of these 17 * 8 scores exceeds 5 with probability 1e-4; the seeds are fixed.
+# If all is well the largest of these 9 * 8 scores exceeds 5 with probability 1e-4; the seeds are fixed.
 @pytest.mark.parametrize(
     "difference",
     [
@@ -146,7 +157,7 @@ def _against_transpose():
         pytest.param(lambda: _against(11, 1, 256, 256), id="next stream"),
         pytest.param(lambda: _against(11, 0, 257, 256, rows=slice(1, None)), id="next row"),
         pytest.param(lambda: _against(11, 0, 256, 257, columns=slice(1, None)), id="next column"),
-        pytest.param(lambda: _against(11, 0, 256, 264, columns=slice(8, None)), id="next block of columns"),
+        pytest.param(lambda: _against(11, 0, 256, 272, columns=slice(16, None)), id="next block of columns"),
         pytest.param(_against_transpose, id="transpose"),
     ],
 )

@@ -67,20 +67,21 @@ def test_properties():
     assert facts == {
         "mxfp4-quest": ("----c--", 32, 1.0, 4.25),
         "mxfp4-rtn": ("-s-----", 32, 4 / 3, 4.25),
-        "mxfp4-sr": ("nsu----", 32, 4 / 3, 4.25),
+        "mxfp4-sr": ("nsu----", 32, 4 / 3 * 1.00075, 4.25),
         "mxfp4-eden": ("nsu----", 128, 4 / 3, 4.25),
         "mxfp4-rtn-2d": ("------q", 32, 1.0, 4.25),
         "nvfp4-rtn": ("-----t-", 16, 1.0, 4.5),
         "nvfp4-rtn-4over6": ("-----t-", 16, 1.0, 4.5),
         "nvfp4-rtn-2d": ("-----tq", 16, 1.0, 4.5),
         "nvfp4-rtn-2d-4over6": ("-----tq", 16, 1.0, 4.5),
-        "nvfp4-sr": ("nsu--t-", 16, 1.0, 4.5),
+        "nvfp4-sr": ("nsu--t-", 16, 1.00075, 4.5),
         "nvfp4-eden": ("nsu--t-", 128, 1.0, 4.5),
         "mxfp8": ("-------", 32, 1.0, 8.25),
         "exact-fixed": ("--ux---", 32, 1.0, 32.0),
         "exact-random": ("-sux---", 32, 1.0, 32.0),
     }
     assert [name for name, q in QUANTIZERS.items() if q.stochastic] == ["mxfp4-sr", "nvfp4-sr"]
+    assert formats.quantizer("mxfp4-sr,noise_bits=16").gain == 4 / 3
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,7 @@ CONTRADICTIONS = [
         ["four-over-six", "stochastic", "biased", "absmax"],
     ),
     ({"rounding": "stochastic"}, ["stochastic", "shrink=1.0", "shrink=0.75"]),
+    ({"noise_bits": 16}, ["noise_bits=16", "'nearest'", "rounding='stochastic'"]),
     ({"scale_rounding": "error", "shrink": 0.75}, ["scale_rounding='error'", "shrink"]),
     ({**NVFP4, "scale_rounding": "error"}, ["scale_rounding='error'", "E8M0", "scale_format"]),
     ({**NVFP4, "rounding": "stochastic"}, ["stochastic", "headroom=1.0", "headroom=17/16"]),
@@ -158,6 +160,7 @@ CONTRADICTIONS = [
         ({"random_signs": 1}, ["'random_signs'", "True"]),
         ({"group_rows": True}, ["'group_rows'", "True", "32"]),
         ({"rotation": 32.0}, ["'rotation'", "32.0", "32"]),
+        ({"noise_bits": 4}, ["'noise_bits'", "4", "8, 16"]),
         ({"scale_rounding": "floor"}, ["'scale_rounding'", "'floor'", "'down'"]),
         ({**NVFP4, "headroom": 2}, ["'headroom'", "2", "0.75 to 1.5"]),
         ({**NVFP4, "headroom": math.nan}, ["'headroom'", "nan"]),

@@ -23,6 +23,7 @@ ENTRIES = {
     "group": (64, {}),
     "group_rows": (64, {"group": 64, "rotation": 0}),
     "rotation": (256, {}),
+    "noise_bits": (4, {"rounding": "stochastic", "shrink": 0.75}),
 }
 """A made-up entry of each table of quantizer.py, and the other fields of a quantizer that has it."""
 
