@@ -57,7 +57,7 @@ def rotated_sums(
 @triton.jit
 def rotated(sums, rotation: tl.constexpr):
     """`rotated_sums` with the factor."""
-    return uncontracted(sums, tl.broadcast_to(root(rotation), sums.shape))
+    return uncontracted(sums, root(rotation), False)
 
 
 @triton.jit

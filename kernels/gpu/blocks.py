@@ -5,7 +5,16 @@ import triton.language as tl
 
 from .random import flipped, noise_words
 from .rotation import butterflies_of_pairs, interleaved, largest, root, uncontracted
-from .rounding import TO_HALVES, neighbours, pack_below, pack_nearest, pack_stochastic, pack_stochastic_halves, values, values_over_2_126
+from .rounding import (
+    TO_HALVES,
+    neighbours,
+    pack_below,
+    pack_nearest,
+    pack_stochastic,
+    pack_stochastic_halves,
+    values,
+    values_over_2_126,
+)
 from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
 
 
@@ -40,6 +49,7 @@ def quantize(
     noise_bits: tl.constexpr,
     masked: tl.constexpr,
     native: tl.constexpr,
+    packed: tl.constexpr,
     wide: tl.constexpr,
 ):
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
@@ -51,6 +61,7 @@ def quantize(
     quest:       the scale is a multiple of the standard deviation, else of the largest. source_shrink: what the elements
                  are to be divided by. The other arguments are the fields of a `Quantizer`; `noisy` rounds stochastically.
     native:      the target has an instruction that converts to E2M1.
+    packed:      the target has instructions for two float32.
     wide:        the elements may be as large as float32's are; else no sum of them reaches 2^100.
 
     Without `masked` the mask is zeros, which the compiler removes. A group with a NaN or infinity rotates to nothing
@@ -68,11 +79,11 @@ def quantize(
     if random_signs:
         even, odd = flipped(even, odd, sign_seed, stream)
     if rotation > 0:
-        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered))
+        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered), packed)
     else:
         x = interleaved(even.to(tl.float32), odd.to(tl.float32))
     if quest:
-        x = uncontracted(x, tl.broadcast_to(root(rotation), x.shape))
+        x = uncontracted(x, root(rotation), packed)
         byte = quest_exponent(x)
         factor = power_of_two(254 - tl.minimum(byte, 254))
         valid = byte < 255
@@ -85,7 +96,7 @@ def quantize(
         factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink * folded)
         valid = byte < 255
         kept = valid & (most != 0)
-    scaled = x * factor[None, :]
+    scaled = uncontracted(x, factor[None, :], packed)
     if again:
         scaled = scaled * TO_HALVES
     if noisy:

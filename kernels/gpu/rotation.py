@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import INTERPRETED
+from .rounding import INTERPRETED, neighbours
 
 
 @triton.jit
@@ -46,10 +46,49 @@ def interleaved(even, odd):
 
 
 @triton.jit
-def butterflies_of_pairs(sums, differences):
-    """`butterflies` of 32 elements a group after the first stage: float32[16, groups] each."""
+def _two_sums_and_differences(low0, low1, high0, high1):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b64 low, high, sum, difference;
+        mov.b64 low, {$4, $5};
+        mov.b64 high, {$6, $7};
+        add.rn.f32x2 sum, low, high;
+        sub.rn.f32x2 difference, low, high;
+        mov.b64 {$0, $1}, sum;
+        mov.b64 {$2, $3}, difference;
+        }""",
+        "=f,=f,=f,=f,f,f,f,f",
+        args=[low0, low1, high0, high1],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _butterfly_packed(x, stride: tl.constexpr):
+    """`_butterfly`, stride 2 or more, by instructions for two float32."""
+    size: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1]
+    x = tl.reshape(x, (size // (2 * stride), 2, stride // 2, 2, groups))
+    low, high = tl.split(tl.permute(x, (0, 2, 4, 3, 1)))
+    low0, low1 = tl.split(low)
+    high0, high1 = tl.split(high)
+    sum0, sum1, difference0, difference1 = _two_sums_and_differences(low0, low1, high0, high1)
+    x = tl.join(tl.join(sum0, sum1), tl.join(difference0, difference1))
+    return tl.reshape(tl.permute(x, (0, 4, 1, 3, 2)), (size, groups))
+
+
+@triton.jit
+def butterflies_of_pairs(sums, differences, packed: tl.constexpr):
+    """`butterflies` of 32 elements a group after the first stage: float32[16, groups] each. packed: the target adds two
+    float32 in one instruction."""
     tl.static_assert(sums.shape[0] == 16)
-    return _butterfly(_butterfly(_butterfly(_butterfly(interleaved(sums, differences), 2), 4), 8), 16)
+    x = interleaved(sums, differences)
+    if packed and not INTERPRETED:
+        return _butterfly_packed(_butterfly_packed(_butterfly_packed(_butterfly_packed(x, 2), 4), 8), 16)
+    else:
+        return _butterfly(_butterfly(_butterfly(_butterfly(x, 2), 4), 8), 16)
 
 
 @triton.jit
@@ -70,13 +109,39 @@ def root(size: tl.constexpr, times: tl.constexpr = 1.0):
 
 
 @triton.jit
-def uncontracted(x, factor):
-    """float32 `x * factor`, rounded, whatever is added to it."""
+def _two_products(x0, x1, factor):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b64 two, factors;
+        mov.b64 two, {$2, $3};
+        mov.b64 factors, {$4, $4};
+        mul.rn.f32x2 two, two, factors;
+        mov.b64 {$0, $1}, two;
+        }""",
+        "=f,=f,f,f,f",
+        args=[x0, x1, factor],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def uncontracted(x, factor, packed: tl.constexpr):
+    """float32 `x * factor`, rounded, whatever is added to it, for `x: [n, groups]`; packed: as in `butterflies_of_pairs`."""
     if INTERPRETED:
         return x * factor
+    elif packed:
+        even, odd = neighbours(x)
+        return interleaved(*_two_products(even, odd, tl.broadcast_to(factor, even.shape)))
     else:
         return tl.inline_asm_elementwise(
-            "mul.rn.f32 $0, $1, $2;", "=f,f,f", args=[x, factor], dtype=tl.float32, is_pure=True, pack=1
+            "mul.rn.f32 $0, $1, $2;",
+            "=f,f,f",
+            args=[x, tl.broadcast_to(factor, x.shape)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
 
 

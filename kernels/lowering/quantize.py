@@ -15,7 +15,7 @@ from ..quantizer import quantizer as quantizer_named
 from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
-from .device import has_fp4
+from .device import has_fp4, through_tensor_memory
 from .inductor import realize_inputs
 from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, vector
 from .scales import remember_blocked
@@ -36,6 +36,11 @@ def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
         "NOISE_BITS": spec.noise_bits,
     }
     return {prefix + name: value for name, value in fields.items()}
+
+
+def _instructions(device: torch.device) -> dict[str, bool]:
+    """Which instructions the device has: those that convert to E2M1, and those for two float32."""
+    return {"NATIVE": has_fp4(device), "PACKED": through_tensor_memory(device)}
 
 
 _SQUARE_TILES = [
@@ -65,7 +70,7 @@ def quantize(call: Quantize):
         flat.add(rows, groups * width)
     blocked = flat.add_blocked(rows, groups, device)
     constants = dict(
-        _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, NATIVE=has_fp4(device), SEEDED=bool(seeds)
+        _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, SEEDED=bool(seeds), **_instructions(device)
     )
     if not transpose:
         constants["VEC"] = vector(x.get_dtype())
@@ -103,7 +108,7 @@ def quantize_pair(call: QuantizePair):
         **_fields(row, "ROW_"),
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
-        NATIVE=has_fp4(device),
+        **_instructions(device),
         ROW_BLOCKED=row_blocked,
         COLUMN_BLOCKED=column_blocked,
     )
@@ -141,7 +146,7 @@ def requantize(call: Requantize):
         SOURCE_SHRINK=before.shrink,
         SEEDED=bool(seeds),
         BLOCKED=blocked,
-        NATIVE=has_fp4(device),
+        **_instructions(device),
     )
     new_codes, new_scales, *more = flat.views(buffer)
     if blocked:
