@@ -60,7 +60,7 @@ def add_architecture(monkeypatch, name: str, capability: tuple[int, int]) -> Non
 def _e8m0(OUT, scale: tl.constexpr, scale_rounding: tl.constexpr, rounding: tl.constexpr):
     groups, zeros = tl.full((32, 32), 1.0, tl.float32), tl.zeros((32,), tl.int32)
     codes, _, _ = any_blocks.quantize_e8m0(
-        groups, zeros, zeros, zeros, 0, 0, 1, 1, False, scale, scale_rounding, 0.75, rounding, False, False
+        groups, zeros, zeros, 0, 1, 0, 1, 1, False, scale, scale_rounding, 0.75, rounding, 8, False, False
     )
     tl.store(OUT + tl.arange(0, 16)[:, None] * 32 + tl.arange(0, 32)[None, :], codes)
 
@@ -68,7 +68,7 @@ def _e8m0(OUT, scale: tl.constexpr, scale_rounding: tl.constexpr, rounding: tl.c
 @triton.jit
 def _e4m3(OUT, scale: tl.constexpr, rounding: tl.constexpr):
     groups, zeros = tl.full((16, 32), 1.0, tl.float32), tl.zeros((32,), tl.int32)
-    codes, _, _ = any_blocks.quantize_e4m3(groups, 1.0, zeros, zeros, 0, 0, 1, 1, 6.0, scale, rounding, False, False)
+    codes, _, _ = any_blocks.quantize_e4m3(groups, 1.0, zeros, zeros, 0, 0, 1, 1, 6.0, scale, rounding, 8, False, False)
     tl.store(OUT + tl.arange(0, 8)[:, None] * 32 + tl.arange(0, 32)[None, :], codes)
 
 
