@@ -34,7 +34,7 @@ STOCHASTIC_HEADROOM = 17 / 16
 """E4M3 rounds a scale down by at most 1/17 of it: with 16/17 of the range, no value clips."""
 
 LOST_BY_8_BITS = 7.5e-4
-"""How much too short an operand of Gaussian values comes out that 8 random bits round, as a share of it (docs/numerics.md)."""
+"""How much too short a Gaussian operand comes out that 8 random bits round, as a share of it (docs/numerics.md)."""
 
 CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {

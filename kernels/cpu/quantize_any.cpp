@@ -7,7 +7,9 @@
 #include "tensor_scale.h"
 
 // The rotated panel at logical row `row` and block `block` of columns, under absmax without the factor of the rotation.
-static void read_panel(const View& from, const Target& to, int64_t row, int64_t block, Panel& panel) {
+// Inlined it takes registers from what follows: 5 to 10 % of the time of nvfp4-rtn.
+__attribute__((noinline)) static void read_panel(const View& from, const Target& to, int64_t row, int64_t block,
+                                                 Panel& panel) {
     panel.tiles = to.tiles, panel.width = to.block;
     for (int t = 0; t < panel.tiles; ++t)
         read_tile(from, row + t * kLanes, block * to.block, to.block, panel.tile(t));

@@ -121,8 +121,8 @@ def quantize(
     match quantizer.scale_format:
         case "e8m0":
             sums = _butterflies(blocks, quantizer, signs).reshape(shape)
-            values = Sums(sums, _root(quantizer), torch.zeros_like(finite, dtype=torch.int32), finite)
-            return _blocks_of(values, quantizer, seed, stream, mask)
+            zeros = torch.zeros_like(finite, dtype=torch.int32)
+            return _blocks_of(Sums(sums, _root(quantizer), zeros, finite), quantizer, seed, stream, mask)
         case "e4m3":
             groups = _rotate(_zero_below(_zero_limit(quantizer), blocks), quantizer, signs).reshape(shape)
             codes, scales, tensor_scale, keep = scales_e4m3.quantize_groups(groups, finite, quantizer, seed, stream)
@@ -293,7 +293,7 @@ def _aligned(source: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     power = torch.where(below < -15, 0.0, power_of_two(below.clamp(min=-15)))
     values = decode_e2m1(codes).reshape(full // 32, 32, of_row, 32) * power
     exponent = (largest - _BIAS).expand(full // 32, 1, of_row, 32)
-    return tuple(t.permute(2, 3, 0, 1).flatten(0, 1) for t in (values, exponent))
+    return values.permute(2, 3, 0, 1).flatten(0, 1), exponent.permute(2, 3, 0, 1).flatten(0, 1)
 
 
 def _blocks_of(values: Sums, quantizer: Quantizer, seed: torch.Tensor | None, stream: int, mask: bool) -> Blocks:

@@ -29,7 +29,6 @@ def quantize_groups(
 
     rotated: float32[rows, groups, 16]; finite: [rows, groups, 1].
     """
-    rows, groups, _ = rotated.shape
     largest = rotated.abs().amax(-1, keepdim=True)
     valid = ~over_square(~(finite & largest.isfinite()), quantizer)
     largest = over_square(torch.where(valid, largest, 0.0), quantizer)
@@ -45,7 +44,9 @@ def quantize_groups(
         case other:
             raise REFERENCE.refusal("scale", other)
     scaled = rotated / (scale.float() * tensor_scale)
-    codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream), quantizer.noise_bits), 0)
+    codes = torch.where(
+        valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream), quantizer.noise_bits), 0
+    )
     if quantizer.rounding == "eden":
         corrected = scale.float() * eden_factor(scaled, codes, quantizer)
         scale = stochastic_e4m3(corrected, scale_noise(scaled, seed, stream))

@@ -89,7 +89,8 @@ def element_noise(
 def scale_noise(scaled: torch.Tensor, seed: torch.Tensor, stream: int) -> torch.Tensor:
     """int64[rows, groups, 1]: the random bits that round the scales of groups `scaled: [rows, groups, group]`, those of
     elements (row, group)."""
-    return philox.noise(seed, stream, *scaled.shape[:2], philox.SCALE_BITS)[..., None]
+    rows, groups, _ = scaled.shape
+    return philox.noise(seed, stream, rows, groups, philox.SCALE_BITS)[..., None]
 
 
 def _times(x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -378,7 +378,9 @@ def test_requantization_equals_the_model(name, source):
     )
     key = torch.tensor(1234)
     made = reference.requantize(blocks, before, q, stream=philox.DGRAD_W, seed=key, sign_seed=key)
-    assert torch.equal(made.codes, torch.from_numpy(arrays[0])) and torch.equal(made.scales, torch.from_numpy(arrays[1]))
+    assert torch.equal(made.codes, torch.from_numpy(arrays[0])) and torch.equal(
+        made.scales, torch.from_numpy(arrays[1])
+    )
     assert made.scales.min() >= 64 and (made.scales == 255).any()
 
 

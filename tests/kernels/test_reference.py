@@ -143,12 +143,17 @@ def test_the_least_scale():
     base, smaller = (run(gaussian(64, 64, exponent=exponent), SR) for exponent in (0, -61))
     assert torch.equal(base.codes, smaller.codes) and torch.equal(base.scales.int() - 61, smaller.scales.int())
     one_hot = torch.eye(32)[1:2] * 2.0**-61 * 32**0.5 / 3  # rotates to +-1/3 of 2^-61: 4/3, times 3/4, of the scale
-    assert [(run(one_hot * 2.0**-i, RTN).codes & 0x77).unique().tolist() for i in range(4)] == [[0x22], [0x11], [0], [0]]
+    assert [(run(one_hot * 2.0**-i, RTN).codes & 0x77).unique().tolist() for i in range(4)] == [
+        [0x22],
+        [0x11],
+        [0],
+        [0],
+    ]
     assert not (run(gaussian(4, 32, exponent=-73), SR).codes & 0x77).any()
 
 
 def test_zero_groups_and_the_sign_of_zero():
-    """Codes of zeros are 0 under absmax; QuEST's rotate as they are, to a scale of 1e-8. Others keep the sign of the value."""
+    """Codes of zeros are 0 under absmax; QuEST's rotate as they are, to a scale of 1e-8. Others keep their sign."""
     zeros = torch.tensor([[0.0] * 32, [-0.0] * 32])
     for quantizer, byte in ((QUEST, 100), (RTN, 64), (SR, 64)):
         blocks = run(zeros, quantizer)
