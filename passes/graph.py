@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from .._compat import fake_like
+from .._compat import expression, fake_like, fake_mode_of, is_tangent, keep_in_backward, op_name, place_of, region
 
 aten = torch.ops.aten
 
@@ -36,20 +36,6 @@ CASTS = (
     aten.clone.default,
 )
 """Ops that keep the elements of a tensor up to rounding."""
-
-_COPIED_META = (
-    "seq_nr",
-    "partitioner_tag",
-    "recompute",
-    "ac_graph_id",
-    "has_backward_hook",
-    "custom",
-    "nn_module_stack",
-    "fwd_nn_module_stack",
-    "stack_trace",
-    "source_fn_stack",
-    "fwd_source_fn_stack",
-)
 
 
 class VerifyError(AssertionError):
@@ -148,13 +134,6 @@ def strip(node: fx.Node, through: Iterable = (*VIEWS, *CASTS)) -> fx.Node:
     return node
 
 
-def description_of(description: Any) -> Any:
-    """What AOTAutograd says of an input or output; of a part of a tensor subclass (a DTensor's shard), of the whole."""
-    while hasattr(description, "base"):
-        description = description.base
-    return description
-
-
 def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that depends on one of the starts, the starts included."""
     seen = set(starts)
@@ -169,7 +148,7 @@ def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
 
 def tangents(graph: fx.Graph) -> list[fx.Node]:
     """The placeholders that carry gradients into a joint graph; none in an inference graph."""
-    return [node for node in graph.nodes if node.op == "placeholder" and "tangents" in node.target]
+    return [node for node in graph.nodes if is_tangent(node)]
 
 
 @dataclasses.dataclass
@@ -197,11 +176,11 @@ class Builder:
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
         args = fx.map_arg(args, lambda n: self._replaced.get(n, n))  # operands were found before anything was rewritten
-        name = target._schema.name.rpartition("::")[2]
+        name = op_name(target).rpartition("::")[2]
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
+        node.meta = place_of(like)
         if backward_only:
-            node.meta["partitioner_tag"] = "must_be_in_backward"
+            keep_in_backward(node)
         self.author[node] = self.working_on
         node.meta["val"] = self._run(like, target, args, kwargs or {})
         self.made[like, target] = node
@@ -219,7 +198,7 @@ class Builder:
         items = []
         for index in range(len(node.meta["val"])):
             item = self.graph.call_function(operator.getitem, (node, index))
-            item.meta = {key: node.meta[key] for key in _COPIED_META if key in node.meta}
+            item.meta = place_of(node)
             item.meta["val"] = node.meta["val"][index]
             self.author[item] = self.author.get(node)
             items.append(item)
@@ -282,11 +261,6 @@ def snapshot(graph: fx.Graph) -> Callable[[], None]:
     return restore
 
 
-def region(node: fx.Node) -> tuple:
-    """The checkpointed region that a node is recomputed with; the partitioner recomputes each region by itself."""
-    return node.meta.get("ac_graph_id"), node.meta.get("recompute")
-
-
 def _swaps(node: fx.Node) -> bool:
     """Whether a transposing op swaps the last two dimensions and leaves the others."""
     rank = node.meta["val"].dim()
@@ -327,7 +301,7 @@ def _swapped(dims: tuple) -> tuple:
 
 
 def _fake_mode(node: fx.Node) -> Any:
-    return node.meta["val"].fake_mode
+    return fake_mode_of(node.meta["val"])
 
 
 def _same_layout(node: fx.Node) -> torch.Tensor:
@@ -365,4 +339,4 @@ def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _hashable(size: Any) -> Any:
-    return size if isinstance(size, int) else size.node.expr
+    return expression(size)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput
+from .._compat import BufferInput, CustomGraphPass, ParamInput, PlainInput, description_of, module_stack
 from ..config.marks import mark_of
 from ..config.names import clean
 from ..config.options import Policy
@@ -23,7 +23,7 @@ from ..config.recipe import Recipe, operands
 from ..config.rules import Rules
 from ..errors import QuartetError, StrictError
 from ..report.report import GraphReport, Observed, Site
-from .graph import description_of, tangents
+from .graph import tangents
 from .match import MatmulSite, find_sites
 from .others import OtherProduct, find_others
 from .plan import Decision, decide, quantized
@@ -135,7 +135,7 @@ class QuartetPass(CustomGraphPass):
         for node in graph.nodes:
             if node.op != "placeholder":
                 continue
-            description = description_of(node.meta.get("desc"))
+            description = description_of(node)
             if isinstance(description, ParamInput):
                 parameters[node] = names[node] = description.target
             elif isinstance(description, BufferInput):
@@ -177,12 +177,12 @@ class QuartetPass(CustomGraphPass):
 
 def is_nested(graph: fx.Graph) -> bool:
     """Whether a graph is the body of a higher-order op: AOTAutograd describes the inputs of all others."""
-    return not any(node.meta.get("desc") for node in graph.nodes)
+    return not any(description_of(node) for node in graph.nodes)
 
 
 def _module(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return clean(list(stack.values())[-1][0]) if stack else ""
+    stack = module_stack(node.meta)
+    return clean(stack[-1][0]) if stack else ""
 
 
 def _sizes(shape: tuple) -> tuple:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from torch import fx
 
-from .._compat import GradOutput
-from .graph import Matrix, Values, descendants, description_of, tangents
+from .._compat import GradOutput, description_of, descriptions_of, gradient_of, sequence_number
+from .graph import Matrix, Values, descendants, tangents
 from .products import (
     BATCHED,
     CONVOLUTION,
@@ -215,14 +215,14 @@ class _Gradients:
 
     def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node]) -> None:
         (output,) = (node for node in graph.nodes if node.op == "output")
-        descriptions = output.meta.get("desc")
+        descriptions = descriptions_of(output)
         self.known = descriptions is not None
         self._backward = descendants(tangents(graph))
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
-        sources = {description_of(node.meta.get("desc")): node for node in inputs}
-        for description, result in zip(map(description_of, descriptions or ()), output.args[0], strict=False):
-            source = sources.get(getattr(description, "grad_of", None))
+        sources = {description_of(node): node for node in inputs}
+        for description, result in zip(descriptions or (), output.args[0], strict=False):
+            source = sources.get(gradient_of(description))
             if isinstance(description, GradOutput) and isinstance(result, fx.Node) and source is not None:
                 self._follow(result, source)
 
@@ -336,7 +336,7 @@ def _only(choices: list[tuple], site: MatmulSite) -> tuple | None:
 
 def _number(node: fx.Node) -> int | None:
     """Autograd's sequence number, which a forward op and its backward have in common."""
-    return node.meta.get("seq_nr")
+    return sequence_number(node)
 
 
 def _accept(site: MatmulSite, dgrad: _Reader | None, wgrad: _Reader | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from .._compat import OpOverload
+from .. import _compat
 from .graph import aten
 
 MATMULS = (aten.mm.default, aten.addmm.default)
@@ -31,7 +31,7 @@ FALLBACK = "transformers::grouped_mm_fallback"
 
 def op_name(node: fx.Node) -> str:
     """The qualified name of an op, `aten::mm`; empty for what is no op."""
-    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
+    return _compat.op_name(node.target)
 
 
 def factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
