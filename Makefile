@@ -2,7 +2,8 @@
 # make test    the tests; test-all adds the slow ones
 # make test-torch TORCH=2.14.1  the tests under another torch, in a venv of its own; TESTS=tests/passes only these
 # make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
-# make lint, make bench
+# make lint    style, spelling and types
+# make bench   times of a training step
 # Each verb but gpu-check does its own set-up, all but test-torch in .venv, with the versions of constraints.txt.
 # PYTHON=python3.12 picks another Python.
 
@@ -18,7 +19,7 @@ READY := .venv/.ready
 # What was set up may be half made, broken since, or of a checkout that has moved: ask it, in a few hundredths of a second.
 probe := from importlib.util import find_spec; from pathlib import Path; \
   here = find_spec("quartet_compile"); \
-  parts = [find_spec(m) for m in ("pip", "torch", "pytest", "ruff", "matplotlib", "scipy")]; \
+  parts = [find_spec(m) for m in ("pip", "torch", "pytest", "ruff", "mypy", "codespell_lib", "matplotlib", "scipy")]; \
   print(None not in (here, *parts) and Path("quartet_compile").samefile(Path(here.origin).parent))
 is_whole := test -x $(PY) && $(PY) -I -c '$(probe)' 2>&1
 ifneq ($(shell $(is_whole)),True)
@@ -85,8 +86,16 @@ gpu-check:
 	  "make gpu-check GPU_PYTHON=... names another" >&2; exit 1; }; \
 	"$$python" examples/gpu_check.py --out "$(GPU_OUT)" $(GPU_ARGS)
 
+# mypy doesn't read setuptools' package-dir: links show it the package as one folder, as it is installed.
+TYPES := .venv/types
+
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib
+	@rm -rf $(TYPES)/quartet_compile && mkdir -p $(TYPES)/quartet_compile
+	@ln -s $(CURDIR)/quartet_compile/* $(CURDIR)/passes $(CURDIR)/kernels $(TYPES)/quartet_compile
+	cd $(TYPES) && ../bin/python -m mypy --config-file ../../pyproject.toml
 
 bench: setup
 	$(PY) examples/bench_step.py

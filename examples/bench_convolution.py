@@ -70,7 +70,7 @@ def main() -> None:
         if args.case in name:
             torch._dynamo.reset()
             milliseconds, ratio = ratios(make, shape, args.rounds)
-            print(f"{name:<40} {str([*shape]):<20} {milliseconds:>10.1f} {ratio:>13.2f}", flush=True)
+            print(f"{name:<40} {[*shape]!s:<20} {milliseconds:>10.1f} {ratio:>13.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -185,8 +185,9 @@ def products(clock: Clock, tokens: int, k: int, n: int) -> Iterator[Row]:
     """The three products of one linear layer, as (M, N, K), each beside a bf16 product."""
     device, alpha = clock.device, 16 / 9
 
-    def scaled_mm(*operands):
-        return quartet.scaled_mm(*operands, alpha, torch.bfloat16)
+    def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale):
+        left, right = (a, a_scales, a_tensor_scale, "mxfp4"), (b, b_scales, b_tensor_scale, "mxfp4")
+        return quartet.scaled_mm(*left, *right, alpha, torch.bfloat16)
 
     for role, (m, n_, k_) in {"fprop": (tokens, n, k), "dgrad": (tokens, k, n), "wgrad": (n, k, tokens)}.items():
 

@@ -79,9 +79,12 @@ def measure(name: str, layers: int) -> dict:
 
     backend = CrossBackend(configure({}), find_target("sm_100"))
     started = time.perf_counter()
-    with mock.patch.object(QuartetPass, "__call__", timed), scratch_folder() as folder:
-        with code_only(folder, backend.on_joint_graph):
-            run_on_fakes(Call(step, (ids,)), backend)
+    with (
+        mock.patch.object(QuartetPass, "__call__", timed),
+        scratch_folder() as folder,
+        code_only(folder, backend.on_joint_graph),
+    ):
+        run_on_fakes(Call(step, (ids,)), backend)
     whole = time.perf_counter() - started
     sites = [site for graph in backend.graphs for site in graph.sites]
     return {

@@ -11,6 +11,7 @@ whether all passed. `--out` gets the output of each part, its figures as JSON, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -73,8 +74,8 @@ def links(folder: Path) -> Path:
     for name in ("passes", "kernels"):
         (package / name).symlink_to(ROOT / name)
     project = (ROOT / "pyproject.toml").read_text()
-    version = re.search(r'^version = "(.+)"$', project, re.M).group(1)
-    points = re.search(rf"^\[project\.entry-points\.{GROUP}\]\n((?:.+\n)+)", project, re.M).group(1)
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE).group(1)
+    points = re.search(rf"^\[project\.entry-points\.{GROUP}\]\n((?:.+\n)+)", project, re.MULTILINE).group(1)
     info = folder / f"quartet_compile-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: quartet-compile\nVersion: {version}\n")
@@ -139,10 +140,8 @@ def _copy(process: subprocess.Popen, path: Path, lines: list[str]) -> None:
 
 def _end(process: subprocess.Popen) -> None:
     """End a part, and the processes that it started and left."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

@@ -15,8 +15,8 @@ import transformers
 
 import quartet_compile as qc
 from quartet_compile.capture.capture import Capture
+from quartet_compile.config.names import parameter_names
 from quartet_compile.config.options import configure
-from quartet_compile.frontend.api import parameter_names
 from quartet_compile.report.report import Site
 
 SAME, OTHER, RANDOM = "equal", "differs", "differs in eager too"

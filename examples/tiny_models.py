@@ -120,7 +120,7 @@ def _fill_uninitialized(model: nn.Module) -> None:
     """Parameters that no initializer of the architecture reaches are zeros or whatever memory held."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.isfinite().all() or (parameter == 0).all() and parameter.dim() > 1:
+            if not parameter.isfinite().all() or ((parameter == 0).all() and parameter.dim() > 1):
                 parameter.normal_(0, 0.02)
 
 
@@ -233,7 +233,7 @@ def _integer(name: str, value: int, way: Callable, divisor: int) -> int:
         return min(value, 2)
     if name == "image_size":
         return min(value, 64)
-    if NUMBER_OF_HEADS.search(name) or HEAD_WIDTH.search(name) or WIDTH.search(name) and not NO_WIDTH.search(name):
+    if NUMBER_OF_HEADS.search(name) or HEAD_WIDTH.search(name) or (WIDTH.search(name) and not NO_WIDTH.search(name)):
         return way(name, value, divisor)
     return value
 

@@ -1,21 +1,69 @@
-"""How a GPU without FP4 tensor cores multiplies FP4 operands."""
+"""The architectures of GPUs, and how one without FP4 tensor cores multiplies FP4 operands; as data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from ..errors import QuartetError
+from ..errors import QuantizerError, QuartetError
+
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {
+        "ampere": "tensor cores for bf16",
+        "ada": "FP8 tensor cores, that take operands from registers",
+        "hopper": "FP8 tensor cores, that take operands by descriptors",
+        "blackwell": "FP4 tensor cores, that take scales from tensor memory",
+        "blackwell-rtx": "FP4 tensor cores, that take operands and scales from registers",
+    }
+)
+"""Every architecture, and what its products run on."""
+
+CAPABILITIES: Mapping[tuple[int, int], str] = MappingProxyType(
+    {
+        (8, 0): "ampere",
+        (8, 6): "ampere",
+        (8, 7): "ampere",
+        (8, 9): "ada",
+        (9, 0): "hopper",
+        (10, 0): "blackwell",
+        (10, 3): "blackwell",
+        (12, 0): "blackwell-rtx",
+        (12, 1): "blackwell-rtx",
+    }
+)
+"""The architecture of each compute capability."""
+
+PRODUCTS: Mapping[str, str] = MappingProxyType(
+    {
+        "fp8": "on FP8 tensor cores, if there are some: MXFP4 in E4M3 with a scale a row, where the row's scales allow",
+        "bf16": "of operands decoded to bf16",
+    }
+)
+"""What QUARTET_GPU_PRODUCTS can say: how a GPU without FP4 tensor cores multiplies."""
 
 VARIABLE = "QUARTET_GPU_PRODUCTS"
 
 
+def architecture(capability: tuple[int, int]) -> str:
+    """The architecture of a compute capability. Raises `QuantizerError`."""
+    if capability not in CAPABILITIES:
+        known = ", ".join(f"{major}.{minor}" for major, minor in CAPABILITIES)
+        raise QuantizerError(
+            f"The GPU has compute capability {'.'.join(map(str, capability))}; expected one of {known}. Train on one of "
+            "these, or without Quartet Compile (backend='inductor')."
+        )
+    return CAPABILITIES[capability]
+
+
 def product_format() -> str:
-    """`"fp8"` (the default) or `"bf16"`, from the environment variable QUARTET_GPU_PRODUCTS.
+    """An entry of `PRODUCTS`, `"fp8"` by default, from the environment variable QUARTET_GPU_PRODUCTS.
 
     Both give the same products to accumulation error: MXFP4 is exact in bf16, and in E4M3 with a scale a row wherever the
     row's scales allow; other tiles fall back to bf16. A GPU without FP8 uses bf16 whatever this says.
     """
     chosen = os.environ.get(VARIABLE) or "fp8"
-    if chosen not in ("fp8", "bf16"):
-        raise QuartetError(f"{VARIABLE} is {chosen!r}; expected 'fp8' or 'bf16'. Unset it for the default, 'fp8'.")
+    if chosen not in PRODUCTS:
+        expected = " or ".join(map(repr, PRODUCTS))
+        raise QuartetError(f"{VARIABLE} is {chosen!r}; expected {expected}. Unset it for the default, 'fp8'.")
     return chosen

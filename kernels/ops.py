@@ -9,8 +9,9 @@ themselves there, and with formats that round nothing, they run the PyTorch refe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,46 +19,38 @@ from .._compat import group_ranks
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
+from .operand_formats import check_format, operand_format
 from .quantizer import Quantizer, padded
 from .quantizer import quantizer as quantizer_named
-
-_SCHEMAS = {
-    "seed": "(SymInt count, Device device, str[] shared_by) -> Tensor",
-    "quantize": "(Tensor x, str quantizer, bool transpose, bool mask, int stream, Tensor? seed, Tensor? sign_seed)"
-    " -> (Tensor codes, Tensor scales, Tensor tensor_scale, Tensor mask)",
-    "quantize_pair": "(Tensor dy, str row_quantizer, str column_quantizer, Tensor seed, Tensor sign_seed)"
-    " -> (Tensor row_codes, Tensor row_scales, Tensor row_tensor_scale,"
-    " Tensor column_codes, Tensor column_scales, Tensor column_tensor_scale)",
-    "requantize": "(Tensor codes, Tensor scales, Tensor tensor_scale, str source, str quantizer, int stream,"
-    " Tensor? seed, Tensor? sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
-    "transposed": "(Tensor codes, Tensor scales, Tensor tensor_scale, str quantizer)"
-    " -> (Tensor codes, Tensor scales, Tensor tensor_scale)",
-    "scaled_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales, Tensor b_tensor_scale,"
-    " float alpha, ScalarType dtype) -> Tensor",
-    "scaled_grouped_mm": "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, Tensor b, Tensor b_scales,"
-    " Tensor b_tensor_scale, Tensor ends, int matrices, str gemm, float alpha, ScalarType dtype) -> Tensor",
-    "separate_groups": "(Tensor ends, Tensor x, int block) -> (Tensor index, Tensor back, Tensor separate_ends)",
-    "separate_matrices": "(Tensor x, int block) -> (Tensor index, Tensor back, Tensor separate_ends)",
-    "unrotate": "(Tensor x, Tensor? mask, int rotation, SymInt columns) -> Tensor",
-}
-
-_library = torch.library.Library("quartet", "DEF")
-for _name, _schema in _SCHEMAS.items():
-    _tags = (torch.Tag.nondeterministic_seeded,) if _name == "seed" else ()
-    _library.define(_name + _schema, tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+from .schemas import (
+    SCHEMAS,
+    Operand,
+    Quantize,
+    QuantizePair,
+    Requantize,
+    ScaledGroupedMM,
+    ScaledMM,
+    Seed,
+    SeparateGroups,
+    SeparateMatrices,
+    Transposed,
+    Unrotate,
+    by_name,
+    operands_of,
+)
 
 
-def seed(count: int, device: torch.device, shared_by: Sequence[str] = ()) -> torch.Tensor:
+def _seed(call: Seed) -> torch.Tensor:
     """int64[count]: one 64-bit seed a matmul, drawn from the device's default generator.
 
     Ranks draw different seeds from equal generators, so that data-parallel noise is independent. shared_by: names of the
     process groups whose ranks draw the same: those of tensor parallelism, who compute replicated gradients each for
     itself.
     """
-    drawn = torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64, device=device)
+    drawn = torch.randint(0, 2**63 - 1, (call.length,), dtype=torch.int64, device=call.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank = torch.distributed.get_rank()
-        first = rank + sum(min(group_ranks(name)) - rank for name in shared_by)  # ranks are row-major in a mesh
+        first = rank + sum(min(group_ranks(name)) - rank for name in call.shared_by)  # ranks are row-major in a mesh
         drawn = drawn ^ (first * 0x2545F4914F6CDD1D & (2**63 - 1))
     return drawn
 
@@ -65,116 +58,140 @@ def seed(count: int, device: torch.device, shared_by: Sequence[str] = ()) -> tor
 def _implement(backend: ModuleType) -> dict[str, Callable]:
     """The ops over one backend: a module with the functions of `kernels/numerics/reference.py`."""
 
-    def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
-        spec = quantizer_named(quantizer)
-        return tuple(
-            backend.quantize(x, spec, transpose=transpose, mask=mask, stream=stream, seed=seed, sign_seed=sign_seed)
-        )
+    def quantize(call: Quantize):
+        spec = quantizer_named(call.quantizer)
+        how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
+        return tuple(backend.quantize(call.x, spec, **how))
 
-    def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
-        row, column = quantizer_named(row_quantizer), quantizer_named(column_quantizer)
-        rows, columns = backend.quantize_pair(dy, row, column, seed=seed, sign_seed=sign_seed)
+    def quantize_pair(call: QuantizePair):
+        row, column = quantizer_named(call.row_quantizer), quantizer_named(call.column_quantizer)
+        rows, columns = backend.quantize_pair(call.dy, row, column, **_seeds(call))
         return (*rows[:3], *columns[:3])
 
-    def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
-        blocks = Blocks(codes, scales, tensor_scale, mask=None)
-        before, after = quantizer_named(source), quantizer_named(quantizer)
-        return tuple(backend.requantize(blocks, before, after, stream=stream, seed=seed, sign_seed=sign_seed))[:3]
+    def requantize(call: Requantize):
+        before, after = quantizer_named(call.source), quantizer_named(call.quantizer)
+        return tuple(backend.requantize(_blocks(call), before, after, stream=call.stream, **_seeds(call)))[:3]
 
-    def transposed(codes, scales, tensor_scale, quantizer):
-        blocks = Blocks(codes, scales, tensor_scale, mask=None)
-        return tuple(backend.transposed(blocks, quantizer_named(quantizer)))[:3]
+    def transposed(call: Transposed):
+        return tuple(backend.transposed(_blocks(call), quantizer_named(call.quantizer)))[:3]
 
-    def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
-        left = Blocks(a, a_scales, a_tensor_scale, mask=None)
-        right = Blocks(b, b_scales, b_tensor_scale, mask=None)
-        return backend.scaled_mm(left, right, alpha, dtype)
+    def scaled_mm(call: ScaledMM):
+        left, right = map(_checked, operands_of(call))
+        return backend.scaled_mm(left, right, call.alpha, call.dtype)
 
-    def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
-        left = Blocks(a, a_scales, a_tensor_scale, mask=None)
-        right = Blocks(b, b_scales, b_tensor_scale, mask=None)
-        return grouped.scaled_grouped_mm(left, right, ends, matrices, gemm, alpha, dtype, backend.scaled_mm)
+    def scaled_grouped_mm(call: ScaledGroupedMM):
+        left, right = map(_checked, operands_of(call))
+        how = (call.ends, call.matrices, call.gemm, call.alpha, call.dtype)
+        return grouped.scaled_grouped_mm(left, right, *how, backend.scaled_mm)
 
-    def unrotate(x, mask, rotation, columns):
-        return backend.unrotate(x, mask, rotation, columns)
+    def separate_groups(call: SeparateGroups):
+        return grouped.separate_groups(*call)
 
-    functions = (quantize, quantize_pair, requantize, transposed, scaled_mm, scaled_grouped_mm, unrotate)
-    return {f.__name__: f for f in (*functions, grouped.separate_groups, grouped.separate_matrices)}
+    def separate_matrices(call: SeparateMatrices):
+        return grouped.separate_matrices(*call)
+
+    def unrotate(call: Unrotate):
+        return backend.unrotate(*call)
+
+    products = (scaled_mm, scaled_grouped_mm, unrotate)
+    functions = (quantize, quantize_pair, requantize, transposed, *products, separate_groups, separate_matrices)
+    return {f.__name__: f for f in functions}
+
+
+def _seeds(call: Quantize | QuantizePair | Requantize) -> dict[str, torch.Tensor | None]:
+    return {"seed": call.seed, "sign_seed": call.sign_seed}
+
+
+def _blocks(operand: Operand | Requantize | Transposed) -> Blocks:
+    return Blocks(operand.codes, operand.scales, operand.tensor_scale, mask=None)
+
+
+def _checked(operand: Operand) -> Blocks:
+    check_format(operand.format, operand.codes, operand.scales)
+    return _blocks(operand)
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full = padded(columns, spec.block)
-    tensor_scale = x.new_empty((int(spec.two_level),), dtype=torch.float32)
-    if spec.exact:
-        return x.new_empty((rows, full), dtype=torch.float32), x.new_empty((rows, 0), dtype=torch.uint8), tensor_scale
-    if spec.elements == "e4m3":
-        codes = x.new_empty((rows, full), dtype=torch.float8_e4m3fn)
-    else:
-        codes = x.new_empty((rows, full // 2), dtype=torch.uint8)
-    scale_type = torch.float8_e4m3fn if spec.two_level else torch.uint8
-    return codes, x.new_empty((rows, full // spec.group), dtype=scale_type), tensor_scale
-
-
-def _fake_quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
-    spec = quantizer_named(quantizer)
-    rows, columns = reversed(x.shape) if transpose else x.shape
-    bits = x.new_empty((rows, padded(columns, spec.block) // 8 if mask else 0), dtype=torch.uint8)
-    return (*_fake_blocks(x, spec, rows, columns), bits)
-
-
-def _fake_quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
-    rows, columns = dy.shape
+    full, form = padded(columns, spec.block), operand_format(spec)
+    groups = 0 if spec.exact else full // form.group
     return (
-        *_fake_blocks(dy, quantizer_named(row_quantizer), rows, columns),
-        *_fake_blocks(dy, quantizer_named(column_quantizer), columns, rows),
+        x.new_empty((rows, full // form.packed), dtype=form.codes),
+        x.new_empty((rows, groups), dtype=form.scales),
+        x.new_empty((int(form.two_level),), dtype=torch.float32),
     )
 
 
-def _fake_requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
-    return _fake_blocks(codes, quantizer_named(quantizer), _width(codes), codes.shape[0])
+def _fake_seed(call: Seed):
+    return torch.empty((call.length,), dtype=torch.int64, device=call.device)
 
 
-def _fake_transposed(codes, scales, tensor_scale, quantizer):
-    return _fake_blocks(codes, quantizer_named(quantizer), _width(codes), codes.shape[0])
+def _fake_quantize(call: Quantize):
+    x, spec = call.x, quantizer_named(call.quantizer)
+    rows, columns = reversed(x.shape) if call.transpose else x.shape
+    bits = x.new_empty((rows, padded(columns, spec.block) // 8 if call.mask else 0), dtype=torch.uint8)
+    return (*_fake_blocks(x, spec, rows, columns), bits)
 
 
-def _width(codes: torch.Tensor):
-    """Columns of an operand: a byte has two codes, other types one."""
-    return codes.shape[1] * 2 if codes.dtype == torch.uint8 else codes.shape[1]
+def _fake_quantize_pair(call: QuantizePair):
+    rows, columns = call.dy.shape
+    return (
+        *_fake_blocks(call.dy, quantizer_named(call.row_quantizer), rows, columns),
+        *_fake_blocks(call.dy, quantizer_named(call.column_quantizer), columns, rows),
+    )
 
 
-def _fake_scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
-    torch._check(a.shape[1] == b.shape[1], lambda: f"scaled_mm contracts {a.shape[1]} with {b.shape[1]} code columns")
-    return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+def _fake_requantize(call: Requantize):
+    return _fake_transpose(call, quantizer_named(call.source), quantizer_named(call.quantizer))
 
 
-def _fake_scaled_grouped_mm(
-    a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype
-):
-    rows, columns = grouped.product_shape(a.shape[0], b.shape[0], matrices, gemm)
-    return a.new_empty((rows, columns), dtype=dtype)
+def _fake_transposed(call: Transposed):
+    spec = quantizer_named(call.quantizer)
+    return _fake_transpose(call, spec, spec)
 
 
-def _fake_separate_groups(ends, x, block):
-    rows = grouped.separate_rows(x.shape[0], ends.shape[0], block)
-    index, back = (ends.new_empty((size,), dtype=torch.int64) for size in (rows, x.shape[0]))
-    return index, back, torch.empty_like(ends, dtype=torch.int32)
+def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
+    form = check_format(before.format, call.codes, call.scales)
+    return _fake_blocks(call.codes, after, call.codes.shape[1] * form.packed, call.codes.shape[0])
 
 
-def _fake_separate_matrices(x, block):
-    matrices, rows, _ = x.shape
-    return _fake_separate_groups(x.new_empty((matrices,), dtype=torch.int32), x.new_empty((matrices * rows,)), block)
+def _fake_scaled_mm(call: ScaledMM):
+    widths = [_width(operand) for operand in operands_of(call)]
+    torch._check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
+    return call.a.new_empty((call.a.shape[0], call.b.shape[0]), dtype=call.dtype)
 
 
-def _fake_unrotate(x, mask, rotation, columns):
-    return x.new_empty((x.shape[0], columns))
+def _fake_scaled_grouped_mm(call: ScaledGroupedMM):
+    for operand in operands_of(call):
+        _width(operand)
+    shape = grouped.product_shape(call.a.shape[0], call.b.shape[0], call.matrices, call.gemm)
+    return call.a.new_empty(shape, dtype=call.dtype)
 
 
-def _fake_seed(count, device, shared_by):
-    return torch.empty((count,), dtype=torch.int64, device=device)
+def _width(operand: Operand):
+    """Elements in a row."""
+    return operand.codes.shape[1] * check_format(operand.format, operand.codes, operand.scales).packed
 
 
-_FAKE = {
+def _fake_separate_groups(call: SeparateGroups):
+    return _fake_separate(call.ends, call.x.shape[0], call.ends.shape[0], call.block)
+
+
+def _fake_separate_matrices(call: SeparateMatrices):
+    matrices, rows, _ = call.x.shape
+    return _fake_separate(call.x, matrices * rows, matrices, call.block)
+
+
+def _fake_separate(like: torch.Tensor, rows, groups: int, block: int):
+    sizes = grouped.separate_rows(rows, groups, block), rows
+    index, back = (like.new_empty((size,), dtype=torch.int64) for size in sizes)
+    return index, back, like.new_empty((groups,), dtype=torch.int32)
+
+
+def _fake_unrotate(call: Unrotate):
+    return call.x.new_empty((call.x.shape[0], call.columns))
+
+
+_FAKE: dict[str, Callable[..., Any]] = {
     "seed": _fake_seed,
     "quantize": _fake_quantize,
     "quantize_pair": _fake_quantize_pair,
@@ -186,9 +203,13 @@ _FAKE = {
     "separate_matrices": _fake_separate_matrices,
     "unrotate": _fake_unrotate,
 }
-_library.impl("seed", seed, "BackendSelect")
+
+_library = torch.library.Library("quartet", "DEF")
+for _name, _fake in _FAKE.items():
+    _tags = (torch.Tag.nondeterministic_seeded,) if _name == "seed" else ()
+    _library.define(f"{_name}{SCHEMAS[_name]}", tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+    torch.library.register_fake(f"quartet::{_name}", by_name(_name, _fake), lib=_library)
+_library.impl("seed", by_name("seed", _seed), "BackendSelect")
 for _key, _backend in (("CUDA", reference), ("CPU", cpu)):
     for _name, _function in _implement(_backend).items():
-        _library.impl(_name, _function, _key)
-for _name, _function in _FAKE.items():
-    torch.library.register_fake(f"quartet::{_name}", _function, lib=_library)
+        _library.impl(_name, by_name(_name, _function), _key)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from ..errors import QuantizerError, suggest
 
@@ -32,31 +33,78 @@ QUEST_GAUSSIAN_CLIP = 2.92247856
 STOCHASTIC_HEADROOM = 17 / 16
 """E4M3 rounds a scale down by at most 1/17 of it: with 16/17 of the range, no value clips."""
 
+CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "elements": MappingProxyType(
+            {
+                "e2m1": "4-bit float, two codes a byte, the low nibble first",
+                "e4m3": "8-bit float",
+                "float32": "nothing is rounded",
+            }
+        ),
+        "scale_format": MappingProxyType(
+            {
+                "e8m0": "a power of two a group",
+                "e4m3": "an 8-bit float a group, rounded to nearest, and one float32 a tensor",
+            }
+        ),
+        "scale": MappingProxyType(
+            {
+                "absmax": "the largest magnitude of the group",
+                "quest": "a multiple of the group's standard deviation",
+                "four-over-six": "of those that bring the largest to 6 and to 4, the one with the smaller squared error",
+            }
+        ),
+        "scale_rounding": MappingProxyType(
+            {
+                "down": "to the power of two below",
+                "nearest": "to the nearest in the logarithm",
+                "up": "to the power of two above; under `absmax`, to the least that clips nothing",
+                "error": "down or one above, by squared error",
+            }
+        ),
+        "rounding": MappingProxyType(
+            {
+                "nearest": "ties to even",
+                "stochastic": "up or down, by 16 random bits an element",
+                "eden": "to nearest, then group scales that make the rotation's block unbiased, stochastically (MS-EDEN)",
+            }
+        ),
+    }
+)
+"""The named choices of a quantizer, by field, and what each means. A backend declares which of them it knows and refuses
+the others (`support.py`)."""
+
+SIZES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"group": (16, 32), "group_rows": (1, 16, 32), "rotation": (0, 16, 32, 64, 128)}
+)
+"""The sizes that a quantizer can have, by field; backends declare those too."""
+
+
+_FORMATS = {
+    ("e2m1", "e8m0"): "mxfp4",
+    ("e2m1", "e4m3"): "nvfp4",
+    ("e4m3", "e8m0"): "mxfp8",
+    ("float32", "e8m0"): "float32",
+}
+"""The number formats, by elements and scale format."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantizer:
     """How one operand, `[rows, columns]` with the contraction along the columns, is quantized.
 
-    elements: `"e2m1"` (4-bit float, two codes a byte, low nibble first), `"e4m3"` (8-bit float), or `"float32"`, which
-              rounds nothing.
+    elements, scale_format, scale, scale_rounding, rounding: entries of `CHOICES`, which says what each means.
     group:    columns that share one scale.
     group_rows: rows that share it too: 1, or as many as `group` for square blocks, whose transpose is quantized alike.
     rotation: size of the Hadamard blocks along the columns, 0 for none. The rotation is `x @ (diag(s) @ H)` with `H` the
               Sylvester matrix over sqrt(size).
     random_signs: the signs `s` are drawn for each GEMM (both of its operands share them); else they are all +1.
-    scale_format: `"e8m0"`, a power of two a group; or `"e4m3"`, an 8-bit float a group and one float32 a tensor.
-    scale:    `"absmax"`; `"quest"`, a multiple of the group's standard deviation; or `"four-over-six"`, whichever of the
-              scales that bring the largest to 6 and to 4 has the smaller squared error.
-    scale_rounding: how a scale becomes a power of two: `"down"`, `"nearest"` (in the logarithm), `"up"` (under `absmax`,
-              the least that clips nothing), `"error"` (down or one above, by squared error). E4M3 scales are rounded to
-              nearest, whatever this says.
     shrink:   elements are multiplied by it before rounding, and `dequantize` divides by it: with `absmax` rounded down,
               3/4 keeps every scaled value below 6, so nothing clips (rounded to nearest, they stay below 5.66 anyway).
               With E8M0 scales only.
     headroom: a group's largest is brought to 6 / headroom. With E4M3 scales only.
     largest_scale: the group scale of the tensor's largest value. With E4M3 scales only.
-    rounding: of elements: `"nearest"` (ties to even), `"stochastic"` (16 random bits an element), or `"eden"`: nearest,
-              and then group scales that make the block of the rotation unbiased, rounded stochastically (MS-EDEN).
     """
 
     elements: str = "e2m1"
@@ -73,7 +121,7 @@ class Quantizer:
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        for field, allowed in _ALLOWED.items():
+        for field, allowed in allowed_values().items():
             value = getattr(self, field)
             wrong_type = isinstance(value, bool) != isinstance(allowed[0], bool) or (
                 isinstance(value, float) and isinstance(allowed[0], int)
@@ -119,6 +167,17 @@ class Quantizer:
     def two_level(self) -> bool:
         """Whether group scales are relative to a scale of the whole tensor."""
         return self.scale_format == "e4m3"
+
+    @property
+    def format(self) -> str:
+        """Name of the number format that codes and scales are in (`kernels/operand_formats.py`)."""
+        found = _FORMATS.get((self.elements, self.scale_format))
+        if found is None:
+            raise QuantizerError(
+                f"A quantizer has elements={self.elements!r} and scale_format={self.scale_format!r}, as no format has; "
+                f"expected those of one of {', '.join(_FORMATS.values())}."
+            )
+        return found
 
     @property
     def square(self) -> bool:
@@ -265,30 +324,22 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
     ]
 
 
-_ALLOWED: Mapping[str, tuple] = MappingProxyType(
-    {
-        "elements": ("e2m1", "e4m3", "float32"),
-        "group": (16, 32),
-        "group_rows": (1, 16, 32),
-        "rotation": (0, 16, 32, 64, 128),
-        "random_signs": (False, True),
-        "scale_format": ("e8m0", "e4m3"),
-        "scale": ("absmax", "quest", "four-over-six"),
-        "scale_rounding": ("down", "nearest", "up", "error"),
-        "shrink": (1.0, 0.75),
-        "rounding": ("nearest", "stochastic", "eden"),
-    }
-)
+def allowed_values() -> dict[str, tuple[Any, ...]]:
+    """The values of each field that has a few."""
+    choices = {field: tuple(names) for field, names in CHOICES.items()}
+    return {**choices, **SIZES, "random_signs": (False, True), "shrink": (1.0, 0.75)}
+
+
 _RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"headroom": (0.75, 1.5), "largest_scale": (1.0, E4M3_MAX)}
 )
 
 
-def _nvfp4(**fields) -> Quantizer:
+def _nvfp4(**fields: Any) -> Quantizer:
     return Quantizer(**{"group": 16, "rotation": 0, "scale_format": "e4m3", **fields})
 
 
-_EDEN = dict(random_signs=True, rounding="eden")
+_EDEN: dict[str, Any] = dict(random_signs=True, rounding="eden")
 
 QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
     {
@@ -339,8 +390,13 @@ def quantizer(name: str) -> Quantizer:
     )
 
 
-def _values(items: list[str], text: str) -> dict:
-    read = {"str": str, "int": int, "float": float, "bool": {"True": True, "False": False}.__getitem__}
+def _values(items: list[str], text: str) -> dict[str, Any]:
+    read: dict[Any, Callable[[str], object]] = {
+        "str": str,
+        "int": int,
+        "float": float,
+        "bool": {"True": True, "False": False}.__getitem__,
+    }
     values = {}
     for item in items:
         key, _, value = item.partition("=")
@@ -351,11 +407,11 @@ def _values(items: list[str], text: str) -> dict:
         try:
             values[key] = read[_FIELDS[key]](value)
         except (KeyError, ValueError):
-            allowed = ", ".join(map(str, _ALLOWED.get(key, ("a number",))))
+            allowed = ", ".join(map(str, allowed_values().get(key, ("a number",))))
             raise QuantizerError(f"Quantizer field {key!r} is {value!r} in {text!r}; expected {allowed}.") from None
     return values
 
 
-def padded(size, multiple: int):
+def padded(size: Any, multiple: int) -> Any:
     """`size` rounded up to a multiple; also for symbolic sizes."""
     return (size + multiple - 1) // multiple * multiple

@@ -18,7 +18,7 @@ kept out of CUDA graphs by their tag, so the host sees every run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,7 @@ from .numerics.grouped import scaled_grouped_mm
 from .numerics.reference import Blocks
 from .quantizer import E2M1_MAX, E4M3_MAX, Quantizer, padded
 from .quantizer import quantizer as quantizer_named
+from .schemas import SCHEMAS, Observe, ObserveGradient, ObserveRequantized, by_name
 
 FIELDS = ("amax", "underflow", "clipped", "error", "cosine")
 """The columns of a table."""
@@ -53,16 +54,16 @@ def read(graph: str) -> Table | None:
     return found and Table(found.values.cpu(), found.time)
 
 
-def _write(graph: str, row: int, rows: int, first: str, values: list[torch.Tensor]) -> None:
-    """Put values into one row, from the column `first` on."""
-    known = process.tables.get(graph)
+def _write(call: Observe | ObserveRequantized | ObserveGradient, first: str, values: list[torch.Tensor]) -> None:
+    """Put values into the row of an op, from the column `first` on."""
+    known = process.tables.get(call.graph)
     if known is None:
         with torch.inference_mode(False):
-            empty = torch.full((rows, len(FIELDS)), UNWRITTEN, dtype=torch.float32, device=values[0].device)
+            empty = torch.full((call.rows, len(FIELDS)), UNWRITTEN, dtype=torch.float32, device=values[0].device)
         known = Table(empty, 0)
     start = FIELDS.index(first)
-    known.values[row, start : start + len(values)].copy_(torch.stack([value.float() for value in values]))
-    process.tables[graph] = known._replace(time=next(process.writes))
+    known.values[call.row, start : start + len(values)].copy_(torch.stack([value.float() for value in values]))
+    process.tables[call.graph] = known._replace(time=next(process.writes))
 
 
 class Backend(NamedTuple):
@@ -161,76 +162,66 @@ def of_gradient(gradient: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return torch.dot(d, h) / (torch.dot(d, d) * torch.dot(h, h)).sqrt()
 
 
-_SCHEMAS = {
-    "observe": "(Tensor x, bool transpose, Tensor codes, Tensor scales, Tensor tensor_scale, str quantizer, int stream,"
-    " Tensor? sign_seed, str graph, int row, int rows) -> Tensor",
-    "observe_requantized": "(Tensor source_codes, Tensor source_scales, Tensor source_tensor_scale, str source,"
-    " Tensor codes, Tensor scales, Tensor tensor_scale, str quantizer, int stream, Tensor? sign_seed,"
-    " str graph, int row, int rows) -> Tensor",
-    "observe_gradient": "(Tensor gradient, Tensor a, bool a_transposed, Tensor b, bool b_transposed, Tensor? ends,"
-    " int matrices, str gemm, str graph, int row, int rows) -> Tensor",
-}
-
-
 def _implement(backend: Backend) -> dict[str, Callable]:
     """The ops over one backend."""
 
-    def observe(x, transpose, codes, scales, tensor_scale, quantizer, stream, sign_seed, graph, row, rows):
-        blocks, spec = Blocks(codes, scales, tensor_scale, mask=None), quantizer_named(quantizer)
-        how = dict(transpose=transpose, stream=stream, sign_seed=sign_seed, backend=backend)
-        _write(graph, row, rows, "amax", of_operand(x, blocks, spec, **how))
-        return scales.clone()
+    def observe(call: Observe):
+        blocks, spec = Blocks(call.codes, call.scales, call.tensor_scale, mask=None), quantizer_named(call.quantizer)
+        how = dict(transpose=call.transpose, stream=call.stream, sign_seed=call.sign_seed, backend=backend)
+        _write(call, "amax", of_operand(call.x, blocks, spec, **how))
+        return call.scales.clone()
 
-    def observe_requantized(
-        source_codes, source_scales, source_tensor_scale, source, codes, scales, tensor_scale, quantizer, *others
-    ):
+    def observe_requantized(call: ObserveRequantized):
         """The operand is the transpose of what the source's codes stand for."""
-        before = Blocks(source_codes, source_scales, source_tensor_scale, mask=None)
-        x = backend.decode(before, quantizer_named(source))
-        return observe(x, True, codes, scales, tensor_scale, quantizer, *others)
+        before = Blocks(call.source_codes, call.source_scales, call.source_tensor_scale, mask=None)
+        x = backend.decode(before, quantizer_named(call.source))
+        same = {name: value for name, value in call._asdict().items() if name in Observe._fields}
+        return observe(Observe(x=x, transpose=True, **same))
 
     return {"observe": observe, "observe_requantized": observe_requantized, "observe_gradient": _observe_gradient}
 
 
-def _observe_gradient(gradient, a, a_transposed, b, b_transposed, ends, matrices, gemm, graph, row, rows):
-    """gradient: `a @ b^T` in low precision, [rows, columns] or with more columns; a grouped product if there are ends."""
-    a, b = ((t.t() if transposed else t).float() for t, transposed in ((a, a_transposed), (b, b_transposed)))
+def _observe_gradient(call: ObserveGradient):
+    """The gradient is `a @ b^T` in low precision, [rows, columns] or with more columns; a grouped product if there are
+    ends."""
+    pair = ((call.a, call.a_transposed), (call.b, call.b_transposed))
+    a, b = ((t.t() if transposed else t).float() for t, transposed in pair)
     with torch.autocast(a.device.type, enabled=False):
-        if ends is None:
+        if call.ends is None:
             expected = a @ b.t()
         else:
-            left, right = (Blocks(t, t[:, :0], t.new_empty(0), mask=None) for t in (a, b))
-            multiply = reference.scaled_mm
-            expected = scaled_grouped_mm(left, right, ends, matrices, gemm, 1.0, torch.float32, multiply)
-        cosine = of_gradient(gradient[:, : expected.shape[1]], expected)
-    _write(graph, row, rows, "cosine", [cosine])
-    return gradient.clone()
+            left, right = map(_exact, (a, b))
+            how = (call.ends, call.matrices, call.gemm, 1.0, torch.float32)
+            expected = scaled_grouped_mm(left, right, *how, reference.scaled_mm)
+        cosine = of_gradient(call.gradient[:, : expected.shape[1]], expected)
+    _write(call, "cosine", [cosine])
+    return call.gradient.clone()
 
 
-def _fake_observe(x, transpose, codes, scales, *others):
-    return torch.empty_like(scales)
+def _exact(x: torch.Tensor) -> Blocks:
+    """An operand that nothing rounds: the format `"float32"`, without scales."""
+    return Blocks(x, x.new_empty((x.shape[0], 0), dtype=torch.uint8), x.new_empty(0), mask=None)
 
 
-def _fake_observe_requantized(source_codes, source_scales, source_tensor_scale, source, codes, scales, *others):
-    return torch.empty_like(scales)
+def _fake_of_scales(call: Observe | ObserveRequantized):
+    return torch.empty_like(call.scales)
 
 
-def _fake_observe_gradient(gradient, *others):
-    return torch.empty_like(gradient)
+def _fake_of_gradient(call: ObserveGradient):
+    return torch.empty_like(call.gradient)
 
 
-_FAKE = {
-    "observe": _fake_observe,
-    "observe_requantized": _fake_observe_requantized,
-    "observe_gradient": _fake_observe_gradient,
+_FAKE: dict[str, Callable[..., Any]] = {
+    "observe": _fake_of_scales,
+    "observe_requantized": _fake_of_scales,
+    "observe_gradient": _fake_of_gradient,
 }
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe)
 
 _library = torch.library.Library("quartet", "FRAGMENT")
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema, tags=_TAGS)
+for _name, _fake in _FAKE.items():
+    _library.define(f"{_name}{SCHEMAS[_name]}", tags=_TAGS)
+    torch.library.register_fake(f"quartet::{_name}", by_name(_name, _fake), lib=_library)
 for _key, _backend in _BACKENDS.items():
     for _name, _function in _implement(_backend).items():
-        _library.impl(_name, _function, _key)
-for _name, _function in _FAKE.items():
-    torch.library.register_fake(f"quartet::{_name}", _function, lib=_library)
+        _library.impl(_name, by_name(_name, _function), _key)

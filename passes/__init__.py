@@ -1,0 +1,25 @@
+"""What happens to a joint graph, in this order.
+
+    match        find the forward products, and for each its two backward ones
+    others       find the products that are never rewritten, for the report
+    plan         decide which sites are rewritten, with a reason for each
+    forward      X and W of each site to low precision, shared between sites; their product
+    backward     dY, W^T and X^T; dgrad and wgrad
+    stats        what the graph measures of itself, if asked to
+
+The first three look at the graph, the others change it, and after each of these it is checked (verify.py).
+"""
+
+from __future__ import annotations
+
+from . import backward, forward, match, others, plan, stats
+from .pipeline import Pass
+
+PIPELINE = (
+    Pass("match", match.apply),
+    Pass("others", others.apply),
+    Pass("plan", plan.apply),
+    Pass("forward", forward.apply, changes=True),
+    Pass("backward", backward.apply, changes=True),
+    Pass("stats", stats.apply, changes=True),
+)

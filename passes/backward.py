@@ -21,13 +21,21 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from .._compat import region
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
-from .forward import Saved
-from .graph import Builder, Matrix, aten, region
-from .match import MatmulSite
+from .graph import Builder, Matrix, aten
+from .saved import Saved
 from .share import Quantized, quartet
+from .site import MatmulSite
+from .work import Work
+
+
+def apply(work: Work) -> None:
+    """Rewrite the backward matmuls of each chosen site. Seeds are as many as sites, kept ones too, so that keeping one more
+    doesn't change the noise of the others."""
+    rewrite_backward(work.chosen, work.saved, work.recipes, work.build, len(work.sites), work.shared_by)
 
 
 def rewrite_backward(
@@ -166,7 +174,7 @@ class _Rewriter:
             node = self.build.call(
                 like, quartet.requantize.default, *codes[:3], before.name, after.name, stream, *seeds
             )
-        return Quantized(*self.build.outputs(node))
+        return Quantized(*self.build.outputs(node), after.format)
 
     def _quantize_dy(
         self, job: _Job, dy: Matrix, like: fx.Node, seed: fx.Node | None, x_seed: fx.Node | None
@@ -176,7 +184,7 @@ class _Rewriter:
         if dgrad and wgrad and not dy.transposed and (dgrad.seeded or wgrad.seeded):
             node = self.build.call(like, quartet.quantize_pair.default, dy.node, dgrad.name, wgrad.name, seed, x_seed)
             outputs = self.build.outputs(node)
-            return Quantized(*outputs[:3]), Quantized(*outputs[3:])
+            return Quantized(*outputs[:3], dgrad.format), Quantized(*outputs[3:], wgrad.format)
         return (
             self._quantize(like, dy, dgrad, philox.DGRAD_DY, seed, seed) if dgrad else None,
             self._quantize(like, dy.t, wgrad, philox.WGRAD_DY, seed, x_seed) if wgrad else None,
@@ -195,7 +203,7 @@ class _Rewriter:
         node = self.build.call(
             like, quartet.quantize.default, x.node, quantizer.name, x.transposed, False, stream, *seeds
         )
-        return Quantized(*self.build.outputs(node)[:3])
+        return Quantized(*self.build.outputs(node)[:3], quantizer.format)
 
     def _unrotated(self, job: _Job, role: str, like: fx.Node, product: fx.Node, mask: fx.Node | None) -> fx.Node:
         """The product without what the codes of fprop left in it: their rotation, their padding, what they clipped."""

@@ -13,26 +13,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from torch import fx
-
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
-from .forms import Form, convert, form_of
-from .graph import Builder, Matrix, Values, aten
-from .match import MatmulSite
-from .products import ADDING, factor
-from .share import Operands, Quantized
+from .graph import Builder, Values
+from .saved import Saved
+from .share import Operands
+from .site import MatmulSite
+from .work import Work
 
 
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """What the forward of a site leaves for its backward: both operands, and their codes if the recipe makes any."""
-
-    form: Form
-    x_original: Matrix
-    w_original: Matrix
-    x: Quantized | None = None
-    w: Quantized | None = None
+def apply(work: Work) -> None:
+    """Rewrite the forward matmul of each chosen site."""
+    work.saved = rewrite_forward(work.chosen, work.recipes, work.build)
 
 
 def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], build: Builder) -> dict[int, Saved]:
@@ -41,7 +33,7 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
     for site in sites:
         build.working_on = site.index
         with build.graph.inserting_before(site.node):
-            form = form_of(site, build, recipes[site.index].block, values)
+            form = site.kind.form(site)(site, build, recipes[site.index].block, values)
             saved[site.index] = Saved(form, form.x(), form.w())
     operands = Operands(build, _masked(sites, saved, recipes))
     for site in sites:
@@ -52,25 +44,9 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
         with build.graph.inserting_before(site.node):
             x = operands.forward(before.x_original, gemm.a, philox.FPROP_X, site.node)
             w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)
-            product = before.form.fprop(x, w, gemm)
-            build.replace(site.node, _affine(build, site.node, product))
+            build.replace(site.node, before.form.fprop(x, w, gemm))
         saved[site.index] = dataclasses.replace(before, x=x, w=w)
     return saved
-
-
-def _affine(build: Builder, node: fx.Node, product: fx.Node) -> fx.Node:
-    """`beta * bias + alpha * product` for an addmm or baddbmm; else the product itself. A bias times 0 isn't read."""
-    if node.target not in ADDING:
-        return product
-    alpha, beta, bias = factor(node, "alpha"), factor(node, "beta"), node.args[0]
-    if alpha != 1:
-        product = build.call(node, aten.mul.Tensor, product, alpha)
-    if beta != 0:
-        bias = convert(build, node, bias, product.meta["val"].dtype)
-        if beta != 1:
-            bias = build.call(node, aten.mul.Tensor, bias, beta)
-        product = build.call(node, aten.add.Tensor, product, bias)
-    return convert(build, node, product, node.meta["val"].dtype)
 
 
 def _masked(sites: list[MatmulSite], saved: Mapping[int, Saved], recipes: Mapping[int, Recipe]) -> set[tuple]:

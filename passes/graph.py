@@ -11,7 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from .._compat import expression, fake_like, fake_mode_of, is_tangent, keep_in_backward, op_name, place_of, region
+from .._compat import (
+    expression,
+    fake_like,
+    fake_mode_of,
+    is_tangent,
+    keep_in_backward,
+    module_stack,
+    op_name,
+    place_of,
+    region,
+)
+from ..config.names import clean
 
 aten = torch.ops.aten
 
@@ -100,13 +111,13 @@ class Values:
 
     def _key(self, node: fx.Node, whole: bool = False) -> tuple:
         root, stand_in = self._stand_in(node)
-        sizes = tuple(map(_hashable, stand_in.shape))
+        sizes = tuple(map(expression, stand_in.shape))
         strides = tuple(
-            0 if size == 1 else _hashable(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
+            0 if size == 1 else expression(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
         )
         if len(sizes) == 3 and sizes[0] == 1 and not whole:
             sizes, strides = sizes[1:], strides[1:]
-        return root, sizes, strides, _hashable(stand_in.storage_offset())
+        return root, sizes, strides, expression(stand_in.storage_offset())
 
     def _stand_in(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor]:
         found = self._stand_ins.get(node)
@@ -157,6 +168,7 @@ class Builder:
     node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
 
     made: the last node of each op that stands in for a node, by both.
+    replaced: the nodes that were replaced, with what came in their place.
     working_on: the index of the site that is being rewritten; author: of the site that each new node was made for.
     """
 
@@ -165,7 +177,7 @@ class Builder:
     author: dict[fx.Node, int | None] = dataclasses.field(default_factory=dict)
     made: dict[tuple[fx.Node, Any], fx.Node] = dataclasses.field(default_factory=dict)
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
-    _replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
 
     def call(
@@ -175,7 +187,7 @@ class Builder:
 
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
-        args = fx.map_arg(args, lambda n: self._replaced.get(n, n))  # operands were found before anything was rewritten
+        args = fx.map_arg(args, lambda n: self.replaced.get(n, n))  # operands were found before anything was rewritten
         name = op_name(target).rpartition("::")[2]
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta = place_of(like)
@@ -223,7 +235,7 @@ class Builder:
         """Give every user of `old` the node `new`, which must have its shape and dtype, in the layout of `old`, which views
         that read it may count on; called where `old` is."""
         before, after = old.meta["val"], new.meta["val"]
-        if before.dtype != after.dtype or [*map(_hashable, before.shape)] != [*map(_hashable, after.shape)]:
+        if before.dtype != after.dtype or [*map(expression, before.shape)] != [*map(expression, after.shape)]:
             raise VerifyError(
                 f"{old.format_node()} is {before.dtype}{list(before.shape)}, "
                 f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
@@ -231,7 +243,7 @@ class Builder:
         if _layout(before) != _layout(after):
             new = self._laid_out(old, new)
         old.replace_all_uses_with(new)
-        self._replaced[old] = new
+        self.replaced[old] = new
 
     def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
         """The values of `new` with the strides of `old`."""
@@ -261,6 +273,12 @@ def snapshot(graph: fx.Graph) -> Callable[[], None]:
     return restore
 
 
+def module_of(node: fx.Node) -> str:
+    """The path of the innermost module that computes a node, as users write it; empty outside of modules."""
+    stack = module_stack(node.meta)
+    return clean(stack[-1][0]) if stack else ""
+
+
 def _swaps(node: fx.Node) -> bool:
     """Whether a transposing op swaps the last two dimensions and leaves the others."""
     rank = node.meta["val"].dim()
@@ -277,12 +295,14 @@ def _swaps(node: fx.Node) -> bool:
 
 def _layout(value: torch.Tensor) -> list:
     """The strides that matter, of dimensions with more than one element."""
-    return [_hashable(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if _hashable(size) != 1]
+    return [
+        expression(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if expression(size) != 1
+    ]
 
 
 def _dense_order(value: torch.Tensor) -> list[int] | None:
     """The dimensions from the outermost to the innermost, where memory has them without gaps; else None."""
-    sizes, strides = ([_hashable(item) for item in items] for items in (value.shape, value.stride()))
+    sizes, strides = ([expression(item) for item in items] for items in (value.shape, value.stride()))
     left = [dim for dim, size in enumerate(sizes) if size != 1]
     order, expected = [], 1
     while left:
@@ -323,7 +343,7 @@ def _kind(node: fx.Node) -> Any:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         return value
-    sizes, strides = tuple(map(_hashable, value.shape)), tuple(map(_hashable, value.stride()))
+    sizes, strides = tuple(map(expression, value.shape)), tuple(map(expression, value.stride()))
     return _Operand(sizes, strides, value.dtype, value.device)
 
 
@@ -336,7 +356,3 @@ class _Operand(NamedTuple):
 
 def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _hashable(size: Any) -> Any:
-    return expression(size)

@@ -3,28 +3,20 @@ attention, convolutions that are no product, and all that is inside of higher-or
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import fx
 
-from .graph import descendants, strip, tangents
+from .graph import descendants, tangents
 from .plan import NESTED
-from .products import BATCHED, CONVOLUTION, FALLBACK, GROUPED, MATMULS, factors, op_name
-from .weights import ACTIVATIONS, Weights, without_weight
-from .windows import unfolded_shape, windows
+from .products import PLAIN, kind_of
+from .products.kind import only_known, op_name, parameter_of
+from .site import OtherProduct
+from .weights import ACTIVATIONS, Weights
+from .work import Work
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherProduct:
-    """A product that is never rewritten; shape is `(M, N, K)` where it has one. weight: the parameter that it reads.
-    inside: the node of the graph whose body it is in, if it is in one."""
-
-    node: fx.Node
-    kind: str
-    shape: tuple
-    weight: fx.Node | None
-    reason: str
-    inside: fx.Node | None = None
+def apply(work: Work) -> None:
+    """Find the products that are never rewritten."""
+    work.others = find_others(work.graph, work.weights)
 
 
 def find_others(graph: fx.Graph, weights: Weights) -> list[OtherProduct]:
@@ -50,51 +42,43 @@ def _inside(body: object, at: fx.Node) -> list[OtherProduct]:
     for node in body.graph.nodes:
         if node.op == "get_attr":
             found += _inside(getattr(body, str(node.target), None), at)
-        elif node.target in MATMULS or _is_other(node):
+        elif PLAIN.owns(node) or _is_other(node):
             kind = op_name(node).partition("::")[2].lstrip("_")
             found.append(OtherProduct(node, kind, _shape(node), None, NESTED, at))
     return found
 
 
 def _shape(node: fx.Node) -> tuple:
-    if node.target is CONVOLUTION:
-        return unfolded_shape(node)
-    if node.target not in (*MATMULS, *BATCHED):
-        return "", "", ""
-    a, b = (operand.meta["val"].shape for operand in factors(node))
-    return a[-2], b[-1], a[-1]
+    kind = kind_of(node)
+    return kind.shape(node) if kind else ("", "", "")
+
+
+_NAMES = (
+    "convolution",
+    "dot_product",
+    "grouped_mm",
+    "_trilinear",
+    "scaled_mm",
+    "addbmm",
+    "addmm_activation",
+)
+"""Parts of the names of other ops that multiply matrices."""
 
 
 def _is_other(node: fx.Node) -> bool:
+    kind = kind_of(node)
+    if kind is not None:
+        return kind is not PLAIN
     name = op_name(node) or (str(node.target) if node.op == "call_function" else "")
-    if name.startswith("quartet::"):
-        return False
-    known = node.target in (*BATCHED, *GROUPED) or name == FALLBACK
-    return known or any(
-        part in name
-        for part in (
-            "convolution",
-            "dot_product",
-            "grouped_mm",
-            "_trilinear",
-            "scaled_mm",
-            "addbmm",
-            "addmm_activation",
-        )
-    )
+    return not name.startswith("quartet::") and any(part in name for part in _NAMES)
 
 
 def _other(node: fx.Node, weights: Weights) -> OtherProduct:
-    name = op_name(node).partition("::")[2].lstrip("_") or str(node.target)
-    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    weight = next((root for arg in operands if (root := strip(arg)) in weights.parameters), None)
-    if node.target is CONVOLUTION:
-        geometry = windows(node)
-        reason = geometry.obstacle or f"{geometry.name} whose filters are no parameter"
-        return OtherProduct(node, name, _shape(node), weight, reason)
-    if node.target in BATCHED:
-        return OtherProduct(node, name, _shape(node), weight, without_weight(*factors(node), weights))
-    if "dot_product" in name or "flex_attention" in name:
-        return OtherProduct(node, name, ("", "", ""), weight, f"attention: {ACTIVATIONS}")
-    reason = f"{name}; only mm, bmm, grouped_mm and convolutions are rewritten" if weight else ACTIVATIONS
-    return OtherProduct(node, name, ("", "", ""), weight, reason)
+    kind, name = kind_of(node), op_name(node).partition("::")[2].lstrip("_") or str(node.target)
+    if kind is not None:
+        reason = kind.reason(node, weights)
+    elif "dot_product" in name or "flex_attention" in name:
+        reason = f"attention: {ACTIVATIONS}"
+    else:
+        reason = only_known(node, weights)
+    return OtherProduct(node, name, _shape(node), parameter_of(node, weights), reason)

@@ -5,24 +5,22 @@ Every matmul gets a `Decision` with a reason in the user's terms; nothing is ski
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import fx
 
+from ..config.marks import mark_of
 from ..config.names import matches
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
-from .graph import aten, strip
-from .match import MatmulSite
-from .products import BATCHED, CONVOLUTION, factor
+from ..errors import StrictError
+from .graph import aten, module_of, strip
+from .products.kind import SMALLEST
+from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
-from .windows import windows
-
-SMALLEST = 32
-"""Below it, in K or N, a group of 32 is mostly padding."""
+from .work import Work
 
 HEADS = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
 ROUTERS = ("router", "gate")
@@ -32,24 +30,6 @@ columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What happens to one forward matmul.
-
-    names: what patterns see: the module that computes it and the parameter it reads.
-    recipe: of the rule that matches it, None if none does.
-    eligible: the policy wants it in low precision; `strict` makes a kept eligible matmul an error.
-    """
-
-    site: MatmulSite
-    name: str
-    names: tuple[str, ...]
-    recipe: Recipe | None
-    rewrite: bool
-    reason: str
-    eligible: bool
 
 
 def name_of(site: MatmulSite, parameters: Mapping[fx.Node, str], module: str) -> tuple[str, tuple[str, ...]]:
@@ -63,6 +43,26 @@ def name_of(site: MatmulSite, parameters: Mapping[fx.Node, str], module: str) ->
         name = module or " + ".join(sources) or site.node.name
     owners = [source.rpartition(".")[0] for source in sources]
     return name, tuple(dict.fromkeys(n for n in (name, *owners, *sources, module) if n))
+
+
+def apply(work: Work) -> None:
+    """Decide about every site. Raises `StrictError` for one that should be rewritten and can't, under `strict`."""
+    nodes = [site.node for site in work.sites]
+    work.decisions = decide(
+        work.sites,
+        work.weights,
+        {node: module_of(node) for node in nodes},
+        {node: mark_of(node.meta) for node in nodes},
+        work.policy,
+        work.rules,
+        nested=work.nested,
+    )
+    for decision in work.decisions if work.policy.strict else ():
+        if decision.eligible and not decision.rewrite:
+            raise StrictError(
+                f"strict=True, and the matmul {decision.name!r} stays in high precision: {decision.reason}. "
+                f"Exclude it (exclude=[{decision.name!r}]) or set strict=False."
+            )
 
 
 def decide(
@@ -116,7 +116,7 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = _no_product(site) or _too_small(site, names) or _sparse_tail(site, recipe)
+    obstacle = site.kind.obstacle(site) or _too_small(site, names) or _sparse_tail(site, recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
@@ -172,13 +172,13 @@ def _unprofitable(site: MatmulSite) -> str | None:
     m, reason = site.shape[0], None
     if isinstance(m, int) and m < SMALLEST // 2 and (site.backward or site.problem):
         reason = f"M is {m} in training, and backward has groups of {SMALLEST} rows"
-    elif site.node.target is CONVOLUTION:
-        reason = windows(site.node).unprofitable
+    else:
+        reason = site.kind.unprofitable(site)
     return f"{reason}; include=['*'] rewrites it too" if reason else None
 
 
 def _kind(site: MatmulSite) -> str:
-    what = windows(site.node).name.removeprefix("a ") if site.node.target is CONVOLUTION else "matmul"
+    what = site.kind.noun(site)
     how_many = f"{site.matrices} matrices of a" if site.matrices != 1 else "a"
     if strip(site.weight) not in site.sources:
         return (
@@ -198,29 +198,8 @@ def _embeddings(weight: fx.Node) -> list[fx.Node]:
     return found
 
 
-def quantized(site: MatmulSite, recipe: Recipe) -> dict[str, fx.Node]:
-    """The matmuls of a site that its recipe quantizes, by role. Of one whose backward isn't paired, that is not known."""
-    nodes = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
-    unpaired = site.problem is not None
-    return {role: nodes[role] or site.node for role, _ in recipe.gemms() if nodes[role] is not None or unpaired}
-
-
-def _no_product(site: MatmulSite) -> str | None:
-    """An addmm of which torch may leave out one of the two terms, and ours would not."""
-    beta = factor(site.node, "beta")
-    if isinstance(beta, fx.Node):
-        return f"beta is dynamic ({beta.meta['val']}), and torch ignores the bias where it is 0"
-    return "alpha is 0: the product is not used" if factor(site.node, "alpha") == 0 else None
-
-
 def _too_small(site: MatmulSite, names: tuple[str, ...]) -> str | None:
     _, n, k = site.shape
-    if site.node.target in BATCHED and site.matrices != 1:
-        rows = site.x.shape[0]
-        if not isinstance(site.matrices, int):
-            return f"its number of matrices is dynamic ({site.matrices}); mark it static with torch._dynamo.mark_static"
-        if isinstance(rows, int) and rows < SMALLEST // 2:
-            return f"each of its {site.matrices} matrices multiplies {rows} rows, and groups have {SMALLEST}"
     for letter, size in (("K", k), ("N", n)):
         if not isinstance(size, int):
             return f"{letter} is dynamic ({size}); mark it static with torch._dynamo.mark_static"

@@ -12,19 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
+from .._compat import region
 from ..kernels.quantizer import Quantizer
-from .graph import Builder, Matrix, region
+from .graph import Builder, Matrix
 
 quartet = torch.ops.quartet
 
 
 class Quantized(NamedTuple):
-    """The nodes of a quantized operand."""
+    """The nodes of a quantized operand, in the order in which products take them; and its trust mask."""
 
     codes: fx.Node
     scales: fx.Node
     tensor_scale: fx.Node
-
+    format: str
     mask: fx.Node | None = None
 
 
@@ -59,5 +60,5 @@ class Operands:
                 None,
             )
             codes, scales, tensor_scale, mask = self.build.outputs(node)
-            found = self._made[key] = Quantized(codes, scales, tensor_scale, mask if masked else None)
+            found = self._made[key] = Quantized(codes, scales, tensor_scale, quantizer.format, mask if masked else None)
         return found

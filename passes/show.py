@@ -26,6 +26,7 @@ from torch import fx
 
 from .. import _compat
 from .._compat import OpOverload
+from ..kernels.schemas import SCHEMAS, Quantize, QuantizePair, Requantize, arguments_of, op_of
 from .graph import TRANSPOSES, VIEWS, descendants, tangents
 
 _DTYPES = {
@@ -39,7 +40,6 @@ _DTYPES = {
     torch.bool: "bool",
 }
 _CASTS = (torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default)
-_BLOCK_FIELDS = ("codes", "scales", "tensor_scale")
 _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt", "transposed": "qt"}
 """What an operand's name gets when it is quantized, and when its transpose is quantized again."""
 
@@ -58,7 +58,7 @@ def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
 
 
 def _part(node: fx.Node, backward: set[fx.Node]) -> str:
-    if node in backward or backward and _compat.is_tagged_backward(node):
+    if node in backward or (backward and _compat.is_tagged_backward(node)):
         return "bwd"
     return "ckpt" if _compat.is_recomputed(node) else "fwd"
 
@@ -102,8 +102,9 @@ class _Printer:
         if node.target is operator.getitem:
             self.names[node] = self._item(*node.args)
             return None
-        if node.target is torch.ops.aten.select.int and _is_quartet(node.args[0]):
-            self.names[node] = f"{self._operand(node.args[0])}[{node.args[2]}]"
+        if node.target is torch.ops.aten.select.int and op_of(node.args[0]) == "seed":
+            seeds, _, index = node.args
+            self.names[node] = f"{self._operand(seeds)}[{index}]"
             return None
         if _observes(node):
             return self._observation(node)
@@ -126,13 +127,14 @@ class _Printer:
             return self._unused("attention" + "_backward" * _op(node).endswith("backward"))
         if node.target in _CASTS:
             return self._unused(f"{self._operand(node.args[0])}.{_dtype(node.meta['val'])}")
-        if not _is_quartet(node):
+        op = op_of(node)
+        if op is None:
             return node.name
-        suffix = _RENAMED.get(_op(node))
-        if suffix is None:
-            return self._unused(_op(node))
-        source = re.sub(r"(\.T|\.q(_\d+)?\.codes)$", "", self._operand(node.args[0]))
-        return self._unused(f"{source}.{suffix}")
+        if op not in _RENAMED:
+            return self._unused(op)
+        first, *_ = arguments_of(node)
+        source = re.sub(r"(\.T|\.q(_\d+)?\.codes)$", "", self._operand(first))
+        return self._unused(f"{source}.{_RENAMED[op]}")
 
     def _unused(self, name: str) -> str:
         number, result = 0, name
@@ -148,19 +150,21 @@ class _Printer:
         return source
 
     def _item(self, node: fx.Node, index: int) -> str:
-        name = self._operand(node)
-        if not _is_quartet(node):
+        name, op = self._operand(node), op_of(node)
+        if op is None:
             return f"{name}[{index}]"
-        if _op(node) == "quantize_pair":
-            return f"{name}.{('rows', 'columns')[index // 3]}.{_BLOCK_FIELDS[index % 3]}"
-        return f"{name}.{(*_BLOCK_FIELDS, 'mask')[index]}"
+        result = SCHEMAS[op].results[index]
+        if op == "quantize_pair":
+            side, _, result = result.partition("_")
+            return f"{name}.{side}s.{result}"
+        return f"{name}.{result}"
 
     def _observation(self, node: fx.Node) -> str:
-        first = {"observe": 2, "observe_requantized": 4, "observe_gradient": None}[_op(node)]
-        copied = node.args[0 if first is None else first + 1]
-        self.names[node] = self._operand(copied)
-        observed = self._operand(copied) if first is None else self._blocks(node.args[first])
-        return f"observe[{node.args[-2]}]({observed})"
+        call = arguments_of(node)
+        of_gradient = op_of(node) == "observe_gradient"
+        self.names[node] = self._operand(call.gradient if of_gradient else call.scales)
+        observed = self.names[node] if of_gradient else self._blocks(call.codes)
+        return f"observe[{call.row}]({observed})"
 
     def _call(self, node: fx.Node) -> str:
         if _is_attention(node):
@@ -168,33 +172,35 @@ class _Printer:
             return f"{self.names[node].rstrip('_0123456789')}({', '.join(self._operands(tensors))})"
         if node.target in _CASTS:
             return f"cast({self._operand(node.args[0])})"
-        if not _is_quartet(node):
+        op = op_of(node)
+        if op is None:
             return f"{_op(node)}({', '.join(self._operands([*node.args, *node.kwargs.values()]))})"
-        op, args = _op(node), node.args
+        call = arguments_of(node)
         if op == "seed":
-            return f"seed({args[0]})"
+            return f"seed({call.length})"
         if op == "quantize":
-            x, quantizer, transpose, mask, _, *seeds = args
-            options = quantizer + ", mask" * mask
-            source = self._operand(x) + (".T" if transpose else "")
-            return f"quantize[{options}]({', '.join([source, *self._seeds(*seeds)])})"
+            options = call.quantizer + ", mask" * call.mask
+            source = self._operand(call.x) + (".T" if call.transpose else "")
+            return f"quantize[{options}]({', '.join([source, *self._seeds(call)])})"
         if op == "quantize_pair":
-            dy, row, column, *seeds = args
+            row, column = call.row_quantizer, call.column_quantizer
             kinds = row if row == column else f"{row}, {column}"
-            return f"quantize_pair[{kinds}]({', '.join([self._operand(dy), *self._seeds(*seeds)])})"
+            return f"quantize_pair[{kinds}]({', '.join([self._operand(call.dy), *self._seeds(call)])})"
         if op == "requantize":
-            return f"requantize[{args[4]}]({', '.join([self._blocks(args[0]) + '.T', *self._seeds(*args[6:])])})"
+            return f"requantize[{call.quantizer}]({', '.join([self._blocks(call.codes) + '.T', *self._seeds(call)])})"
         if op == "transposed":
-            return f"transposed({self._blocks(args[0])})"
+            return f"transposed({self._blocks(call.codes)})"
         if op == "scaled_mm":
-            return f"scaled_mm({self._blocks(args[0])}, {self._blocks(args[3])}){_factor(args[6])}"
-        return f"unrotate({', '.join(self._operands(args[:2]))})"
+            return f"scaled_mm({self._blocks(call.a)}, {self._blocks(call.b)}){_factor(call.alpha)}"
+        if op == "unrotate":
+            return f"unrotate({', '.join(self._operands([call.x, call.mask]))})"
+        return f"{op}({', '.join(self._operands(call))})"
 
-    def _seeds(self, seed: fx.Node | None, sign_seed: fx.Node | None) -> list[str]:
+    def _seeds(self, call: Quantize | QuantizePair | Requantize) -> list[str]:
         """The seed of the noise, and that of the signs if it is another one."""
-        if sign_seed is seed or sign_seed is None:
-            return self._operands([seed])
-        return [*self._operands([seed]), f"signs {self._operand(sign_seed)}"]
+        if call.sign_seed is call.seed or call.sign_seed is None:
+            return self._operands([call.seed])
+        return [*self._operands([call.seed]), f"signs {self._operand(call.sign_seed)}"]
 
     def _blocks(self, codes: fx.Node) -> str:
         return self._operand(codes).removesuffix(".codes")
@@ -222,12 +228,8 @@ def _op(node: fx.Node) -> str:
     return _compat.op_name(node.target).partition("::")[2] or str(node.target)
 
 
-def _is_quartet(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.namespace == "quartet"
-
-
 def _observes(node: fx.Node) -> bool:
-    return _is_quartet(node) and _op(node).startswith("observe")
+    return (op_of(node) or "").startswith("observe")
 
 
 def _is_attention(node: fx.Node) -> bool:

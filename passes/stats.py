@@ -20,11 +20,25 @@ from torch import fx
 
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
+from ..kernels.schemas import (
+    SCHEMAS,
+    Observe,
+    ObserveGradient,
+    ObserveRequantized,
+    Operand,
+    QuantizePair,
+    Requantize,
+    ScaledGroupedMM,
+    Transposed,
+    arguments_of,
+    op_of,
+    operands_of,
+)
 from ..report.report import Observed
 from .graph import Builder
-from .match import MatmulSite
-from .plan import quantized
 from .share import quartet
+from .site import MatmulSite, quantized
+from .work import Work
 
 OPERANDS = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
 GRADIENTS = {"dgrad": "dX", "wgrad": "dW"}
@@ -33,10 +47,10 @@ TRANSPOSED = "the codes of fprop, transposed as they are"
 
 @dataclasses.dataclass(frozen=True)
 class _Operand:
-    """A quantized operand: its codes, scales and tensor scale; the op that made them; and the high-precision matrix that
+    """A quantized operand: its blocks; the op that made them; and the high-precision matrix that
     they were made of, which is `source` or the transpose of it."""
 
-    blocks: tuple[fx.Node, fx.Node, fx.Node]
+    blocks: Operand
     made: fx.Node
     source: fx.Node
     transposed: bool
@@ -61,6 +75,13 @@ class Measure(NamedTuple):
     names: Mapping[int, str]
 
 
+def apply(work: Work) -> None:
+    """Make the graph measure itself, if the policy asks for it."""
+    if work.policy.stats:
+        names = {decision.site.index: decision.name for decision in work.decisions}
+        work.observed = observe(work.build, work.chosen, work.recipes, Measure(work.table, names))
+
+
 def observe(
     build: Builder, sites: list[MatmulSite], recipes: Mapping[int, Recipe], measure: Measure
 ) -> tuple[Observed, ...]:
@@ -72,7 +93,7 @@ def observe(
     for product in products:
         described = dict(matmul=measure.names[product.site.index], gemm=product.role)
         for operand, letter, quantizer in product.operands:
-            row = row_of.get(operand.blocks[0])
+            row = row_of.get(operand.blocks.codes)
             reason = TRANSPOSED if row is None else ""
             observed.append(Observed(**described, operand=letter, quantizer=quantizer, row=row, reason=reason))
         if product.role in GRADIENTS:
@@ -80,8 +101,8 @@ def observe(
     places = {node: (measure.graph, row, len(row_of)) for node, row in row_of.items()}
     for product in products:
         for operand, _, _ in product.operands:
-            if operand.blocks[0] in places:
-                _observe_operand(build, operand, places.pop(operand.blocks[0]))
+            if operand.blocks.codes in places:
+                _observe_operand(build, operand, places.pop(operand.blocks.codes))
         if product.role in GRADIENTS:
             _observe_gradient(build, product, places.pop(product.result))
     return tuple(observed)
@@ -94,19 +115,20 @@ def _products(build: Builder, site: MatmulSite, recipe: Recipe) -> Iterator[_Pro
         node = node or build.made[replaced, quartet.scaled_grouped_mm.default]
         result = build.made.get((replaced, quartet.unrotate.default), node)
         gemm = getattr(recipe, role)
-        made = (_operand(node.args[:3]), _operand(node.args[3:6]))
+        made = map(_operand, operands_of(arguments_of(node)))
         operands = zip(made, OPERANDS[role], (gemm.a.name, gemm.b.name), strict=True)
         yield _Product(site, role, node, result, tuple(operands))
 
 
-def _operand(blocks: tuple) -> _Operand:
+def _operand(blocks: Operand | Requantize | Transposed) -> _Operand:
     """What the argument of a product is, from the op that made it."""
-    made, index = blocks[0].args
-    if made.target is quartet.quantize.default:
-        return _Operand(blocks, made, made.args[0], made.args[2])
-    if made.target is quartet.quantize_pair.default:
-        return _Operand(blocks, made, made.args[0], index > 0)
-    source = _operand(made.args[:3])
+    made, index = blocks.codes.args
+    call, op = arguments_of(made), op_of(made)
+    if op == "quantize":
+        return _Operand(blocks, made, call.x, call.transpose)
+    if op == "quantize_pair":
+        return _Operand(blocks, made, call.dy, SCHEMAS[op].results[index] == "column_codes")
+    source = _operand(call)
     return _Operand(blocks, made, source.source, not source.transposed)
 
 
@@ -115,42 +137,44 @@ def _rows(products: list[_Product]) -> dict[fx.Node, int]:
     nodes = {}
     for product in products:
         for operand, _, _ in product.operands:
-            if operand.made.target is not quartet.transposed.default:
-                nodes[operand.blocks[0]] = None
+            if op_of(operand.made) != "transposed":
+                nodes[operand.blocks.codes] = None
         if product.role in GRADIENTS:
             nodes[product.result] = None
     return {node: row for row, node in enumerate(nodes)}
 
 
 def _observe_operand(build: Builder, operand: _Operand, place: tuple[str, int, int]) -> None:
-    _, scales, tensor_scale = blocks = operand.blocks
-    op, args = operand.made.target, operand.made.args
+    made, blocks = arguments_of(operand.made), operand.blocks
+    codes, scales, tensor_scale = blocks.codes, blocks.scales, blocks.tensor_scale
+    how = (codes, scales, tensor_scale, *_rounding(operand), *place)
     with build.graph.inserting_after(tensor_scale):  # the last of the three
-        if op is quartet.requantize.default:
-            *source, quantizer, stream, _, sign_seed = args
-            how = (*source, *blocks, quantizer, stream, sign_seed, *place)
-            copy = build.call(scales, quartet.observe_requantized.default, *how)
+        if isinstance(made, Requantize):
+            source = (made.codes, made.scales, made.tensor_scale, made.source)
+            copy = build.call(scales, quartet.observe_requantized.default, *ObserveRequantized(*source, *how))
         else:
-            how = (operand.source, operand.transposed, *blocks, *_rounding(operand), *place)
-            copy = build.call(scales, quartet.observe.default, *how)
+            copy = build.call(scales, quartet.observe.default, *Observe(operand.source, operand.transposed, *how))
     _substitute(scales, copy)
 
 
 def _rounding(operand: _Operand) -> tuple[str, int, fx.Node | None]:
-    """Quantizer, stream and seed of the signs of an operand made by quantize or quantize_pair."""
-    args = operand.made.args
-    if operand.made.target is quartet.quantize.default:
-        return args[1], args[4], args[6]
-    return (args[2], philox.WGRAD_DY, args[4]) if operand.transposed else (args[1], philox.DGRAD_DY, args[3])
+    """Quantizer, stream and seed of the signs of an operand."""
+    made = arguments_of(operand.made)
+    if not isinstance(made, QuantizePair):
+        return made.quantizer, made.stream, made.sign_seed
+    if operand.transposed:
+        return made.column_quantizer, philox.WGRAD_DY, made.sign_seed
+    return made.row_quantizer, philox.DGRAD_DY, made.seed
 
 
 def _observe_gradient(build: Builder, product: _Product, place: tuple[str, int, int]) -> None:
     (a, *_), (b, *_) = product.operands
-    grouped = product.node.args[6:9] if product.node.target is quartet.scaled_grouped_mm.default else (None, 1, "")
-    how = (a.source, a.transposed, b.source, b.transposed, *grouped, *place)
-    with build.graph.inserting_after(product.result):
-        copy = build.call(product.result, quartet.observe_gradient.default, product.result, *how)
-    _substitute(product.result, copy)
+    call, result = arguments_of(product.node), product.result
+    grouped = (call.ends, call.matrices, call.gemm) if isinstance(call, ScaledGroupedMM) else (None, 1, "")
+    how = ObserveGradient(result, a.source, a.transposed, b.source, b.transposed, *grouped, *place)
+    with build.graph.inserting_after(result):
+        copy = build.call(result, quartet.observe_gradient.default, *how)
+    _substitute(result, copy)
 
 
 def _substitute(node: fx.Node, copy: fx.Node) -> None:

@@ -1,17 +1,18 @@
-"""Check a rewritten graph before it goes on: a site with a mistake stays in high precision, instead of being trained on."""
+"""Check a graph after each pass that rewrote it: a site with a mistake stays in high precision, instead of being trained
+on."""
 
 from __future__ import annotations
 
-from torch import fx
-
 from .._compat import OpOverload, is_tagged_forward
 from .graph import VerifyError, descendants, tangents
+from .work import Work
 
 
-def verify(graph: fx.Graph, replaced: list[fx.Node]) -> None:
-    """Raise `VerifyError` unless the graph is legal and nothing reads the replaced nodes any more."""
+def verify(work: Work, complete: bool) -> None:
+    """Raise `VerifyError` unless the graph is legal. complete: all passes have run."""
+    graph, replaced = work.graph, work.build.replaced
     graph.lint()
-    for node in replaced:
+    for node in work.replaced if complete else replaced:
         if node.users:
             raise VerifyError(f"a replaced matmul is still read: {node.format_node()}", node)
     backward = descendants(tangents(graph))

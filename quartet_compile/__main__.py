@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import importlib.abc
 import importlib.util
 import inspect
 import json
@@ -144,7 +145,7 @@ def run_recipes(options: argparse.Namespace) -> str:
         return "\n\n".join(
             str(load_recipe(name) if name.endswith(".toml") else find_recipe(name)) for name in options.names
         )
-    rows = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
+    rows: list[tuple[str, ...]] = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
     for name, recipe in recipes().items():
         rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -225,7 +226,7 @@ def parse_input(text: str) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, name))
 
 
-def load_model(where: str) -> tuple[Callable, tuple | None, Mapping[str, Any]]:
+def load_model(where: str) -> tuple[Callable, Sequence[Any] | None, Mapping[str, Any]]:
     """A model from `package.module:name` or `path/file.py:name`, and its inputs and keywords if it comes with them."""
     source, separator, name = where.rpartition(":")
     if not separator or not source or not name:
@@ -240,7 +241,7 @@ def load_model(where: str) -> tuple[Callable, tuple | None, Mapping[str, Any]]:
     return _build(where, found)
 
 
-def _build(where: str, found: Any) -> tuple[Callable, tuple | None, Mapping[str, Any]]:
+def _build(where: str, found: Any) -> tuple[Callable, Sequence[Any] | None, Mapping[str, Any]]:
     if isinstance(found, nn.Module):
         return found, None, {}
     if not callable(found):
@@ -251,9 +252,10 @@ def _build(where: str, found: Any) -> tuple[Callable, tuple | None, Mapping[str,
         remedy = f"write a function without arguments that returns {found.__name__}(...)"
         raise UsageError(f"{where} can't be called without arguments ({error}); {remedy}") from None
     made = found()
-    parts = made if isinstance(made, tuple) and len(made) in (2, 3) else (made,)
-    model, inputs, kwargs = (*parts, *(None, {})[len(parts) - 1 :])
-    if not isinstance(model, nn.Module) and not inspect.isroutine(model) or not isinstance(kwargs, Mapping):
+    parts: tuple[Any, ...] = made if isinstance(made, tuple) and len(made) in (2, 3) else (made,)
+    defaults: tuple[Any, ...] = (None, {})
+    model, inputs, kwargs = (*parts, *defaults[len(parts) - 1 :])
+    if (not isinstance(model, nn.Module) and not inspect.isroutine(model)) or not isinstance(kwargs, Mapping):
         raise UsageError(
             f"{where}() returned a {type(made).__name__}; expected a model, (model, inputs) or (model, inputs, kwargs)"
         )
@@ -279,6 +281,7 @@ def _load_file(path: str) -> Any:
     sys.path.insert(0, str(file.parent.resolve()))
     name = f"quartet_compile_model_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader)  # as of any name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -23,7 +23,8 @@ from .config.marks import KEY, class_mark
 from .config.names import clean, matches
 from .config.options import Config, configure
 from .kernels.architectures import product_format
-from .passes.joint import GraphInputs, QuartetPass
+from .passes.inputs import GraphInputs
+from .passes.joint import QuartetPass
 from .process import process
 from .report import records
 from .report.stats import remember
@@ -65,7 +66,8 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     """Names of a Dynamo graph's inputs, and which of them are parameters, buffers and other matrices that get a gradient, by
     position. Parameters are also the tensors with a gradient of a dict by the names of parameters, as `functional_call` has
     it."""
-    parameters, state, leaves, all_names, groups = {}, set(), set(), {}, {}
+    parameters, state, leaves, all_names = {}, set(), set(), {}
+    groups: dict[str, None] = {}
     for index, (example, source) in _compat.arguments(gm).items():
         all_names[index] = names.get(id(example)) or clean(source) or _compat.root_name(source)
         groups |= dict.fromkeys(_compat.mesh_groups(example))
@@ -109,7 +111,7 @@ def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
             digest.update(repr(_compat.example_shape(node)).encode())
         stack = _compat.module_stack(node.meta)
         modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack]
-        mark = _compat.annotations(node.meta).get(KEY)
+        mark = _compat.annotations_of(node.meta).get(KEY)
         digest.update(repr((mark, modules)).encode())
     return digest.hexdigest()
 

@@ -8,11 +8,11 @@ import sysconfig
 
 import torch
 
-_PARTS = [importlib.util.find_spec(f"{__package__}.{part}") for part in ("passes", "kernels")]
+_PARTS = filter(None, (importlib.util.find_spec(f"{__package__}.{part}") for part in ("passes", "kernels")))
 _FOLDERS = (
     *torch.__path__,
     os.path.dirname(__file__),
-    *(folder for part in _PARTS for folder in part.submodule_search_locations),
+    *(folder for part in _PARTS for folder in part.submodule_search_locations or ()),
 )
 _NOT_USERS = ("<", *(folder + os.sep for folder in _FOLDERS))
 _PYTHON = sysconfig.get_path("stdlib") + os.sep

@@ -112,8 +112,8 @@ def quantize(
     seed = _check_seed(seed)
     if seed is None and needs_seed:
         seed = int(torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu"))
-    key = torch.tensor(_wrap(seed), dtype=torch.int64, device=rows.device) if needs_seed else None
-    if chosen.random_signs and rotation_signs is None:
+    key = torch.tensor(_wrap(seed), dtype=torch.int64, device=rows.device) if needs_seed and seed is not None else None
+    if key is not None and chosen.random_signs and rotation_signs is None:
         rotation_signs = philox.signs(key, _STREAM, chosen.rotation)
     run = _kernel(rows.device)
     blocks = run(rows, chosen, mask=chosen.clips, stream=_STREAM, seed=key, signs=rotation_signs)

@@ -4,14 +4,26 @@ target.h by the other quantizers (`is_fast` draws the line), and the blocks that
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import torch
 
+from ...errors import QuantizerError
 from ..numerics.reference import Blocks
+from ..operand_formats import operand_format
 from ..quantizer import E2M1_MAX, Quantizer, padded
+from ..support import require
 from .arrays import Array
+from .entries import FIELDS, numbers
+from .supports import supports
 
-_QUEST, _STOCHASTIC, _ROTATE, _NEAREST_SCALE, _UP_SCALE = 1, 2, 4, 8, 16
+_FAST = {
+    "scale": ("absmax", "quest"),
+    "scale_rounding": ("down", "nearest", "up"),
+    "rounding": ("nearest", "stochastic"),
+}
+"""The choices that the kernels for MXFP4 know."""
+
 TENSOR_SCALE = Array("a tensor scale", torch.float32, (1,))
 _NO_TENSOR_SCALE = TENSOR_SCALE._replace(shape=(0,))
 _SEED = Array("a seed", torch.int64, ())
@@ -25,7 +37,7 @@ def _fields(kind: type, *names: str) -> list[tuple[str, type]]:
 
 class _Request(ctypes.Structure):
     _fields_ = [
-        *_fields(ctypes.c_int64, "flags", "stream"),
+        *_fields(ctypes.c_int64, "known", *_FAST, "rotation", "stream"),
         *_fields(ctypes.c_double, "shrink"),
         *_fields(ctypes.c_void_p, *_POINTERS, "mask"),
     ]
@@ -33,30 +45,21 @@ class _Request(ctypes.Structure):
 
 class _AnyRequest(ctypes.Structure):
     _fields_ = [
-        *_fields(ctypes.c_int64, "elements", "scale", "scale_rounding", "rounding"),
+        *_fields(ctypes.c_int64, "known", *FIELDS),
         *_fields(ctypes.c_int64, "group", "group_rows", "rotation", "stream"),
         *_fields(ctypes.c_double, "shrink", "top", "largest_scale"),
         *_fields(ctypes.c_void_p, *_POINTERS, "tensor_scale", "mask"),
     ]
 
 
-_ENUMS = {
-    "elements": ("e2m1", "e4m3"),
-    "scale": ("absmax", "quest", "four-over-six"),
-    "scale_rounding": ("down", "nearest", "up", "error"),
-    "rounding": ("nearest", "stochastic", "eden"),
-}
-"""The enumerations of target.h, in their order."""
-
-
+@functools.cache
 def is_fast(quantizer: Quantizer) -> bool:
     """Whether the kernels for MXFP4 know this quantizer. Their stochastic one takes it that no magnitude is 6, so that
     masks are ones."""
     return (
         (quantizer.elements, quantizer.scale_format, quantizer.group_rows) == ("e2m1", "e8m0", 1)
         and quantizer.rotation in (0, 32)
-        and quantizer.scale_rounding != "error"
-        and quantizer.rounding != "eden"
+        and all(getattr(quantizer, field) in known for field, known in _FAST.items())
         and not (quantizer.stochastic and quantizer.scale_rounding == "up")
     )
 
@@ -71,7 +74,8 @@ def request(
     sign_seed: torch.Tensor | None,
 ) -> tuple[Blocks, ctypes.Structure]:
     """Blocks of `[rows, columns]`, and what fills them with the codes of `quantizer`. It holds addresses: keep the blocks
-    and the tensors."""
+    and the tensors. Raises `QuantizerError` if the kernels don't know the quantizer."""
+    require(supports(quantizer))
     random = quantizer.random_signs
     made = [array.empty() for array in layout(quantizer, *shape, mask)]
     blocks = Blocks(*(part for part, _ in made))
@@ -85,9 +89,11 @@ def request(
         "mask": bits if mask else None,
     }
     if is_fast(quantizer):
-        return blocks, _Request(flags=_flags(quantizer), stream=stream, shrink=quantizer.shrink, **pointers)
+        entries = {field: numbers(field)[getattr(quantizer, field)] for field in _FAST}
+        fields = dict(entries, rotation=quantizer.rotation, stream=stream, shrink=quantizer.shrink)
+        return blocks, _Request(**fields, **pointers)
     return blocks, _AnyRequest(
-        **{field: names.index(getattr(quantizer, field)) for field, names in _ENUMS.items()},
+        **{field: numbers(field)[getattr(quantizer, field)] for field in FIELDS},
         group=quantizer.group,
         group_rows=quantizer.group_rows,
         rotation=quantizer.rotation,
@@ -100,26 +106,23 @@ def request(
     )
 
 
-def _flags(quantizer: Quantizer) -> int:
-    flags = _ROTATE if quantizer.rotation else 0
-    if quantizer.scale == "quest":
-        flags |= _QUEST
-    if quantizer.rounding == "stochastic":
-        flags |= _STOCHASTIC
-    return flags | {"down": 0, "nearest": _NEAREST_SCALE, "up": _UP_SCALE}[quantizer.scale_rounding]
+def require_known(*requests: ctypes.Structure | None) -> None:
+    """Raise `QuantizerError` if C++ did nothing, since it doesn't know what a request says."""
+    for of in requests:
+        if of is not None and not of.known:
+            said = ", ".join(f"{name}={getattr(of, name)}" for name, kind, *_ in of._fields_ if kind is ctypes.c_int64)
+            raise QuantizerError(
+                f"A CPU kernel got a request that it doesn't know: {said}; expected the numbers of kernels/cpu/entries.h. "
+                "Let entries.py read them there."
+            )
 
 
 def layout(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> tuple[Array, Array, Array, Array]:
     """The parts of blocks of `[rows, columns]`, laid out as kernels/numerics/reference.py says."""
-    full = padded(columns, quantizer.block)
-    if quantizer.elements == "e4m3":
-        codes = Array("codes", torch.float8_e4m3fn, (rows, full))
-    else:
-        codes = Array("codes", torch.uint8, (rows, full // 2))
-    scale_type = torch.float8_e4m3fn if quantizer.two_level else torch.uint8
+    full, form = padded(columns, quantizer.block), operand_format(quantizer)
     return (
-        codes,
-        Array("scales", scale_type, (rows, full // quantizer.group)),
+        Array("codes", form.codes, (rows, full // form.packed)),
+        Array("scales", form.scales, (rows, full // quantizer.group)),
         TENSOR_SCALE if quantizer.two_level else _NO_TENSOR_SCALE,
         Array("a mask", torch.uint8, (rows, full // 8 if mask else 0)),
     )

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 
 from ...errors import QuartetError
+from .entries import enumerations
 
-ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`Type` of element.h."""
+ELEMENT_TYPES = {getattr(torch, name[1:].lower()): number for name, number in enumerations()["Type"].items()}
+"""The types of elements that the kernels know, by their numbers in C++."""
 
 _CPU = torch.device("cpu")
 

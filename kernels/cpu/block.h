@@ -43,15 +43,17 @@ void copy_block(const Matrix& matrix, int64_t row, int64_t column, const Block& 
 inline Block block_at(const Matrix& from, int64_t row, int64_t column, float* buffer) {
     Block block = {buffer, kBlockColumns, (int)std::min<int64_t>(kBlockRows, from.rows - row),
                    (int)std::min<int64_t>(kBlockColumns, from.columns - column)};
-    if (from.type == kBFloat16) {
-        copy_block<BFloat16>(from, row, column, block, buffer);
-    } else if (from.type == kFloat16) {
-        copy_block<Float16>(from, row, column, block, buffer);
-    } else if (block.rows % kGroup || block.columns % kGroup) {
-        copy_block<float>(from, row, column, block, buffer);
-    } else {
-        block.values = (const float*)from.values + row * from.stride + column;
-        block.stride = from.stride;
+    switch (from.type) {
+        case Type::kFloat32:
+            if (block.rows % kGroup || block.columns % kGroup) {
+                copy_block<float>(from, row, column, block, buffer);
+            } else {
+                block.values = (const float*)from.values + row * from.stride + column;
+                block.stride = from.stride;
+            }
+            break;
+        case Type::kBfloat16: copy_block<BFloat16>(from, row, column, block, buffer); break;
+        case Type::kFloat16: copy_block<Float16>(from, row, column, block, buffer); break;
     }
     return block;
 }

@@ -5,30 +5,35 @@ from __future__ import annotations
 import torch
 
 from ..numerics.reference import Blocks
+from ..operand_formats import OPERAND_FORMATS, format_of
+from ..support import require
 from .arguments import TENSOR_SCALE
 from .arrays import Array
+from .entries import numbers
 from .loader import function
+from .supports import CPU
 
 
 def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """float32[rows, padded] over `shrink`; of exact formats, the codes themselves."""
-    if x.codes.dtype == torch.float32:
+    name = format_of(x.codes.dtype, x.scales.dtype)
+    if name == "float32":
         return x.codes
-    e4m3, two_level = (t.dtype == torch.float8_e4m3fn for t in (x.codes, x.scales))
+    require(CPU.reason_of("operand format", name))
+    form = OPERAND_FORMATS[name]
     rows, groups = x.scales.shape
-    group = 16 if two_level else 32
-    width = groups * group
+    width = groups * form.group
     codes, scales = x.codes.contiguous(), x.scales.contiguous()
     out, out_address = Array("decoded values", torch.float32, (rows, width)).empty()
     function("quartet_decode", "pippfpiii")(
-        Array("codes", codes.dtype if e4m3 else torch.uint8, (rows, width if e4m3 else width // 2)).address(codes),
-        e4m3,
-        Array("scales", scales.dtype if two_level else torch.uint8, (rows, groups)).address(scales),
-        TENSOR_SCALE.address(x.tensor_scale) if two_level else None,
+        Array("codes", form.codes, (rows, width // form.packed)).address(codes),
+        numbers("elements")[form.elements],
+        Array("scales", form.scales, (rows, groups)).address(scales),
+        TENSOR_SCALE.address(x.tensor_scale) if form.scale_format == "e4m3" else None,
         shrink,
         out_address,
         rows * groups,
-        group,
+        form.group,
         torch.get_num_threads(),
     )
     return out

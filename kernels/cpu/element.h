@@ -2,9 +2,8 @@
 // nearest with ties to even.
 #pragma once
 
+#include "entries.h"
 #include "simd.h"
-
-enum Type : int64_t { kFloat32, kBFloat16, kFloat16 };
 
 struct BFloat16 {
     uint16_t bits;

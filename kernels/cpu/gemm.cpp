@@ -82,9 +82,12 @@ struct Product {
     float scale, column_factor, row_factor;
 
     bool run_as(int64_t type, void* out, int64_t threads) const {
-        if (type == kFloat32) return run(static_cast<float*>(out), threads);
-        if (type == kBFloat16) return run(static_cast<BFloat16*>(out), threads);
-        return type == kFloat16 && run(static_cast<Float16*>(out), threads);
+        switch ((Type)type) {
+            case Type::kFloat32: return run(static_cast<float*>(out), threads);
+            case Type::kBfloat16: return run(static_cast<BFloat16*>(out), threads);
+            case Type::kFloat16: return run(static_cast<Float16*>(out), threads);
+        }
+        return false;
     }
 
     template <class Element>

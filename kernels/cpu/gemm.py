@@ -12,11 +12,14 @@ import torch
 
 from ...errors import QuartetError
 from ..numerics.reference import Blocks
+from ..operand_formats import OPERAND_FORMATS, pair
 from ..quantizer import padded
+from ..support import require
 from .arguments import TENSOR_SCALE
 from .arrays import ELEMENT_TYPES, Address, Array
 from .decoded import decode
 from .loader import function
+from .supports import INTEGER_PRODUCTS, supports_product
 from .toolchain import isa
 
 
@@ -26,10 +29,11 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     a: `[M, K]`; b: `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to nearest. A NaN
     scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except with `torch.mm`.
     """
-    forms = [(x.codes.dtype, x.scales.dtype) for x in (a, b)]
-    group = {(torch.uint8, torch.uint8): 32, (torch.uint8, torch.float8_e4m3fn): 16}.get(forms[0])
-    if group is None or forms[0] != forms[1]:
+    forms = pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)
+    require(supports_product(*forms))
+    if forms not in INTEGER_PRODUCTS:
         return _decoded_mm(a, b, alpha, dtype)
+    group = OPERAND_FORMATS[forms[0]].group
     (rows, groups), (columns, b_groups) = a.scales.shape, b.scales.shape
     if groups != b_groups:
         raise QuartetError(

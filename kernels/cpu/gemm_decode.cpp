@@ -32,15 +32,19 @@ static void decode_e4m3_group(const uint8_t* codes, ScaleFactors scale, int grou
 
 // out[row, k] = value of codes[row, k] / shrink * scale[row, k / group]. `tensor_scale` is null with E8M0 scales, else
 // they are E4M3. Codes are E4M3 (not shrunk) or E2M1.
-QUARTET_EXPORT void quartet_decode(const uint8_t* codes, int64_t e4m3, const uint8_t* scales, const float* tensor_scale,
-                                   float shrink, float* out, int64_t groups, int64_t group, int64_t threads) {
+QUARTET_EXPORT void quartet_decode(const uint8_t* codes, int64_t elements, const uint8_t* scales,
+                                   const float* tensor_scale, float shrink, float* out, int64_t groups, int64_t group, int64_t threads) {
     const Grid grid(shrink);
 #pragma omp parallel for schedule(static) num_threads(useful_threads(groups * group, threads))
     for (int64_t i = 0; i < groups; ++i) {
         const ScaleFactors scale = scale_factors(scales[i], tensor_scale);
-        if (e4m3)
-            decode_e4m3_group(codes + i * group, scale, (int)group, out + i * group);
-        else
-            decode_e2m1_group(codes + i * group / 2, grid, scale, (int)group, out + i * group);
+        switch ((Elements)elements) {
+            case Elements::kE4m3:
+                decode_e4m3_group(codes + i * group, scale, (int)group, out + i * group);
+                break;
+            case Elements::kE2m1:
+                decode_e2m1_group(codes + i * group / 2, grid, scale, (int)group, out + i * group);
+                break;
+        }
     }
 }

@@ -21,8 +21,10 @@ import os
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ... import _compat
 from ...errors import CompilerError
@@ -53,7 +55,7 @@ _lock = threading.Lock()
 
 
 @functools.cache
-def function(name: str, signature: str) -> ctypes._CFuncPtr:
+def function(name: str, signature: str) -> Callable[..., Any]:
     """A C function, to be called with plain integers and floats: `p` is a pointer, of an `Address` or None, `i` an int64_t,
     `f` a float."""
     found = getattr(library(), name)

@@ -16,10 +16,12 @@ import torch
 from ..numerics import philox, reference
 from ..numerics.reference import Blocks
 from ..quantizer import Quantizer, padded
-from .arguments import is_fast, request
+from ..support import require
+from .arguments import is_fast, request, require_known
 from .arrays import ELEMENT_TYPES, Array, matrix_address
 from .decoded import decode
 from .loader import function
+from .supports import CPU, supports
 
 
 def quantize(
@@ -77,6 +79,7 @@ def requantize(
     signs: torch.Tensor | None = None,
 ) -> Blocks:
     """`reference.requantize`, the transpose of a quantized operand. Signs not given come from `sign_seed`."""
+    require(supports(source_quantizer))
     if not (is_fast(quantizer) and source.codes.dtype == source.scales.dtype == torch.uint8):
         values = decode(source, source_quantizer.shrink)
         return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
@@ -92,11 +95,13 @@ def requantize(
         ctypes.byref(wanted),
         torch.get_num_threads(),
     )
+    require_known(wanted)
     return blocks
 
 
 def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
     """`reference.unrotate`: `(x where mask, else 0) @ H^T` of `x: float[rows, padded]`, as `x.dtype[rows, columns]`."""
+    require(CPU.reason_of("rotation", rotation))
     if x.dtype not in ELEMENT_TYPES:
         return reference.unrotate(x, mask, rotation, columns)
     rows, full = x.shape[0], padded(max(columns, x.shape[1]), max(rotation, 16))
@@ -132,6 +137,7 @@ def _quantize(x: torch.Tensor, row: ctypes.Structure | None, column: ctypes.Stru
         ctypes.byref(column) if column else None,
         torch.get_num_threads(),
     )
+    require_known(row, column)
 
 
 def _quantize_any(x: torch.Tensor, transpose: bool, wanted: ctypes.Structure) -> None:
@@ -145,6 +151,7 @@ def _quantize_any(x: torch.Tensor, transpose: bool, wanted: ctypes.Structure) ->
         ctypes.byref(wanted),
         torch.get_num_threads(),
     )
+    require_known(wanted)
 
 
 def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -2,19 +2,28 @@
 #pragma once
 
 #include "encode.h"
+#include "entries.h"
 #include "scale.h"
 
-enum Flags : int64_t { kQuest = 1, kStochastic = 2, kRotate = 4, kNearestScale = 8, kUpScale = 16 };
-
-// What native.py passes. `seed` is null unless rounding is stochastic. `signs` (32 of +-1) and `sign_seed` are null
+// What native.py passes; `known` is set to whether these kernels know it. `seed` is null unless rounding is stochastic. `signs` (32 of +-1) and `sign_seed` are null
 // unless signs are random, when one of them is given. `mask` is null if it is not wanted.
 struct Request {
-    int64_t flags, stream;
+    int64_t known;
+    Scale scale;
+    ScaleRounding scale_rounding;
+    Rounding rounding;
+    int64_t rotation, stream;
     double shrink;
     const int64_t* seed;
     const float* signs;
     const int64_t* sign_seed;
     uint8_t *codes, *scales, *mask;
+
+    bool is_known() const {
+        return is_entry(ScaleFormat::kE8m0, scale) && is_entry(scale_rounding) && is_entry(rounding) &&
+               scale_rounding != ScaleRounding::kError && rounding != Rounding::kEden &&
+               (rotation == 0 || rotation == kGroup);
+    }
 };
 
 struct Operand {
@@ -29,17 +38,22 @@ struct Operand {
     uint8_t* scales;  // [rows, groups]
     uint8_t* mask;    // [rows, 4 * groups], or null
 
-    static int32_t carry_of(int64_t flags) {
-        if (flags & kNearestScale) return scale_carry(kRootOfTwo);
-        return flags & kUpScale ? scale_carry(flags & kQuest ? 1 : kAboveSix) : 0;
+    static int32_t carry_of(const Request& request) {
+        switch (request.scale_rounding) {
+            case ScaleRounding::kNearest: return scale_carry(kRootOfTwo);
+            case ScaleRounding::kUp: return scale_carry(request.scale == Scale::kQuest ? 1 : kAboveSix);
+            case ScaleRounding::kDown:
+            case ScaleRounding::kError: break;
+        }
+        return 0;
     }
 
     Operand(const Request& request, int64_t rows, int64_t columns)
         : rows(rows),
           groups(groups_of(columns)),
-          quest(request.flags & kQuest),
-          stochastic(request.flags & kStochastic),
-          carry(carry_of(request.flags)),
+          quest(request.scale == Scale::kQuest),
+          stochastic(request.rounding == Rounding::kStochastic),
+          carry(carry_of(request)),
           shrink((float)request.shrink),
           key(request.seed ? *request.seed : 0),
           stream((uint32_t)request.stream),
@@ -47,7 +61,7 @@ struct Operand {
           scales(request.scales),
           mask(request.mask) {
         SignBits drawn = request.sign_seed ? philox_signs(*request.sign_seed, request.stream) : SignBits{};
-        rotation.on = request.flags & kRotate;
+        rotation.on = request.rotation != 0;
         for (int i = 0; i < kGroup; ++i)
             rotation.sign[i] = (request.signs ? request.signs[i] < 0 : drawn.negative(i)) ? INT32_MIN : 0;
     }

@@ -6,11 +6,19 @@
 
 // The bytes of scales from bits of statistics; 255 where these are not finite.
 QUARTET_INLINE i32 scale_bytes(const Target& to, i32 statistic, i32 lift) {
-    const bool quest = to.request.statistic == Statistic::kQuest, e2m1 = to.request.elements == Elements::kE2m1;
-    int32_t carry = 0;
-    if (to.request.scale_rounding == ScaleRounding::kNearest) carry = scale_carry(kRootOfTwo);
-    if (to.request.scale_rounding == ScaleRounding::kUp) carry = scale_carry(quest ? 1 : e2m1 ? kAboveSix : kAbove448);
-    return scale_bytes(statistic, carry, quest ? 0 : e2m1 ? 2 : 8, lift);
+    int32_t above = 0, binades = 0, carry = 0;
+    switch (to.request.elements) {
+        case Elements::kE2m1: above = kAboveSix, binades = 2; break;
+        case Elements::kE4m3: above = kAbove448, binades = 8; break;
+    }
+    if (to.request.scale == Scale::kQuest) above = 1, binades = 0;
+    switch (to.request.scale_rounding) {
+        case ScaleRounding::kNearest: carry = scale_carry(kRootOfTwo); break;
+        case ScaleRounding::kUp: carry = scale_carry(above); break;
+        case ScaleRounding::kDown:
+        case ScaleRounding::kError: break;
+    }
+    return scale_bytes(statistic, carry, binades, lift);
 }
 
 // What brings rotated values to the grid; where the scale is NaN, as for byte 0.
@@ -37,7 +45,7 @@ QUARTET_INLINE void scale_by_power(const Target& to, Panel& panel, int first, co
         const f32* column = panel.tile(t) + first;
         statistic[t] = largest_bits(column, to.group);
         nonzero[t] = statistic[t] != 0;
-        if (to.request.statistic == Statistic::kQuest)
+        if (to.request.scale == Scale::kQuest)
             statistic[t] = (i32)quest_scale(column, to.group) & 0x7fffffff;
     }
     if (to.square) {

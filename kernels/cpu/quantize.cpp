@@ -21,7 +21,9 @@ static void quantize_columns(const Block& block, const Operand& to, int64_t row,
 
 // `row` and `column` ask for the quantized matrix and for its quantized transpose; either may be null.
 QUARTET_EXPORT void quartet_quantize(const void* x, int64_t type, int64_t rows, int64_t columns, int64_t stride,
-                                     const Request* row, const Request* column, int64_t threads) {
+                                     Request* row, Request* column, int64_t threads) {
+    if (row && !(row->known = row->is_known())) return;
+    if (column && !(column->known = column->is_known())) return;
     Matrix matrix = {x, (Type)type, rows, columns, stride};
     Operand along_rows(row ? *row : Request(), rows, columns);
     Operand along_columns(column ? *column : Request(), columns, rows);

@@ -40,21 +40,36 @@ static void read_panel(const View& from, const Target& to, int64_t row, int64_t 
     }
 }
 
+// The codes of one group of one tile, scaled, as `count` dwords.
+QUARTET_INLINE void round_e2m1(const Target& to, const f32* scaled, int64_t row, int64_t group, int count, u32* dword) {
+    switch (to.request.rounding) {
+        case Rounding::kStochastic:
+            for (int k = 0; k < count; ++k) {
+                u32 noise[4];
+                philox_noise(to.key, to.stream, row, group * count + k, noise);
+                dword[k] = round_stochastic_e2m1(scaled + 8 * k, noise);
+            }
+            break;
+        case Rounding::kNearest:
+        case Rounding::kEden:
+            for (int k = 0; k < count; ++k) dword[k] = round_nearest_e2m1(scaled + 8 * k);
+            break;
+    }
+}
+
 // Rounds and writes one group of one tile, scaled.
 static void write_group(const Target& to, const f32* scaled, int64_t row, int64_t group, i32 valid) {
     u32 dword[8] = {};
-    int count = to.group / 8;
-    if (to.request.elements == Elements::kE4m3) {
-        count = to.group / 4;
-        for (int k = 0; k < count; ++k) dword[k] = round_nearest_e4m3(scaled + 4 * k);
-    } else if (to.request.rounding == Rounding::kStochastic) {
-        for (int k = 0; k < count; ++k) {
-            u32 noise[4];
-            philox_noise(to.key, to.stream, row, group * count + k, noise);
-            dword[k] = round_stochastic_e2m1(scaled + 8 * k, noise);
-        }
-    } else {
-        for (int k = 0; k < count; ++k) dword[k] = round_nearest_e2m1(scaled + 8 * k);
+    int count = 0;
+    switch (to.request.elements) {
+        case Elements::kE4m3:
+            count = to.group / 4;
+            for (int k = 0; k < count; ++k) dword[k] = round_nearest_e4m3(scaled + 4 * k);
+            break;
+        case Elements::kE2m1:
+            count = to.group / 8;
+            round_e2m1(to, scaled, row, group, count, dword);
+            break;
     }
     write_codes(to, row, group, dword, count);
     if (!to.request.mask) return;
@@ -133,7 +148,8 @@ static void for_each_panel(const View& from, const Target& to, int64_t threads, 
 
 // `transposed` asks for the quantized transpose of the matrix.
 QUARTET_EXPORT void quartet_quantize_any(const void* x, int64_t type, int64_t rows, int64_t columns, int64_t stride,
-                                         int64_t transposed, const AnyRequest* request, int64_t threads) {
+                                         int64_t transposed, AnyRequest* request, int64_t threads) {
+    if (!(request->known = request->is_known())) return;
     const View from = {{x, (Type)type, rows, columns, stride}, transposed != 0};
     const Target to(*request, from.rows(), from.columns());
     float of_tensor = 1.0f;

@@ -56,8 +56,8 @@ QUARTET_INLINE void read_elements(const View& view, int64_t row, int64_t column,
 
 inline void read_tile(const View& view, int64_t row, int64_t column, int width, f32* to) {
     switch (view.matrix.type) {
-        case kFloat32: return read_elements<float>(view, row, column, width, to);
-        case kBFloat16: return read_elements<BFloat16>(view, row, column, width, to);
-        case kFloat16: return read_elements<Float16>(view, row, column, width, to);
+        case Type::kFloat32: return read_elements<float>(view, row, column, width, to);
+        case Type::kBfloat16: return read_elements<BFloat16>(view, row, column, width, to);
+        case Type::kFloat16: return read_elements<Float16>(view, row, column, width, to);
     }
 }

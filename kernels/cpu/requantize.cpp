@@ -28,7 +28,8 @@ static void requantize_square(const Source& from, const Grid& grid, const Operan
 }
 
 QUARTET_EXPORT void quartet_requantize(const uint8_t* codes, const uint8_t* scales, int64_t rows, int64_t groups,
-                                       float shrink, const Request* request, int64_t threads) {
+                                       float shrink, Request* request, int64_t threads) {
+    if (!(request->known = request->is_known())) return;
     Source from = {codes, scales, rows, groups};
     Grid grid(shrink);
     Operand to(*request, groups * kGroup, rows);

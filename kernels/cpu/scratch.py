@@ -24,11 +24,13 @@ _YOUNG = 60.0
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent`, removed at the end. Raises `OSError` where none can be made."""
     remove_leftovers(parent)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as name:
-        with open(Path(name) / _LOCK, "w") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left there
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as name,
+        open(Path(name) / _LOCK, "w") as lock,
+    ):
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left there
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield Path(name)
 
 
 def remove_leftovers(parent: Path) -> None:

@@ -1,20 +1,18 @@
 // A quantized operand of any quantizer: what is done to its panels, and where their codes, scales and mask bits go.
 #pragma once
 
+#include "entries.h"
 #include "philox.h"
 #include "statistics.h"
 
-enum class Elements : int64_t { kE2m1, kE4m3 };
-enum class Statistic : int64_t { kAbsmax, kQuest, kFourOverSix };
-enum class ScaleRounding : int64_t { kDown, kNearest, kUp, kError };
-enum class Rounding : int64_t { kNearest, kStochastic, kEden };
-
-// What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `seed` is null unless something is rounded
+// What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `known` is set to whether these kernels know them. `seed` is null unless something is rounded
 // by random bits. `signs` (of +-1) and `sign_seed` are null unless signs are random, when one of them is given.
 // `tensor_scale` is null unless scales are E4M3, `mask` if it is not wanted.
 struct AnyRequest {
+    int64_t known;
     Elements elements;
-    Statistic statistic;
+    ScaleFormat scale_format;
+    Scale scale;
     ScaleRounding scale_rounding;
     Rounding rounding;
     int64_t group, group_rows, rotation, stream;
@@ -25,6 +23,13 @@ struct AnyRequest {
     uint8_t *codes, *scales;
     float* tensor_scale;
     uint8_t* mask;
+
+    bool is_known() const {
+        const int64_t block = std::max(group, rotation);
+        return is_entry(elements) && is_entry(scale_format, scale) && is_entry(scale_rounding) && is_entry(rounding) &&
+               (group == 16 || group == 32) && (group_rows == 1 || group_rows == group) && rotation >= 0 &&
+               block <= kMaxBlock && (block & (block - 1)) == 0;
+    }
 };
 
 struct Target {
@@ -49,8 +54,8 @@ struct Target {
           blocks((columns + block - 1) / block),
           groups(blocks * groups_of_block),
           square(of.group_rows > 1),
-          two_level(of.tensor_scale != nullptr),
-          lifts(of.statistic == Statistic::kAbsmax && !two_level),
+          two_level(of.scale_format == ScaleFormat::kE4m3),
+          lifts(of.scale == Scale::kAbsmax && !two_level),
           zero_below(of.rotation > 64 ? (127 - 99) << 23 : kZeroBelow),
           shrink((float)of.shrink),
           top((float)of.top),

@@ -56,7 +56,7 @@ QUARTET_INLINE void scale_by_e4m3(const Target& to, Panel& panel, int first, flo
         wanted[t] = (f32)largest[t] / to.top / of_tensor;
         scale[t] = group_scale(wanted[t]);
     }
-    if (to.request.statistic == Statistic::kFourOverSix) four_over_six(to, panel, first, of_tensor, wanted, scale);
+    if (to.request.scale == Scale::kFourOverSix) four_over_six(to, panel, first, of_tensor, wanted, scale);
     for (int t = 0; t < panel.tiles; ++t) {
         f32* column = panel.tile(t) + first;
         f32 unit = e4m3_magnitude(scale[t]) * of_tensor;

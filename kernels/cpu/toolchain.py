@@ -31,7 +31,10 @@ ISA_FEATURES = {
 """Each level, best first, with its `-m` flags; these, less underscores, are also the names in /proc/cpuinfo."""
 
 # No part of -ffast-math: it reassociates, and GCC links a start-up file that turns subnormals off for the process.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"),
+    "-Werror=switch",  # an entry that some kernel has no case for
+)
 
 
 class Toolchain(NamedTuple):

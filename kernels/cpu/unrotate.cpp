@@ -86,8 +86,8 @@ QUARTET_EXPORT void quartet_unrotate(const void* x, const uint8_t* mask, void* o
                                      int64_t columns, int64_t padded, int64_t rotation, int64_t threads) {
     const Unrotation all = {x, mask, out, rows, columns, padded, threads};
     switch ((Type)type) {
-        case kFloat32: return all.run<float>(rotation);
-        case kBFloat16: return all.run<BFloat16>(rotation);
-        case kFloat16: return all.run<Float16>(rotation);
+        case Type::kFloat32: return all.run<float>(rotation);
+        case Type::kBfloat16: return all.run<BFloat16>(rotation);
+        case Type::kFloat16: return all.run<Float16>(rotation);
     }
 }

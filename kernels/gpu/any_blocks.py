@@ -70,6 +70,18 @@ def largest_bits(groups, group_rows: tl.constexpr):
 
 
 @triton.jit
+def _require_rounding(rounding: tl.constexpr):
+    tl.static_assert(rounding == "nearest" or rounding == "stochastic" or rounding == "eden", "no such rounding")
+
+
+@triton.jit
+def _require_scale_rounding(name: tl.constexpr):
+    tl.static_assert(
+        name == "down" or name == "nearest" or name == "up" or name == "error", "no such rounding of scales"
+    )
+
+
+@triton.jit
 def _signed(magnitude, like):
     """float32 `magnitude` with the sign of `like`."""
     sign = like.to(tl.int32, bitcast=True) & -0x80000000
@@ -79,6 +91,8 @@ def _signed(magnitude, like):
 @triton.jit
 def _exponent(groups, largest, lift, e4m3: tl.constexpr, scale: tl.constexpr, scale_rounding: tl.constexpr):
     """int32[groups]: E8M0 bytes, at least 0; 255 where the statistics are not finite."""
+    tl.static_assert(scale == "absmax" or scale == "quest", "no E8M0 scale by this rule")
+    _require_scale_rounding(scale_rounding)
     if scale == "quest":
         statistic = magnitude_bits(quest_scale(groups))
         below: tl.constexpr = 0
@@ -149,6 +163,7 @@ def quantize_e8m0(
     groups, lift: of `rotated_groups`. row, column: int[groups], the place of each group's first element in the operand.
     of_block: groups a block of the rotation. e4m3: elements are E4M3, a byte each; else E2M1, two a byte.
     """
+    _require_rounding(rounding)
     group: tl.constexpr = groups.shape[0]
     largest = largest_bits(groups, group_rows)
     byte = tl.where(largest == 0, 0, _exponent(groups, largest, lift, e4m3, scale, scale_rounding))
@@ -225,6 +240,8 @@ def quantize_e4m3(
     groups: float32[16, groups] of `rotated_groups`; tensor_scale: float32 scalar; top: 6 / headroom. The rest is as in
     `quantize_e8m0`.
     """
+    tl.static_assert(scale == "absmax" or scale == "four-over-six", "no E4M3 scale by this rule")
+    _require_rounding(rounding)
     group: tl.constexpr = groups.shape[0]
     count: tl.constexpr = groups.shape[1]
     largest = largest_bits(groups, group_rows)

@@ -106,6 +106,7 @@ def decoded(codes, scales, form: tl.constexpr):
     """float32[rows, n] of codes and scales of a format, as `product.scaled_dot` takes them, without the tensor scale."""
     rows: tl.constexpr = codes.shape[0]
     groups: tl.constexpr = scales.shape[1]
+    tl.static_assert(form == "mxfp4" or form == "nvfp4" or form == "mxfp8", "no decoding of this operand format")
     if form == "mxfp4":
         return dequantize(codes, scales, 1.0)
     elif form == "nvfp4":

@@ -15,6 +15,7 @@ def scaled_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
     Codes: uint8[rows, K / 2], two E2M1 a byte; for mxfp8 E4M3[rows, K]. Scales: uint8[rows, K / 32] E8M0; for nvfp4
     [rows, K / 16] E4M3, or uint8 of its bytes. Triton's interpreter reads E4M3 wrongly, so there it is decoded first.
     """
+    tl.static_assert(form == "mxfp4" or form == "nvfp4" or form == "mxfp8", "no product of this operand format")
     if INTERPRETED and form != "mxfp4":
         left, right = decoded(a, a_scales, form), decoded(b, b_scales, form)
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")

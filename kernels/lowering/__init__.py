@@ -11,28 +11,41 @@ from typing import Any
 
 import torch
 
+from ..gpu.supports import GROUPED_PRODUCTS, TEMPLATE_PRODUCTS, supports, supports_product
 from ..quantizer import quantizer as quantizer_named
+from ..schemas import SCHEMAS
+from ..support import require
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
-from .operands import form_of
 from .products import scaled_mm
 from .quantize import quantize, quantize_pair, requantize
 from .transposed import transposed
 from .unrotate import unrotate
 
 
-def _has_template(op: str, args: tuple) -> bool:
-    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats."""
-    if op in _QUANTIZERS:
-        return not any(quantizer_named(args[index]).exact for index in _QUANTIZERS[op])
-    if "mm" in op:
-        forms = {form_of(*args[0:2]), form_of(*args[3:5])}
-        return None not in forms and (op == "scaled_mm" or len(forms) == 1)
-    return op != "transposed" or args[0].get_dtype() == torch.uint8
+def _has_template(op: str, call: Any) -> bool:
+    """Whether templates can do a call: what rounds nothing has none, nor have grouped products of two formats, nor the
+    transpose of MXFP8. Raises `QuantizerError` for what neither they nor the reference know."""
+    named = call._asdict()
+    quantizers = [quantizer_named(named[field]) for field in _QUANTIZERS if field in named]
+    for spec in quantizers:
+        require(supports(spec))
+    if op in _PRODUCTS:
+        formats = call.a_format, call.b_format
+        require(supports_product(*formats))
+        return formats in _PRODUCTS[op]
+    return all(spec.elements in _ELEMENTS[op] for spec in quantizers)
 
 
-_QUANTIZERS = {"quantize": (1,), "quantize_pair": (1, 2), "requantize": (3, 4)}
-"""Which arguments of an op name quantizers."""
+_PRODUCTS = {"scaled_mm": TEMPLATE_PRODUCTS, "scaled_grouped_mm": GROUPED_PRODUCTS}
+_QUANTIZERS = ("quantizer", "row_quantizer", "column_quantizer", "source")
+"""The arguments that name quantizers."""
+
+_ELEMENTS = {
+    **dict.fromkeys(("quantize", "quantize_pair", "requantize", "unrotate"), ("e2m1", "e4m3")),
+    "transposed": ("e2m1",),
+}
+"""The elements that an op's templates know."""
 
 
 def _has_elements(x: Any) -> bool:
@@ -40,14 +53,15 @@ def _has_elements(x: Any) -> bool:
 
 
 def _register(name: str, lower: Callable) -> None:
-    op = getattr(torch.ops.quartet, name).default
+    op, arguments = getattr(torch.ops.quartet, name).default, SCHEMAS[name].arguments
     call = fallback_handler(op, add_to_fallback_set=False)
 
     @register_lowering(op, type_promotion_kind=None)
     def lowering(*args: Any, **kwargs: Any) -> Any:
-        x = args[0]
-        templated = x.get_device().type == "cuda" and not kwargs and _has_template(name, args) and _has_elements(x)
-        return lower(*args) if templated else call(*args, **kwargs)
+        given = arguments(*args, **kwargs)
+        first, *_ = given
+        templated = first.get_device().type == "cuda" and _has_template(name, given) and _has_elements(first)
+        return lower(given) if templated else call(*args, **kwargs)
 
 
 for _lower in (quantize, quantize_pair, requantize, transposed, scaled_mm, scaled_grouped_mm, unrotate):

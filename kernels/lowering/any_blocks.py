@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..operand_formats import operand_format
 from ..quantizer import E2M1_MAX, Quantizer
 from . import templates
 from .device import has_fp4
 from .inductor import TritonTemplate, V, ir, lowerings, ops, realize_inputs
-from .operands import Flat, in_float8, nothing, round_up
+from .operands import ELEMENTS_E4M3, SCALES_E4M3, Flat, in_float8, nothing, round_up
 from .scales import remember_blocked
 from .templates import select
 
@@ -32,8 +33,8 @@ class Source:
         return {
             "TRANSPOSED": self.transposed,
             "DECODED": self.quantizer is not None,
-            "SOURCE_E4M3": spec.elements == "e4m3",
-            "SOURCE_TWO_LEVEL": spec.two_level,
+            "SOURCE_E4M3": ELEMENTS_E4M3[spec.elements],
+            "SOURCE_TWO_LEVEL": SCALES_E4M3[spec.scale_format],
             "SOURCE_GROUP": spec.group,
             "SOURCE_SHRINK": spec.shrink,
         }
@@ -61,7 +62,7 @@ def quantize_blocks(
         template = templates.largest_of_codes if decoded else templates.largest
         tensor_scale = _tensor_scale(template, inputs, source.device, length, per_row, spec, constants)
         inputs.append(realize_inputs(tensor_scale))
-    bytes_a_group = spec.group if spec.elements == "e4m3" else spec.group // 2
+    bytes_a_group = spec.group // operand_format(spec).packed
     flat = Flat()
     for width_of_part in (bytes_a_group, 1, spec.group // 8) if mask else (bytes_a_group, 1):
         flat.add(length, groups * width_of_part)
@@ -80,7 +81,8 @@ def quantize_blocks(
         NATIVE=has_fp4(source.device),
     )
     codes, scales, *more = flat.views(buffer)
-    codes, scales = in_float8(codes, spec.elements == "e4m3"), in_float8(scales, spec.two_level)
+    codes = in_float8(codes, ELEMENTS_E4M3[spec.elements])
+    scales = in_float8(scales, SCALES_E4M3[spec.scale_format])
     if blocked:
         remember_blocked(scales, more.pop())
     return codes, scales, tensor_scale, more[0] if mask else nothing(length, torch.uint8, source.device)
@@ -94,8 +96,8 @@ def _all_fields(spec: Quantizer) -> dict[str, Any]:
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
         "LIFTS": spec.scale == "absmax" and not spec.two_level,
-        "E4M3": spec.elements == "e4m3",
-        "TWO_LEVEL": spec.two_level,
+        "E4M3": ELEMENTS_E4M3[spec.elements],
+        "TWO_LEVEL": SCALES_E4M3[spec.scale_format],
         "SCALE": repr(spec.scale),
         "SCALE_ROUNDING": repr(spec.scale_rounding),
         "SHRINK": spec.shrink,

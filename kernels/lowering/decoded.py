@@ -7,23 +7,25 @@ from typing import Any
 
 import torch
 
+from ..operand_formats import OPERAND_FORMATS, OperandFormat
+from ..schemas import Operand
 from .inductor import V, ir, lowerings, ops, realize_inputs
 from .operands import as_bytes, place
 
 aten = torch.ops.aten
 
 
-def decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
+def decoded_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     """The product where no tensor cores take the operands as they are: both decoded to bf16, exactly."""
-    left = _decoded(a, a_scales)
-    right = lowerings[aten.permute.default](_decoded(b, b_scales), [1, 0])
+    a = _decoded(left)
+    b = lowerings[aten.permute.default](_decoded(right), [1, 0])
     if dtype == torch.bfloat16:
-        product = lowerings[aten.mm.default](left, right)
+        product = lowerings[aten.mm.default](a, b)
     else:
-        product = lowerings[aten.mm.dtype](left, right, torch.float32)
-    for scales, tensor_scale in ((a_scales, a_tensor_scale), (b_scales, b_tensor_scale)):
-        if scales.get_dtype() == torch.float8_e4m3fn:
-            product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), tensor_scale)
+        product = lowerings[aten.mm.dtype](a, b, torch.float32)
+    for operand in (left, right):
+        if OPERAND_FORMATS[operand.format].two_level:
+            product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), operand.tensor_scale)
     if alpha != 1.0:
         product = lowerings[aten.mul.Tensor](_cast(product, torch.float32), alpha)
     return _cast(product, dtype)
@@ -33,21 +35,20 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
     return lowerings[torch.ops.prims.convert_element_type.default](x, dtype)
 
 
-def _decoded(codes: Any, scales: Any) -> Any:
+def _decoded(operand: Operand) -> Any:
     """bf16[rows, n] of codes and their scales, without the tensor scale; one buffer for all products that read it."""
     memo = V.graph.__dict__.setdefault("quartet_decoded", {})
-    codes, scales = realize_inputs(codes, scales)
+    codes, scales = realize_inputs(operand.codes, operand.scales)
     key = (place(codes), place(scales))
     if key not in memo:
-        memo[key] = _decode(codes, scales)
+        memo[key] = _decode(codes, scales, OPERAND_FORMATS[operand.format])
     return memo[key]
 
 
-def _decode(codes: Any, scales: Any) -> ir.TensorBox:
+def _decode(codes: Any, scales: Any, form: OperandFormat) -> ir.TensorBox:
     rows, width = codes.get_size()
-    e2m1, nvfp4 = codes.get_dtype() == torch.uint8, scales.get_dtype() == torch.float8_e4m3fn
+    e2m1, scale_value = _IS_E2M1[form.elements], _SCALE_VALUES[form.scale_format]
     load_codes, load_scales = (as_bytes(x).make_loader() for x in (codes, scales))
-    group = 16 if nvfp4 else 32
 
     def value(index):
         row, column = index
@@ -57,13 +58,11 @@ def _decode(codes: Any, scales: Any) -> ir.TensorBox:
             x = _e2m1_value(nibble_of(byte, odd))
         else:
             x = _e4m3_value(ops.to_dtype(load_codes([row, column]), torch.int32))
-        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, group)]), torch.int32)
-        return ops.to_dtype(ops.mul(x, _e4m3_value(scale) if nvfp4 else _e8m0_value(scale)), torch.bfloat16)
+        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, form.group)]), torch.int32)
+        return ops.to_dtype(ops.mul(x, scale_value(scale)), torch.bfloat16)
 
-    columns = width * 2 if e2m1 else width
-    result = ir.Pointwise.create(
-        device=codes.get_device(), dtype=torch.bfloat16, inner_fn=value, ranges=[rows, columns]
-    )
+    device, columns = codes.get_device(), width * form.packed
+    result = ir.Pointwise.create(device=device, dtype=torch.bfloat16, inner_fn=value, ranges=[rows, columns])
     result.realize()
     return result
 
@@ -92,6 +91,10 @@ def _e4m3_value(byte: Any) -> Any:
 def _e8m0_value(byte: Any) -> Any:
     bits = ops.where(ops.eq(byte, int32(0)), int32(1 << 22), ops.bitwise_left_shift(byte, int32(23)))
     return _float(ops.where(ops.eq(byte, int32(255)), int32(0x7FC00000), bits))
+
+
+_IS_E2M1 = {"e2m1": True, "e4m3": False}
+_SCALE_VALUES = {"e8m0": _e8m0_value, "e4m3": _e4m3_value}
 
 
 def _float(bits: Any) -> Any:

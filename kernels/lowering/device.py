@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import torch
 
-from ..architectures import product_format
+from ..architectures import architecture, product_format
+from ..gpu.supports import GPU, supports_architecture
+from ..support import require
+
+
+def architecture_of(device: torch.device) -> str:
+    """An entry of `ARCHITECTURES` that the templates know. Raises `QuantizerError`."""
+    name = architecture(tuple(torch.cuda.get_device_capability(device)))
+    require(supports_architecture(name))
+    return name
 
 
 def has_fp4(device: torch.device) -> bool:
-    """Whether the device has FP4 tensor cores and conversions to E2M1: Blackwell, compute capability 10.0 and later."""
-    return torch.cuda.get_device_capability(device)[0] >= 10
+    """Whether the device has FP4 tensor cores and conversions to E2M1."""
+    return architecture_of(device) in ("blackwell", "blackwell-rtx")
 
 
 def multiplies_in_fp8(device: torch.device) -> bool:
-    """Whether products go to FP8 tensor cores: Ada and Hopper (8.9 and 9.0) have these and none of FP4."""
-    return torch.cuda.get_device_capability(device) in ((8, 9), (9, 0)) and product_format() == "fp8"
+    """Whether products go to FP8 tensor cores: where there are some, and none of FP4."""
+    if architecture_of(device) not in ("ada", "hopper"):
+        return False
+    match product_format():
+        case "fp8":
+            return True
+        case "bf16":
+            return False
+        case other:
+            raise GPU.refusal("products", other)
 
 
 def through_tensor_memory(device: torch.device) -> bool:
-    """Whether products read their operands by descriptors and their scales from tensor memory: compute capability 10."""
-    return torch.cuda.get_device_capability(device)[0] == 10
+    """Whether products read their operands by descriptors and their scales from tensor memory."""
+    return architecture_of(device) == "blackwell"

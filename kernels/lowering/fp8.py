@@ -6,32 +6,34 @@ from typing import Any
 
 import torch
 
+from ..schemas import Operand
 from . import templates
+from .device import architecture_of
 from .inductor import V, ir, realize_inputs
 from .operands import Flat, place
 from .templates import over_k, select
 
 _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
-    8: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
-    9: [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=4)],
+    "ada": [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3)],
+    "hopper": [dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=4)],
 }
 
 
-def fp8_mm(a, a_scales, b, b_scales, alpha, dtype):
+def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row."""
-    device = a.get_device()
-    major = torch.cuda.get_device_capability(device)[0]
-    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
+    device = left.codes.get_device()
+    architecture = architecture_of(device)
+    a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
     return select(
         templates.scaled_mm_fp8,
         [a, a_scales, b, b_scales, *_in_fp8(a, a_scales), *_in_fp8(b, b_scales)],
         ir.FixedLayout(device, dtype, [m, n]),
         [m, n],
-        over_k(_FP8_TILES[major], k),
+        over_k(_FP8_TILES[architecture], k),
         ALPHA=alpha,
         GROUP_M=8,
-        DESCRIPTORS=major == 9,
+        DESCRIPTORS=architecture == "hopper",
     )
 
 

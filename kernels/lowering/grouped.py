@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..numerics.grouped import product_shape
+from ..operand_formats import OPERAND_FORMATS
+from ..schemas import ScaledGroupedMM, operands_of
 from . import templates
-from .device import has_fp4
+from .device import architecture_of, has_fp4
 from .inductor import ir, realize_inputs
-from .operands import bits_of, fields_of, form_of
+from .operands import fields_of
 from .templates import select
 from .unrotate import following_unrotate, rotated_back
 
-_GROUPED_TILES = {  # 8 warps spill on 10, and so would more elements of 8 bits
-    (10, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
-    (12, 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
-    (10, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
-    (12, 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
+_GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
+    ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    ("blackwell", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
+    ("blackwell-rtx", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
 }
-"""By major compute capability and the bits of an element."""
+"""By architecture and the bits of an element."""
 
 _GROUPED_TILES_BF16 = {
     4: [dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
@@ -26,30 +26,31 @@ _GROUPED_TILES_BF16 = {
 }
 
 
-def scaled_grouped_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, ends, matrices, gemm, alpha, dtype):
+def scaled_grouped_mm(call: ScaledGroupedMM):
     """The products of all groups in one kernel: on the format's tensor cores, or of operands that it decodes to bf16."""
-    device = a.get_device()
-    a, a_scales, b, b_scales, ends = realize_inputs(a, a_scales, b, b_scales, ends)
-    rows, columns = product_shape(a.get_size()[0], b.get_size()[0], matrices, gemm)
+    device = call.a.get_device()
+    left, right = operands_of(call)
+    a, a_scales, b, b_scales, ends = realize_inputs(left.codes, left.scales, right.codes, right.scales, call.ends)
+    rows, columns = product_shape(a.get_size()[0], b.get_size()[0], call.matrices, call.gemm)
     following = following_unrotate()
     mask, width = following or (None, columns)
-    stacked = gemm == "wgrad"
-    form, major = form_of(a, a_scales), torch.cuda.get_device_capability(device)[0]
-    bits = bits_of(form)
-    scales_e4m3 = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
+    stacked = call.gemm == "wgrad"
+    form, native = OPERAND_FORMATS[left.format], has_fp4(device)
+    tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
+    scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
     result = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
         [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],
-        ir.FixedLayout(device, dtype, [rows, width]),
-        [a.get_size()[0], columns, matrices],
-        [dict(t, STAGES=t["num_stages"]) for t in _GROUPED_TILES.get((major, bits), _GROUPED_TILES_BF16[bits])],
-        **fields_of(form),
-        ALPHA=alpha,
+        ir.FixedLayout(device, call.dtype, [rows, width]),
+        [a.get_size()[0], columns, call.matrices],
+        [dict(t, STAGES=t["num_stages"]) for t in tiles],
+        **fields_of(left.format),
+        ALPHA=call.alpha,
         STACKED=stacked,
-        SIDE_BY_SIDE=gemm == "dgrad",
-        MATRICES=matrices,
-        WIDTH=2 ** matrices.bit_length(),
-        NATIVE=has_fp4(device),
+        SIDE_BY_SIDE=call.gemm == "dgrad",
+        MATRICES=call.matrices,
+        WIDTH=2 ** call.matrices.bit_length(),
+        NATIVE=native,
         UNROTATED=following is not None,
         MASKED=mask is not None,
     )

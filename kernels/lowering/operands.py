@@ -8,11 +8,15 @@ from typing import Any
 import sympy
 import torch
 
+from ..operand_formats import OPERAND_FORMATS
 from .device import through_tensor_memory
 from .inductor import V, empty_strided, ir, lowerings, realize_inputs
 
 aten = torch.ops.aten
 E4M3 = torch.float8_e4m3fn
+ELEMENTS_E4M3 = {"e2m1": False, "e4m3": True}
+SCALES_E4M3 = {"e8m0": False, "e4m3": True}
+"""What the templates call elements and scale formats."""
 
 
 class Flat:
@@ -75,26 +79,16 @@ def realize_fusably(x: ir.TensorBox) -> Any:
     return realize_inputs(x)
 
 
-def form_of(codes: Any, scales: Any) -> str | None:
-    """The format of codes and scales on tensor cores, `"mxfp4"`, `"nvfp4"` or `"mxfp8"`; None for what rounds nothing."""
-    forms = {(torch.uint8, torch.uint8): "mxfp4", (torch.uint8, E4M3): "nvfp4", (E4M3, torch.uint8): "mxfp8"}
-    return forms.get((codes.get_dtype(), scales.get_dtype()))
-
-
-def fields_of(form: str) -> dict[str, Any]:
+def fields_of(format: str) -> dict[str, Any]:
     """What the templates of products know of a format."""
+    form = OPERAND_FORMATS[format]
     return {
-        "FORM": repr(form),
-        "GROUP": 16 if form == "nvfp4" else 32,
-        "PACK": 8 // bits_of(form),
-        "E4M3": form == "mxfp8",
-        "TENSOR_SCALED": form == "nvfp4",
+        "FORM": repr(format),
+        "GROUP": form.group,
+        "PACK": form.packed,
+        "E4M3": ELEMENTS_E4M3[form.elements],
+        "TENSOR_SCALED": SCALES_E4M3[form.scale_format],
     }
-
-
-def bits_of(form: str) -> int:
-    """Of an element."""
-    return 8 if form == "mxfp8" else 4
 
 
 def in_float8(x: ir.TensorBox, wanted: bool) -> ir.TensorBox:

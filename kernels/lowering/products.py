@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from ..operand_formats import OPERAND_FORMATS
+from ..schemas import ScaledMM, operands_of
 from . import templates
 from .decoded import decoded_mm
 from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
-from .operands import bits_of, fields_of, form_of
+from .operands import fields_of
 from .scales import blocked_scales
 from .templates import over_k, select
 from .unrotate import following_unrotate, rotated_back
@@ -44,32 +46,33 @@ _TMA_TILES = {
 product would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel."""
 
 
-def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype):
-    device = a.get_device()
-    form = form_of(a, a_scales)
-    if form == form_of(b, b_scales) == "mxfp4" and multiplies_in_fp8(device):
-        return fp8_mm(a, a_scales, b, b_scales, alpha, dtype)
-    if form != form_of(b, b_scales) or not has_fp4(device):
-        return decoded_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
-    a, a_scales, b, b_scales = realize_inputs(a, a_scales, b, b_scales)
-    bits = bits_of(form)
-    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * (8 // bits)
+def scaled_mm(call: ScaledMM):
+    device = call.a.get_device()
+    left, right = operands_of(call)
+    if left.format == right.format == "mxfp4" and multiplies_in_fp8(device):
+        return fp8_mm(left, right, call.alpha, call.dtype)
+    if left.format != right.format or not has_fp4(device):
+        return decoded_mm(left, right, call.alpha, call.dtype)
+    form = OPERAND_FORMATS[left.format]
+    a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * form.packed
     following = following_unrotate()
     mask, columns = following or (None, n)
-    extra = realize_inputs(a_tensor_scale, b_tensor_scale) if form == "nvfp4" else []
+    extra = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
     extra += [] if mask is None else [realize_inputs(mask)]
-    constants = dict(fields_of(form), ALPHA=alpha, GROUP_M=8, UNROTATED=following is not None, MASKED=mask is not None)
-    template, tiles = templates.scaled_mm, _TILES[bits]
+    constants = dict(fields_of(left.format), ALPHA=call.alpha, GROUP_M=8)
+    constants |= dict(UNROTATED=following is not None, MASKED=mask is not None)
+    template, tiles = templates.scaled_mm, _TILES[form.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    one_step = form == "nvfp4" and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[bits][0]["BLOCK_K"])
+    one_step = form.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[form.bits][0]["BLOCK_K"])
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
-        template, tiles = templates.scaled_mm_tma, _TMA_TILES[bits]
+        template, tiles = templates.scaled_mm_tma, _TMA_TILES[form.bits]
         a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
     result = select(
         template,
         [a, a_scales, b, b_scales, *extra],
-        ir.FixedLayout(device, dtype, [m, columns]),
+        ir.FixedLayout(device, call.dtype, [m, columns]),
         [m, n],
         over_k(tiles, k),
         **constants,

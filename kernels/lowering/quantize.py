@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from ..numerics import philox
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import Quantizer
 from ..quantizer import quantizer as quantizer_named
+from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
 from .device import has_fp4
@@ -18,14 +20,18 @@ from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, ve
 from .scales import remember_blocked
 from .templates import GROUP_TILES, select
 
+_QUEST = {"absmax": False, "quest": True}
+_STOCHASTIC = {"nearest": False, "stochastic": True}
+"""What those templates call scales and roundings."""
+
 
 def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
     fields = {
-        "QUEST": spec.scale == "quest",
+        "QUEST": _QUEST[spec.scale],
         "SHRINK": spec.shrink,
         "ROTATION": spec.rotation,
         "RANDOM_SIGNS": spec.random_signs,
-        "STOCHASTIC": spec.stochastic,
+        "STOCHASTIC": _STOCHASTIC[spec.rounding],
     }
     return {prefix + name: value for name, value in fields.items()}
 
@@ -39,31 +45,23 @@ _SQUARE_TILES = [
 
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
     """Whether it is MXFP4 as the templates `quantize`, `quantize_pair` and `requantize` know it."""
-    groups = (spec.elements, spec.group, spec.group_rows, spec.scale_format) == ("e2m1", 32, 1, "e8m0")
-    return groups and spec.rotation in (0, 32) and spec.scale_rounding == "down" and spec.rounding != "eden"
+    chosen = spec.scale in _QUEST and spec.scale_rounding == "down" and spec.rounding in _STOCHASTIC
+    return spec.format == "mxfp4" and spec.group_rows == 1 and chosen and spec.rotation in (0, 32)
 
 
-def _holds_plain_mxfp4(spec: Quantizer) -> bool:
-    """Whether `requantize` can decode its blocks: E2M1 in groups of 32 columns with E8M0 scales, padded to them."""
-    return spec.elements == "e2m1" and not spec.two_level
-
-
-def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
-    spec = quantizer_named(quantizer)
-    device = x.get_device()
-    if not _is_plain_mxfp4(spec):
-        length, width = reversed(x.get_size()) if transpose else x.get_size()
-        seeds = seeds_of(seed, sign_seed) if spec.seeded else []
-        source = Source(inputs=[realize_fusably(x)], device=device, transposed=transpose)
-        return quantize_blocks(source, length, width, spec, mask, stream, seeds)
+def quantize(call: Quantize):
+    spec, transpose, mask, stream = quantizer_named(call.quantizer), call.transpose, call.mask, call.stream
+    device, x = call.x.get_device(), realize_fusably(call.x)
     rows, columns = reversed(x.get_size()) if transpose else x.get_size()
-    x = realize_fusably(x)
+    seeds = seeds_of(call.seed, call.sign_seed) if spec.seeded else []
+    if not _is_plain_mxfp4(spec):
+        source = Source(inputs=[x], device=device, transposed=transpose)
+        return quantize_blocks(source, rows, columns, spec, mask, stream, seeds)
     flat = Flat()
     groups = groups_of_32(columns)
     for width in (16, 1, 4) if mask else (16, 1):
         flat.add(rows, groups * width)
     blocked = flat.add_blocked(rows, groups, device)
-    seeds = seeds_of(seed, sign_seed) if spec.seeded else []
     constants = dict(
         _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, NATIVE=has_fp4(device), SEEDED=bool(seeds)
     )
@@ -78,11 +76,12 @@ def quantize(x, quantizer, transpose, mask, stream, seed=None, sign_seed=None):
     return codes, scales, nothing(None, torch.float32, device), bits
 
 
-def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
-    row, column = quantizer_named(row_quantizer), quantizer_named(column_quantizer)
+def quantize_pair(call: QuantizePair):
+    dy, seed = call.dy, call.seed
+    row, column = quantizer_named(call.row_quantizer), quantizer_named(call.column_quantizer)
     if not (_is_plain_mxfp4(row) and _is_plain_mxfp4(column)):
-        for_dgrad = quantize(dy, row_quantizer, False, False, philox.DGRAD_DY, seed, seed)
-        for_wgrad = quantize(dy, column_quantizer, True, False, philox.WGRAD_DY, seed, sign_seed)
+        for_dgrad = quantize(Quantize(dy, call.row_quantizer, False, False, philox.DGRAD_DY, seed, seed))
+        for_wgrad = quantize(Quantize(dy, call.column_quantizer, True, False, philox.WGRAD_DY, seed, call.sign_seed))
         return *for_dgrad[:3], *for_wgrad[:3]
     device = dy.get_device()
     rows, columns = dy.get_size()
@@ -95,7 +94,7 @@ def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
     column_blocked = flat.add_blocked(columns, groups_of_32(rows), device)
     buffer = select(
         templates.quantize_pair,
-        [dy, *realize_inputs(seed, sign_seed)],
+        [dy, *realize_inputs(seed, call.sign_seed)],
         flat.layout(device),
         [rows, columns],
         _SQUARE_TILES,
@@ -115,27 +114,28 @@ def quantize_pair(dy, row_quantizer, column_quantizer, seed, sign_seed):
     return row_codes, row_scales, empty[0], column_codes, column_scales, empty[1]
 
 
-def requantize(codes, scales, tensor_scale, source, quantizer, stream, seed=None, sign_seed=None):
-    spec, before = quantizer_named(quantizer), quantizer_named(source)
-    device = codes.get_device()
-    rows, columns = codes.get_size()[0], codes.get_size()[1] * (1 if before.elements == "e4m3" else 2)
-    seeds = seeds_of(seed, sign_seed) if spec.seeded else []
-    if not (_is_plain_mxfp4(spec) and _holds_plain_mxfp4(before)):
-        inputs = realize_inputs(codes, scales, *([tensor_scale] if before.two_level else []))
+def requantize(call: Requantize):
+    spec, before = quantizer_named(call.quantizer), quantizer_named(call.source)
+    device = call.codes.get_device()
+    codes, scales = realize_inputs(call.codes, call.scales)
+    rows, columns = codes.get_size()[0], codes.get_size()[1] * OPERAND_FORMATS[before.format].packed
+    seeds = seeds_of(call.seed, call.sign_seed) if spec.seeded else []
+    if not (_is_plain_mxfp4(spec) and before.format == "mxfp4"):
+        inputs = [codes, scales, *([realize_inputs(call.tensor_scale)] if before.two_level else [])]
         given = Source(inputs=inputs, device=device, transposed=True, quantizer=before)
-        return quantize_blocks(given, columns, rows, spec, False, stream, seeds)[:3]
+        return quantize_blocks(given, columns, rows, spec, False, call.stream, seeds)[:3]
     flat = Flat()
     flat.add(columns, groups_of_32(rows) * 16)
     flat.add(columns, groups_of_32(rows))
     blocked = flat.add_blocked(columns, groups_of_32(rows), device)
     buffer = select(
         templates.requantize,
-        [*realize_inputs(codes, scales), *seeds],
+        [codes, scales, *seeds],
         flat.layout(device),
         [rows, columns],
         _SQUARE_TILES,
         **_fields(spec),
-        STREAM=stream,
+        STREAM=call.stream,
         SOURCE_SHRINK=before.shrink,
         SEEDED=bool(seeds),
         BLOCKED=blocked,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..quantizer import quantizer as quantizer_named
+from ..schemas import Transposed
 from .decoded import int32, nibble_of
 from .inductor import V, ir, lowerings, ops, realize_inputs
 from .operands import as_bytes, in_float8
@@ -14,13 +15,13 @@ from .operands import as_bytes, in_float8
 aten = torch.ops.aten
 
 
-def transposed(codes, scales, tensor_scale, quantizer):
+def transposed(call: Transposed):
     """The codes of square blocks transposed, a byte out of two rows, as kernels of Inductor's own."""
-    group = quantizer_named(quantizer).group
-    device = codes.get_device()
-    rows, length = codes.get_size()[0], codes.get_size()[1] * 2
+    spec = quantizer_named(call.quantizer)
+    group, device = spec.group, call.codes.get_device()
+    rows, length = call.codes.get_size()[0], call.codes.get_size()[1] * 2
     groups = V.graph.sizevars.simplify(ir.FloorDiv(rows + group - 1, group))
-    codes, of_scales = realize_inputs(codes, scales)
+    codes, of_scales = realize_inputs(call.codes, call.scales)
     load_codes, load_scales = codes.make_loader(), as_bytes(of_scales).make_loader()
 
     def nibble(row: Any, column: Any) -> Any:
@@ -43,5 +44,5 @@ def transposed(codes, scales, tensor_scale, quantizer):
     ]
     for x in made:
         x.realize()
-    new_scales = in_float8(made[1], scales.get_dtype() == torch.float8_e4m3fn)
-    return made[0], new_scales, lowerings[aten.clone.default](tensor_scale)
+    new_scales = in_float8(made[1], spec.two_level)
+    return made[0], new_scales, lowerings[aten.clone.default](call.tensor_scale)

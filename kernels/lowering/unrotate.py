@@ -7,6 +7,7 @@ from typing import Any
 import sympy
 import torch
 
+from ..schemas import Unrotate, arguments_of
 from . import templates
 from .inductor import V, ir, realize_inputs
 from .operands import realize_fusably, vector
@@ -23,7 +24,7 @@ def following_unrotate() -> tuple[Any, Any] | None:
     users = list(V.graph.current_node.users)
     if len(users) != 1 or users[0].target is not torch.ops.quartet.unrotate.default:
         return None
-    _, mask, rotation, columns = users[0].args
+    _, mask, rotation, columns = arguments_of(users[0])
     if rotation != 32 or (mask is not None and mask not in V.graph.env):
         return None
     if isinstance(columns, torch.fx.Node):
@@ -31,7 +32,8 @@ def following_unrotate() -> tuple[Any, Any] | None:
     return None if columns is None else (V.graph.env.get(mask), sympy.sympify(columns))
 
 
-def unrotate(x, mask, rotation, columns):
+def unrotate(call: Unrotate):
+    x, mask, rotation, columns = call
     device = x.get_device()
     if x.maybe_get_name() in rotated_back():
         return x

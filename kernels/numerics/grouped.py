@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..operand_formats import packed_in
 from ..quantizer import padded
 from .reference import Blocks
 
@@ -95,7 +96,7 @@ def product_shape(a_rows, b_rows, matrices: int, gemm: str) -> tuple:
 
 
 def _width(x: Blocks) -> int:
-    return x.codes.shape[1] * (2 if x.codes.dtype == torch.uint8 else 1)
+    return x.codes.shape[1] * packed_in(x.codes.dtype)
 
 
 def _rows(x: Blocks, start: int, end: int) -> Blocks:

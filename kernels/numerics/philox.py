@@ -62,8 +62,8 @@ def noise(seed: torch.Tensor, stream: int, rows: int, columns: int) -> torch.Ten
     row = torch.arange(rows, dtype=torch.int64, device=device)[:, None]
     block = torch.arange((columns + 7) // 8, dtype=torch.int64, device=device)[None, :]
     high = ((row >> 32) & 0xFFFF) | (((block >> 32) & 0xFFFF) << 16)
-    words = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
-    words = torch.stack(torch.broadcast_tensors(*words), dim=-1)
+    four = philox((block & _WORD, row & _WORD, high, torch.full_like(high, stream)), split_key(seed))
+    words = torch.stack(torch.broadcast_tensors(*four), dim=-1)
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
     return halves.reshape(rows, 8 * block.shape[1])[:, :columns]
 

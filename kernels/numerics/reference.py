@@ -33,7 +33,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..operand_formats import format_of, operand_format, pair
 from ..quantizer import Quantizer, padded
+from ..support import require
 from . import philox, scales_e4m3, scales_e8m0
 from .codes import (
     decode_e2m1,
@@ -46,6 +48,7 @@ from .codes import (
     unpack_nibbles,
 )
 from .square_blocks import over_square
+from .supports import REFERENCE, supports, supports_product
 
 __all__ = [
     "Blocks",
@@ -96,6 +99,7 @@ def quantize(
     stream, seed: which random bits (see `philox`); `seed` is an int64 scalar tensor, needed if rounding is stochastic.
     signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
     """
+    require(supports(quantizer))
     if quantizer.random_signs and signs is None:
         signs = philox.signs(sign_seed, stream, quantizer.rotation)
     x = (x.t() if transpose else x).float()
@@ -121,16 +125,19 @@ def quantize(
     groups = rotated.reshape(shape)
     of_group = quantizer.block // quantizer.group
     finite, lift = (t.repeat_interleave(of_group, dim=1) for t in (finite, lift))
-    if quantizer.two_level:
-        codes, scales, tensor_scale, keep = scales_e4m3.quantize_groups(groups, finite, quantizer, seed, stream)
-        keep = keep.expand(shape)
-    else:
-        codes, scales, keep = scales_e8m0.quantize_groups(groups, finite, lift, quantizer, seed, stream)
-        tensor_scale = _no_tensor_scale(x)
+    match quantizer.scale_format:
+        case "e8m0":
+            codes, scales, keep = scales_e8m0.quantize_groups(groups, finite, lift, quantizer, seed, stream)
+            tensor_scale = _no_tensor_scale(x)
+        case "e4m3":
+            codes, scales, tensor_scale, keep = scales_e4m3.quantize_groups(groups, finite, quantizer, seed, stream)
+            keep = keep.expand(shape)
+        case other:
+            raise REFERENCE.refusal("scale_format", other)
     codes = codes.reshape(rows, full)
     bits = pack_bits(keep.reshape(rows, full)) if mask else _no_scales(x)
-    packed = codes if quantizer.elements == "e4m3" else pack_nibbles(codes)
-    return Blocks(packed, scales.reshape(shape[:2]), tensor_scale, bits)
+    packed = operand_format(quantizer).packed > 1
+    return Blocks(pack_nibbles(codes) if packed else codes, scales.reshape(shape[:2]), tensor_scale, bits)
 
 
 def quantize_pair(
@@ -163,7 +170,8 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
 
     Rows that are padded have codes 0 and the scale of their block.
     """
-    group, packed = quantizer.group, quantizer.elements == "e2m1"
+    require(supports(quantizer))
+    group, packed = quantizer.group, operand_format(quantizer).packed > 1
     codes = unpack_nibbles(source.codes) if packed else source.codes.view(torch.uint8)
     codes = torch.nn.functional.pad(codes, (0, 0, 0, padded(codes.shape[0], group) - codes.shape[0])).t().contiguous()
     scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
@@ -180,6 +188,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 
     A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
     """
+    require(supports_product(*pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)))
     with torch.autocast(a.codes.device.type, enabled=False):
         return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 
@@ -198,6 +207,7 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns:
 
 def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
     """The values that the blocks stand for, in the rotated space, the shrink undone: float32[rows, padded]."""
+    require(supports(quantizer))
     return _decode(blocks, quantizer.shrink)
 
 
@@ -231,12 +241,15 @@ def _smallest_over_square(lift: torch.Tensor, quantizer: Quantizer) -> torch.Ten
 
 def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
-    if blocks.codes.dtype == torch.float32:
-        return blocks.codes
-    if blocks.codes.dtype == torch.uint8:
-        values = decode_e2m1(unpack_nibbles(blocks.codes))
-    else:
-        values = blocks.codes.float()
+    match format_of(blocks.codes.dtype, blocks.scales.dtype):
+        case "float32":
+            return blocks.codes
+        case "mxfp4" | "nvfp4":
+            values = decode_e2m1(unpack_nibbles(blocks.codes))
+        case "mxfp8":
+            values = blocks.codes.float()
+        case other:
+            raise REFERENCE.refusal("operand format", other)
     rows, full = values.shape
     if not blocks.scales.numel():
         return values

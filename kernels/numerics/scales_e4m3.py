@@ -17,8 +17,9 @@ import torch
 from ..quantizer import E2M1_MAX, E4M3_NAN, Quantizer
 from . import philox
 from .codes import decode_e2m1, encode_e2m1, encode_e4m3, exponent_field, pairwise_sum, power_of_two, stochastic_e4m3
-from .scales_e8m0 import eden_factor
+from .scales_e8m0 import eden_factor, element_noise
 from .square_blocks import over_square, sum_over_square
+from .supports import REFERENCE
 
 
 def quantize_groups(
@@ -29,7 +30,7 @@ def quantize_groups(
 
     rotated: float32[rows, groups, 16]; finite: [rows, groups, 1].
     """
-    rows, groups, group = rotated.shape
+    rows, groups, _ = rotated.shape
     largest = rotated.abs().amax(-1, keepdim=True)
     valid = ~over_square(~(finite & largest.isfinite()), quantizer)
     largest = over_square(torch.where(valid, largest, 0.0), quantizer)
@@ -37,13 +38,15 @@ def quantize_groups(
     top = _float32(E2M1_MAX / quantizer.headroom, rotated)
     tensor_scale = _tensor_scale(largest, top, quantizer)
     wanted = largest / top / tensor_scale
-    if quantizer.scale == "four-over-six":
-        scale = _four_over_six(rotated, wanted, tensor_scale, quantizer)
-    else:
-        scale = _group_scale(wanted)
+    match quantizer.scale:
+        case "absmax":
+            scale = _group_scale(wanted)
+        case "four-over-six":
+            scale = _four_over_six(rotated, wanted, tensor_scale, quantizer)
+        case other:
+            raise REFERENCE.refusal("scale", other)
     scaled = rotated / (scale.float() * tensor_scale)
-    bits = philox.noise(seed, stream, rows, groups * group).reshape(scaled.shape) if quantizer.stochastic else None
-    codes = torch.where(valid, encode_e2m1(scaled, bits), 0)
+    codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream)), 0)
     if quantizer.rounding == "eden":
         corrected = scale.float() * eden_factor(scaled, codes, quantizer)
         scale = stochastic_e4m3(corrected, philox.noise(seed, stream, rows, groups)[..., None])

@@ -8,6 +8,7 @@ from ..quantizer import E2M1_MAX, E8M0_NAN, QUEST_GAUSSIAN_CLIP, Quantizer
 from . import philox
 from .codes import decode_e2m1, encode_e2m1, encode_e4m3, exponent_field, mantissa_field, pairwise_sum, power_of_two
 from .square_blocks import over_square
+from .supports import REFERENCE
 
 _ROOT_OF_TWO = 0x3504F3  # the mantissa of sqrt(2), rounded down: from it on, the next power of two is the nearest
 _BINADES = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
@@ -36,15 +37,30 @@ def quantize_groups(
     rotated = torch.where(valid, rotated, 0.0)  # what overflowed has no part in its block's EDEN
     scaled = _scaled(rotated, torch.where(valid, exponent, 0), lift) * quantizer.shrink
     keep = torch.where(valid, scaled.abs() < E2M1_MAX, False)
-    if quantizer.elements == "e4m3":
-        codes = encode_e4m3(torch.where(valid, scaled, 0.0))
-        return codes, torch.where(valid, exponent, E8M0_NAN).to(torch.uint8), valid.expand_as(keep)
-    rows, groups, group = rotated.shape
-    bits = philox.noise(seed, stream, rows, groups * group).reshape(scaled.shape) if quantizer.stochastic else None
-    codes = torch.where(valid, encode_e2m1(scaled, bits), 0)
+    match quantizer.elements:
+        case "e2m1":
+            codes = torch.where(valid, encode_e2m1(scaled, element_noise(scaled, quantizer, seed, stream)), 0)
+        case "e4m3":
+            codes, keep = encode_e4m3(torch.where(valid, scaled, 0.0)), valid.expand_as(keep)
+        case other:
+            raise REFERENCE.refusal("elements", other)
     if quantizer.rounding == "eden":
         exponent = _corrected(exponent, scaled, codes, nonzero, quantizer, seed, stream)
     return codes, torch.where(valid, exponent, E8M0_NAN).to(torch.uint8), keep
+
+
+def element_noise(
+    scaled: torch.Tensor, quantizer: Quantizer, seed: torch.Tensor | None, stream: int
+) -> torch.Tensor | None:
+    """The random bits that round the elements `scaled: [rows, groups, group]`; None for rounding to nearest."""
+    match quantizer.rounding:
+        case "nearest" | "eden":
+            return None
+        case "stochastic":
+            rows, groups, group = scaled.shape
+            return philox.noise(seed, stream, rows, groups * group).reshape(scaled.shape)
+        case other:
+            raise REFERENCE.refusal("rounding", other)
 
 
 def _scaled(rotated: torch.Tensor, byte: torch.Tensor, lift: torch.Tensor) -> torch.Tensor:
@@ -56,19 +72,25 @@ def _scaled(rotated: torch.Tensor, byte: torch.Tensor, lift: torch.Tensor) -> to
 
 def _exponent(rotated: torch.Tensor, lift: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
     """The E8M0 byte of each group, at least 0; 255 where the statistics are not finite."""
-    if quantizer.scale == "quest":
-        statistic, below = _quest_scale(rotated), 0
-    else:
-        statistic = over_square(rotated.abs().amax(-1, keepdim=True), quantizer)
-        below = _BINADES[quantizer.elements]
+    match quantizer.scale:
+        case "absmax":
+            statistic = over_square(rotated.abs().amax(-1, keepdim=True), quantizer)
+            below, full = _BINADES[quantizer.elements], _LARGEST_MANTISSA[quantizer.elements]
+        case "quest":
+            statistic, below, full = _quest_scale(rotated), 0, 0
+        case other:
+            raise REFERENCE.refusal("scale", other)
     field = exponent_field(statistic)
     mantissa = mantissa_field(statistic)
-    if quantizer.scale_rounding == "nearest":
-        up = mantissa >= _ROOT_OF_TWO
-    elif quantizer.scale_rounding == "up":
-        up = mantissa > (_LARGEST_MANTISSA[quantizer.elements] if below else 0)
-    else:
-        up = torch.zeros_like(mantissa, dtype=torch.bool)
+    match quantizer.scale_rounding:
+        case "down" | "error":
+            up = torch.zeros_like(mantissa, dtype=torch.bool)
+        case "nearest":
+            up = mantissa >= _ROOT_OF_TWO
+        case "up":
+            up = mantissa > full
+        case other:
+            raise REFERENCE.refusal("scale_rounding", other)
     exponent = (field + up.int() - below - lift).clamp(min=0, max=E8M0_NAN)
     return torch.where(field == E8M0_NAN, field, exponent)
 

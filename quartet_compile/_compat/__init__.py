@@ -5,7 +5,7 @@ names the part; tests/project/test_contract.py says which of them a torch has ch
 the same for Inductor's lowerings.)
 """
 
-# ruff: noqa: E402, I001  the version comes first: an old torch lacks what the others import
+# ruff: noqa: E402  the version comes first: an old torch lacks what the others import
 from . import installed
 
 installed.check_version()
@@ -71,7 +71,7 @@ from .installed import MINIMUM_TORCH, TESTED_TORCH, missing
 from .nodes import (
     OpOverload,
     annotation,
-    annotations,
+    annotations_of,
     expression,
     is_recomputed,
     is_tagged_backward,
@@ -98,30 +98,30 @@ from .tensors import (
     map_tensors,
     plain_tensors,
 )
-from .texts import function_name, graph_break, graph_break_logger, is_in_loop, user_stack, wrapped_error
+from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
 
 __all__ = [
+    "MINIMUM_TORCH",
+    "TESTED_TORCH",
+    "WRAPPERS",
     "Argument",
     "BufferInput",
     "CustomGraphPass",
     "FakeTensorMode",
     "GradOutput",
-    "MINIMUM_TORCH",
     "NotCompiled",
     "OpOverload",
     "OptimizedModule",
     "ParamInput",
     "PlainInput",
     "ShortenTraceback",
-    "TESTED_TORCH",
     "TorchDispatchMode",
     "TransparentMode",
     "ValueRead",
-    "WRAPPERS",
     "Watcher",
     "allow_variants",
     "annotation",
-    "annotations",
+    "annotations_of",
     "aot_module_simplified",
     "arguments",
     "attributes",
@@ -192,6 +192,7 @@ __all__ = [
     "region",
     "root_name",
     "sequence_number",
+    "trace_artifact",
     "update_of",
     "user_stack",
     "watch_calls",

@@ -43,7 +43,7 @@ def is_tracing() -> bool:
 
 def is_tangent(node: fx.Node) -> bool:
     """Whether a node is an input that carries a gradient into a joint graph."""
-    return node.op == "placeholder" and "tangents" in node.target
+    return node.op == "placeholder" and "tangents" in str(node.target)
 
 
 def description_of(node: fx.Node) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from .installed import missing, private
 
-OptimizedModule: type = private("torch._dynamo:OptimizedModule")
+OptimizedModule: type[Any] = private("torch._dynamo:OptimizedModule")
 
 _BACKEND = "_torchdynamo_orig_backend"
 _CALLS = ("_compiled_call_impl", "forward", "_call_impl")

@@ -6,14 +6,17 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..process import process
 from .installed import private
 
-ShortenTraceback: type[Exception] = private("torch._dynamo.exc:ShortenTraceback")
+if TYPE_CHECKING:
+    from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
+else:
+    ShortenTraceback = private("torch._dynamo.exc:ShortenTraceback")
 """An error of this class reaches the user as it is; any other becomes a `BackendCompilerFailed`."""
 
 NotCompiled: tuple[type[Exception], ...] = (
@@ -38,7 +41,9 @@ def dynamo_sizes_restored() -> Iterator[None]:
 def compile_apart(function: Callable, backend: Callable) -> Callable:
     """`torch.compile` without dynamic shapes whose recompilations don't count for other compilations of the same code
     (torch 2.12 and later; before, they count)."""
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    apart: dict[str, Any] = (
+        {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    )
     return torch.compile(function, backend=backend, dynamic=False, **apart)
 
 

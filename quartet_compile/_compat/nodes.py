@@ -10,7 +10,7 @@ from torch import fx
 
 from .installed import private
 
-OpOverload: type = private("torch._ops:OpOverload")
+OpOverload: type[Any] = private("torch._ops:OpOverload")
 
 _PLACE = (
     "seq_nr",
@@ -39,14 +39,14 @@ def module_stack(meta: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list((meta.get("nn_module_stack") or {}).values())
 
 
-def annotations(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+def annotations_of(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `torch.fx.traceback.annotate` said where a node with this metadata was traced."""
     return meta.get("custom") or {}
 
 
 def annotation() -> dict[str, Any]:
     """What it says where the program is now."""
-    return dict(annotations(private("torch.fx.traceback").current_meta))
+    return dict(annotations_of(private("torch.fx.traceback").current_meta))
 
 
 def sequence_number(node: fx.Node) -> int | None:

@@ -1,9 +1,11 @@
-"""What Dynamo writes: its log of graph breaks, its reasons and its errors, read by their wording."""
+"""What Dynamo writes: its log of graph breaks, its reasons and its errors, read by their wording; and what is written into
+its trace."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from .installed import private
@@ -28,6 +30,15 @@ def graph_break(text: str) -> tuple[str, int, str] | None:
     explained = _EXPLAINED.search(text)
     reason = explained[1] if explained else found[3]
     return found[1], int(found[2]), reason.removeprefix("Graph Break Reason: ").strip()
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into the trace that `TORCH_TRACE` writes and tlparse shows. Without one, `text` isn't called."""
+
+    def describe() -> dict[str, str]:
+        return {"name": name, "encoding": "string"}
+
+    private("torch._logging:trace_structured")("artifact", metadata_fn=describe, payload_fn=text)
 
 
 def is_in_loop(reason: str) -> bool:

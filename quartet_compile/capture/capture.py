@@ -7,7 +7,7 @@ import dataclasses
 import traceback
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -102,7 +102,18 @@ class Ran:
     error: Exception | None = None
 
 
-def run_on_fakes(call: Call, backend: Capture) -> Ran:
+class Backend(Protocol):
+    """A Dynamo backend that captures: graphs: what it did to each. names: what it calls parameters and inputs, by `id`.
+    mode: sees what runs outside of its graphs."""
+
+    graphs: list[GraphReport]
+    names: Mapping[int, str]
+    mode: EagerProducts | None
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Any: ...
+
+
+def run_on_fakes(call: Call, backend: Backend) -> Ran:
     """Run a call with the tensors replaced by fakes, compiled by `backend`. Weights, gradients, module attributes, random
     state and compiled code stay as they are.
 
@@ -114,7 +125,7 @@ def run_on_fakes(call: Call, backend: Capture) -> Ran:
     return ran
 
 
-def try_on_fakes(call: Call, backend: Capture) -> Ran:
+def try_on_fakes(call: Call, backend: Backend) -> Ran:
     """The same, with what the model's code raised as the result's error."""
     mode = FakeEagerProducts(modules_of(call.model))
     fakes: dict[str, torch.Tensor] = {}
@@ -129,7 +140,7 @@ def try_on_fakes(call: Call, backend: Capture) -> Ran:
     return run(call, backend, mode)
 
 
-def run(call: Call, backend: Capture, mode: FakeEagerProducts | RealEagerProducts) -> Ran:
+def run(call: Call, backend: Backend, mode: FakeEagerProducts | RealEagerProducts) -> Ran:
     """Run a call compiled by `backend`; mode: sees what runs outside of the graphs."""
     backend.mode = mode
     error = None
@@ -144,7 +155,7 @@ def run(call: Call, backend: Capture, mode: FakeEagerProducts | RealEagerProduct
             _compat.compile_apart(_entry(call.model), backend)(*call.inputs, **call.kwargs)
         except QuartetError:
             raise
-        except Exception as raised:  # whatever the model's code raises
+        except Exception as raised:  # noqa: BLE001  whatever the model's code raises
             error = raised
     return Ran(breaks=tuple(breaks), eager_sites=tuple(mode.sites), error=error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,12 +14,11 @@ from torch import nn
 
 from .. import _compat
 from ..config.names import clean
+from ..passes.products import MATRICES
 from ..places import is_users, place
 from ..report.report import Site
 
 EAGER = "runs eagerly, outside of every graph"
-_aten = torch.ops.aten
-_PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 
 class EagerProducts:
@@ -36,8 +36,8 @@ class EagerProducts:
 
     def note(self, func: Any, args: tuple) -> None:
         """An op that is about to run."""
-        if func in _PRODUCTS and not (self.in_graph or _compat.is_tracing() or _compat.is_in_backward()):
-            self.sites.append(self._site(*args[-2:]))
+        if func in MATRICES and not (self.in_graph or _compat.is_tracing() or _compat.is_in_backward()):
+            self.sites.append(self._site(*args[MATRICES[func]]))
 
     def _site(self, a: torch.Tensor, b: torch.Tensor) -> Site:
         shape = (int(a.shape[-2]), int(b.shape[-1]), int(a.shape[-1]))
@@ -52,7 +52,7 @@ class EagerProducts:
 
     def _name(self) -> str:
         """The innermost module whose forward is running, or else the line of code."""
-        frame = sys._getframe()
+        frame: types.FrameType | None = sys._getframe()
         line = "?"
         while frame is not None:
             name = self._names.get(id(frame.f_locals.get("self")))

@@ -15,7 +15,7 @@ from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
 from .real_call import try_for_real, why_impossible
 
 
-def explain(model: Callable, *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Report:
+def explain(model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Report:
     """Which matmuls of `model(*inputs, **kwargs)` run in FP4, and why the others don't.
 
     Captures the joint graphs on fake tensors: no arithmetic, no Inductor, no memory for activations; weights, random
@@ -40,7 +40,7 @@ def explain(model: Callable, *inputs: Any, kwargs: Mapping[str, Any] | None = No
     return report_of(backend, ran, captured=captured, gap=gap)
 
 
-def graph_diff(model: Callable, *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> str:
+def graph_diff(model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> str:
     """`explain(...).graph_diff()`: the joint graphs before and after as a unified diff, for snapshot tests."""
     return explain(model, *inputs, kwargs=kwargs, **options).graph_diff()
 

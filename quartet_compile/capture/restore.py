@@ -142,6 +142,6 @@ def _restore(box: dict | list, before: dict | list) -> None:
     if isinstance(box, list):
         if [*map(id, box)] != [*map(id, before)]:
             box[:] = before
-    elif [*map(id, box.values())] != [*map(id, before.values())] or [*box] != [*before]:
+    elif [*map(id, values_of(box))] != [*map(id, values_of(before))] or [*box] != [*before]:
         box.clear()
         box.update(before)

@@ -18,16 +18,26 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, overload
 
 import torch
 from torch.fx.traceback import annotate
 
-from .._compat import annotations, module_stack
+from .._compat import annotations_of, module_stack
 from ..errors import OptionError
 
 KEY = "quartet"
 _ATTRIBUTE = "_quartet_mark"
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+@overload
+def fp4(target: None = None) -> AbstractContextManager[None]: ...
+
+
+@overload
+def fp4(target: _T) -> _T: ...
 
 
 def fp4(target: Any = None) -> Any:
@@ -38,6 +48,14 @@ def fp4(target: Any = None) -> Any:
     return _mark("fp4", target)
 
 
+@overload
+def no_fp4(target: None = None) -> AbstractContextManager[None]: ...
+
+
+@overload
+def no_fp4(target: _T) -> _T: ...
+
+
 def no_fp4(target: Any = None) -> Any:
     """Mark a function, a method, a Module class, or a `with` block to stay in high precision."""
     return _mark("no_fp4", target)
@@ -45,7 +63,7 @@ def no_fp4(target: Any = None) -> Any:
 
 def mark_of(meta: Mapping[str, Any]) -> str | None:
     """The mark of a graph node with this metadata: `"fp4"`, `"no_fp4"` or None."""
-    annotated = annotations(meta).get(KEY)
+    annotated = annotations_of(meta).get(KEY)
     by_class = [mark for _, cls in module_stack(meta) if (mark := class_mark(cls))]
     innermost = by_class[-1] if by_class else None
     return "no_fp4" if "no_fp4" in (annotated, innermost) else annotated or innermost
@@ -77,7 +95,7 @@ def _describe(target: Any) -> str:
     return f"a {type(target).__name__}"
 
 
-def _annotated(mark: str, function: Callable) -> Callable:
+def _annotated(mark: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with annotate({KEY: mark}):

@@ -94,7 +94,7 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
 
 
 def _scope(value: Any) -> str:
-    if value not in SCOPES:
+    if not isinstance(value, str) or value not in SCOPES:
         raise OptionError(f"Option 'scope' is {value!r}{suggest(value, SCOPES)}; expected {OPTIONS['scope']}.")
     return value
 
@@ -127,7 +127,8 @@ def _inductor(mode: Any, patches: Any) -> tuple[tuple[str, Any], ...]:
             raise OptionError(f"Unknown Inductor option {key!r}{suggest(name, known)}; see torch._inductor.config.")
         if name == RESERVED:
             raise OptionError(f"The Inductor option {key!r} is what backend='quartet' itself uses; leave it out.")
-        if known[name] and not isinstance(value, known[name]):
-            raise OptionError(f"Inductor option {key!r} is {value!r}; expected a value of type {known[name].__name__}.")
+        kind = known[name]
+        if kind and not isinstance(value, kind):
+            raise OptionError(f"Inductor option {key!r} is {value!r}; expected a value of type {kind.__name__}.")
         merged[name] = value
     return tuple(sorted(merged.items()))

@@ -184,9 +184,12 @@ def operands(gemm: Gemm | None) -> str:
     return gemm.a.name if gemm.a == gemm.b else f"{gemm.a.name}; {gemm.b.name}"
 
 
+_COLUMNS = ("GEMM", "operand", "made of", "quantizer", "elements", "group", "rotation", "scale", "rounding", "output")
+
+
 def table(recipe: Recipe) -> str:
     """The six operands of a recipe, a line each."""
-    rows = [("GEMM", "operand", "made of", "quantizer", "elements", "group", "rotation", "scale", "rounding", "output")]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     names = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
     for role in ROLES:
         gemm = getattr(recipe, role)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 from ..errors import QuantizerError, RecipeError, suggest
@@ -23,7 +24,7 @@ from .recipe import HIGH_PRECISION, ROLES, Gemm, Recipe
 _KEYS = ("name", *ROLES, "trust_mask", "w_from", "x_from")
 
 
-def save_recipe(recipe: Recipe, path: str | os.PathLike) -> None:
+def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     """Write a recipe; `load_recipe` reads back an equal one."""
     lines = [f"name = {json.dumps(recipe.name)}"]
     for role in ROLES:
@@ -37,7 +38,7 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike) -> None:
     pathlib.Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def load_recipe(path: str | os.PathLike) -> Recipe:
+def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe. Raises `RecipeError`, which names the file, the key and what was expected."""
     try:
         data = _toml().loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -102,8 +103,8 @@ def _table(gemm: Gemm) -> str:
 
 
 def _toml() -> Any:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     return tomllib

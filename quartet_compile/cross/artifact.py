@@ -134,7 +134,7 @@ class Artifact:
             (folder / f"{stem}.cubin").write_bytes(kernel.cubin)
 
 
-def _plain(item: Any, without: Sequence[str] = ()) -> dict:
+def _plain(item: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in without}
 
 
@@ -144,7 +144,7 @@ _LEFT = {0, 1, 3, 11}
 
 
 def _table(artifact: Artifact) -> list[str]:
-    rows = [_COLUMNS]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     for kernel in artifact.kernels:
         numbers = (kernel.registers, kernel.stack_bytes, kernel.shared_bytes, kernel.tmem_columns)
         mma = ", ".join(f"{count} {kind}" for kind, count in kernel.mma.items())
@@ -185,7 +185,7 @@ def _summary(artifact: Artifact) -> list[str]:
         f"instructions at the rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}; "
         f"{target.instruction_rate / 1e12:g} T instructions/s.",
     ]
-    items = [*artifact.kernels, *artifact.library_calls]
+    items: list[Kernel | LibraryCall] = [*artifact.kernels, *artifact.library_calls]
     for graph in artifact.graphs:
         known, unknown = _seconds(items, graph)
         more = f", and {unknown} calls without a prediction" if unknown else ""

@@ -30,7 +30,7 @@ class CrossCompileError(QuartetError):
 
 
 def cross_compile(
-    model: Callable,
+    model: Callable[..., Any],
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     target: str | Target = "sm_100",
@@ -105,7 +105,7 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
     }
     try:
         binary = compile_kernel(first.name, first.source, folder)
-    except Exception as error:  # whatever Triton, LLVM or ptxas raise
+    except Exception as error:  # noqa: BLE001  whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
     blocks = [launch.blocks for _, launch in launches]
     if op and all(blocks):

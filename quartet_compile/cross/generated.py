@@ -43,7 +43,7 @@ def load(
     namespace: dict[str, Any] = {"__name__": "generated_module", "__file__": "<generated module>"}
     with async_compile_replaced(compiler):
         exec(compile(source, "<generated module>", "exec"), namespace)
-    namespace.update(_on(device) | constants)
+    namespace.update({**_on(device), **constants})
     return namespace["call"]
 
 

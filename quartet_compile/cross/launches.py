@@ -79,8 +79,8 @@ class _Kernel:
 
     def __init__(self, name: str, source: str, launches: list[Launch]) -> None:
         self._name, self._source, self._launches = name, source, launches
-        found = re.search(rf"^def {re.escape(name)}\((.*?)\):", source, re.MULTILINE | re.DOTALL)
-        self._parameters = [part.split(":")[0].strip() for part in found.group(1).split(",")]
+        found = re.findall(rf"^def {re.escape(name)}\((.*?)\):", source, re.MULTILINE | re.DOTALL)
+        self._parameters = [part.split(":")[0].strip() for part in found[0].split(",")]
 
     def run(self, *args: Any, **_: Any) -> None:
         given = dict(zip(self._parameters, args, strict=False))

@@ -39,7 +39,7 @@ def format_of_dtype(dtype: torch.dtype | None) -> str:
     """The format in which a library multiplies tensors of a dtype, under torch's current float32 precision."""
     if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return _DTYPES.get(dtype, "float32")
+    return "float32" if dtype is None else _DTYPES.get(dtype, "float32")
 
 
 def predict(

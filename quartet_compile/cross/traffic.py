@@ -71,7 +71,7 @@ def _template_operations(name: str, given: Mapping[str, Any]) -> int | None:
     if not name.startswith("triton_tem"):
         return 0
     a, b = given.get("arg_A"), given.get("arg_B")
-    if not all(isinstance(x, torch.Tensor) and x.dim() >= 2 for x in (a, b)):
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or min(a.dim(), b.dim()) < 2:
         return None
     return 2 * a.numel() * b.shape[-1]
 

@@ -12,7 +12,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
@@ -26,6 +26,30 @@ from ..errors import OptionError, PatternError, suggest
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
 from .in_place import compile_regions, unbroken_parts
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+@overload
+def quartet(
+    model: None = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    regions: Iterable[str] = (),
+    **options: Any,
+) -> Callable[[_T], _T]: ...
+
+
+@overload
+def quartet(
+    model: _T,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    regions: Iterable[str] = (),
+    **options: Any,
+) -> _T: ...
 
 
 def quartet(
@@ -52,7 +76,9 @@ def quartet(
     if isinstance(regions, str):
         raise OptionError(f"regions={regions!r}: expected a list of globs over module names, as [{regions!r}].")
     fullgraph = fullgraph or config.policy.strict
-    how = dict(config=config, options=options, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions))
+    how: dict[str, Any] = dict(
+        config=config, options=options, fullgraph=fullgraph, dynamic=dynamic, regions=list(regions)
+    )
     return functools.partial(_compile, **how) if model is None else _compile(model, **how)
 
 
@@ -65,15 +91,15 @@ class _Family:
     def __init__(self) -> None:
         self.models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self.arguments: set[str] = set()
-        self.keys: set[tuple] = set()
+        self.keys: set[tuple[Any, ...]] = set()
 
-    def __deepcopy__(self, memo: dict) -> _Family:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Family:
         for model, name in list(self.models.items()):
             if id(model) in memo:
                 self.models[memo[id(model)]] = name
         return self
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
     @property
@@ -155,7 +181,7 @@ class Backend:
             found = {key: f"{prefix}.{name}".strip(".") for key, name in names_in(model).items()} | found
         return found
 
-    def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
+    def __call__(self, gm: fx.GraphModule, example_inputs: list[Any]) -> Any:
         names = self.full_names()
         with process.running.reported():
             compiled = compile_graph(gm, example_inputs, self.config, names)
@@ -172,7 +198,7 @@ class Backend:
         alike = [name for name, module in modules.items() if name != part and type(module) is type(own)]
         if self._region:  # other regions share this one's code only where the rules agree
             alike = [name for name in alike if self._region in lineage(name)]
-        rules = _rules_for(part, _names_inside(own), policy) if alike else frozenset()
+        rules = _rules_for(part, _names_inside(own), policy) if own is not None and alike else frozenset()
         others = [name for name in alike if _rules_for(name, _names_inside(modules[name]), policy) != rules]
         if others:
             region = re.sub(r"\b\d+\b", "*", part)
@@ -199,7 +225,7 @@ def _names_inside(module: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(clean, names)))
 
 
-def _rules_for(region: str, names: Iterable[str], policy: Policy) -> frozenset:
+def _rules_for(region: str, names: Iterable[str], policy: Policy) -> frozenset[Any]:
     """What decides on the matmuls of a region with these names inside: the patterns that match them, and whether it is
     called as an output head or a router. Regions that agree in it can share their code."""
     full = {name: f"{region}.{name}".strip(".") for name in names}
@@ -258,7 +284,7 @@ def _compile(
     )
 
 
-def _learning(function: Callable, backend: Backend, compile_: Callable) -> Callable:
+def _learning(function: Callable[..., Any], backend: Backend, compile_: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled; each call shows the backend the modules that it uses, before anything is compiled."""
     compiled = compile_(function)
 
@@ -271,5 +297,5 @@ def _learning(function: Callable, backend: Backend, compile_: Callable) -> Calla
                 backend.learn(models, argument_names(function))
         return compiled(*args, **kwargs)
 
-    wrapper._quartet_original, wrapper._quartet_compiled = function, compiled
+    vars(wrapper).update(_quartet_original=function, _quartet_compiled=compiled)
     return wrapper

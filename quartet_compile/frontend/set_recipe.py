@@ -82,7 +82,8 @@ class _Part:
                 config = configure(given.get("options"), given.get("mode"))
                 options = {"mode": given.get("mode"), **given.get("options", {})}
             process.switched[self.slot] = _State(options=options, config=config, variants={config: held})
-        return process.switched[self.slot]
+        found: _State = process.switched[self.slot]
+        return found
 
     def switch(self, chosen: dict[str, Any]) -> _State:
         """The state under other options, with a backend for them, which isn't in its place yet."""
@@ -101,7 +102,7 @@ class _Part:
 def _parts(model: Any) -> list[_Part]:
     """Everything in a model that our backend compiles. Raises `OptionError` if there is nothing."""
     found: dict[int, _Part] = {}
-    others = {}
+    others: dict[str, None] = {}
     for compiled, modules in _candidates(model):
         slot = _compat.backend_slot(compiled)
         if slot is None or id(slot) in found:

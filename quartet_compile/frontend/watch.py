@@ -25,20 +25,12 @@ from ..config.names import names_in
 from ..config.options import Config, configure
 from ..errors import QuartetError, StrictError
 from ..passes.plan import DTYPES, SMALLEST, chosen, refused
+from ..passes.products import MATRICES
 from ..places import is_users, place
 from ..process import process
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
-
-_aten = torch.ops.aten
-_FACTORS = {
-    _aten.mm.default: slice(0, 2),
-    _aten.bmm.default: slice(0, 2),
-    _aten.addmm.default: slice(1, 3),
-    _aten.baddbmm.default: slice(1, 3),
-}
-"""The products that are looked at, with the place of their operands."""
 
 _SHOWN = 6
 
@@ -67,7 +59,7 @@ class Watch:
         """Warn, or with `strict=True` raise, of another backend that compiles what this object was to compile."""
         config = self._config()
         outer = getattr(backend, "config", None) if is_ours(backend) else None
-        if config is None or is_ours(backend) and outer in (None, config):
+        if config is None or (is_ours(backend) and outer in (None, config)):
             return
         text = nested_message([self._name], backend)
         if config.policy.strict:
@@ -126,9 +118,9 @@ class _Inspection(_compat.TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _FACTORS and process.running.inspections[-1] is self:
+        if func in MATRICES and process.running.inspections[-1] is self:
             if not (_compat.is_tracing() or _compat.is_in_backward()):
-                self._see(args[_FACTORS[func]])
+                self._see(args[MATRICES[func]])
         return func(*args, **(kwargs or {}))
 
     @torch.compiler.disable
@@ -160,7 +152,7 @@ class _Inspection(_compat.TorchDispatchMode):
             self._told.update((eager.name, eager.where) for eager in new)
             warnings.warn(f"quartet: {self._describe(new)}", stacklevel=_depth_of_user())
 
-    def _see(self, operands: tuple) -> None:
+    def _see(self, operands: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Note a product of these operands if one is a weight, no graph runs, and the options want it in low precision."""
         frames = _frames()
         if frames is None or self._config is None or not all(isinstance(o, torch.Tensor) for o in operands):
@@ -223,7 +215,7 @@ class _Inspection(_compat.TorchDispatchMode):
 def _frames() -> list[types.FrameType] | None:
     """The Python frames around an op, innermost first, up to the compiled object's; None inside of a compiled graph."""
     found: list[types.FrameType] = []
-    frame = sys._getframe(3)
+    frame: types.FrameType | None = sys._getframe(3)
     while frame is not None and not _compat.is_watched_call(frame):
         if _compat.is_in_graph(frame.f_code.co_filename):
             return None
@@ -244,7 +236,7 @@ def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
     """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
     for operand in operands:
         root = _compat.base_of(operand)
-        if isinstance(root, nn.Parameter) or root.is_leaf and root.requires_grad and root.dim() == 2:
+        if isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad and root.dim() == 2):
             return root
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
     sizes = [sorted(operand.shape) for operand in operands]

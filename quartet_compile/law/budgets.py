@@ -9,6 +9,7 @@ sb over FP8, a step is `st = 1 / ((1/3) / sf + (2/3) / sb)` times as fast, and a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def speedup_at(speedups: Sequence[Speedup], parameters: float) -> Speedup:
     ordered = sorted(speedups, key=lambda each: each.parameters)
     if not ordered:
         raise LawError("There are no speedups; expected at least one. Give a Speedup, or a name of SPEEDUPS.")
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         if left.parameters <= parameters < right.parameters:
             t = math.log(parameters / left.parameters) / math.log(right.parameters / left.parameters)
             return Speedup(

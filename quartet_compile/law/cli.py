@@ -25,7 +25,7 @@ SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 MAP_SIZES = (1e7, 1e8, 1e9, 1e10, 1e11, 1e12)
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `law` to the commands of `python -m quartet_compile`."""
     text = "the scaling law of low-precision training: fit it, predict a loss, find the best precision for a budget"
     parent = commands.add_parser("law", help=text, description=text[0].upper() + text[1:] + ".")

@@ -11,10 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .form import Efficiency, Law, LawError, needed
 from .runs import Run, precisions
 from .solve import BASELINE, SCALES
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 STARTS = tuple(itertools.product((0.0, -0.5, -2.0), repeat=2))
 """Logarithms of effN and effD: each 1, .61 and .14."""
@@ -86,7 +90,7 @@ def _fit(
             f"Recipe '{fprop}:{backward}' has {len(runs)} runs: {lacking}; expected at least as many different runs as "
             "unknown efficiencies. Add runs, or choose another recipe or baseline."
         )
-    np = needed("numpy", "Fitting efficiencies")
+    np: Any = needed("numpy", "Fitting efficiencies")
     least_squares = needed("scipy.optimize", "Fitting efficiencies").least_squares
     log_n, log_d, log_loss = np.log([[run.parameters, run.tokens, run.loss] for run in runs]).T
     low = np.array([[run.fprop != baseline, run.backward != baseline] for run in runs], float)
@@ -95,19 +99,21 @@ def _fit(
     unknown = np.array([fprop != baseline, backward != baseline])
     edges = np.log([LOWEST, HIGHEST])
 
-    def parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def parts(x: ndarray) -> tuple[ndarray, ndarray, ndarray]:
         terms = at_one - slopes * np.where(unknown, x, 0.0)
         both = np.logaddexp(*terms.T)
         return terms, both, np.exp(law.gamma * both)
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        return np.log(parts(x)[2] + law.E) - log_loss
+    def residuals(x: ndarray) -> ndarray:
+        left: ndarray = np.log(parts(x)[2] + law.E) - log_loss
+        return left
 
-    def jacobian(x: np.ndarray) -> np.ndarray:
+    def jacobian(x: ndarray) -> ndarray:
         terms, both, power = parts(x)
-        return -(law.gamma * power / (power + law.E))[:, None] * np.exp(terms - both[:, None]) * slopes
+        slope: ndarray = -(law.gamma * power / (power + law.E))[:, None] * np.exp(terms - both[:, None]) * slopes
+        return slope
 
-    best = None
+    best: Any = None
     for start in starts:
         x = np.clip(start, *edges)
         for scale in SCALES:

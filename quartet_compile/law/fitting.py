@@ -94,8 +94,8 @@ def _bootstrap(
             new = refit(each, [run for part in parts for run in _draw(part, generator)], again, baseline=baseline)
             for which in ("eff_n", "eff_d"):
                 drawn.setdefault(interval_key(each, which), []).append(getattr(new, which))
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return {name: tuple(map(float, np.quantile(values, tails))) for name, values in drawn.items()}
+    low, high = (1 - level) / 2, (1 + level) / 2
+    return {name: (float(np.quantile(values, low)), float(np.quantile(values, high))) for name, values in drawn.items()}
 
 
 def _draw(runs: Sequence[Run], generator: Any) -> list[Run]:

@@ -44,7 +44,7 @@ class Law:
                 )
         of_model = self.A / (parameters * eff_n) ** self.alpha
         of_data = self.B / (tokens * eff_d) ** self.beta
-        return (of_model + of_data) ** self.gamma + self.E
+        return float((of_model + of_data) ** self.gamma + self.E)
 
 
 PUBLISHED = Law(A=152374.8, alpha=0.588576, B=525458.9, beta=0.544039, E=1.348141, gamma=0.273929)

@@ -6,13 +6,12 @@ import csv
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from .form import LawError
 
 
-def read_table(
-    path: str | os.PathLike[str], numbers: Sequence[str], names: Sequence[str] = ()
-) -> list[dict[str, float | str]]:
+def read_table(path: str | os.PathLike[str], numbers: Sequence[str], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Each row's `numbers`, positive and finite, and `names`, not empty; further columns are left out."""
     return [
         {**{name: cells[name] for name in names}, **{name: positive(where, name, cells[name]) for name in numbers}}

@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from .. import _compat
 from ..process import process
@@ -70,7 +71,7 @@ def _load(uuid: str) -> list[GraphReport]:
         return []
 
 
-def _graph(data: dict) -> GraphReport:
+def _graph(data: dict[str, Any]) -> GraphReport:
     sites = tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"])
     observed = tuple(Observed(**item) for item in data["observed"])
     return GraphReport(**{**data, "sites": sites, "observed": observed})

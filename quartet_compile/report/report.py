@@ -103,7 +103,7 @@ class Report:
         counts: dict[str, int] = {}
         for site in self.sites:
             counts[site.reason] = counts.get(site.reason, 0) + 1
-        return counts | {pattern: 0 for pattern in self.unmatched}
+        return counts | dict.fromkeys(self.unmatched, 0)
 
     def _repr_html_(self) -> str:
         return html(self)
@@ -138,7 +138,7 @@ def _precision(sites: Sequence[Site]) -> str:
 
 
 def _table(sites: Sequence[Site]) -> list[str]:
-    rows = [("matmul", "M", "N", "K", "runs in", "because")]
+    rows: list[tuple[str, ...]] = [("matmul", "M", "N", "K", "runs in", "because")]
     for site in sites:
         runs = site.runs_in or site.dtype
         rows.append((site.name, *map(str, site.shape), runs, site.reason))

@@ -66,7 +66,7 @@ class Stats:
 
     records: tuple[Statistic, ...]
 
-    def to_dict(self) -> dict[str, list]:
+    def to_dict(self) -> dict[str, list[Any]]:
         """The columns, for `pandas.DataFrame(stats.to_dict())`: a row for each operand and each gradient."""
         fields = [field.name for field in dataclasses.fields(Statistic)]
         return {name: [getattr(record, name) for record in self.records] for name in fields}
@@ -126,7 +126,7 @@ def _parameters(model: Any) -> list[torch.nn.Parameter] | None:
 
 def _latest(tables: dict[str, statistics.Table]) -> list[str]:
     """Of the graphs with the same matmuls and parameters the one that ran last, in the order of their compilation."""
-    last: dict[tuple, str] = {}
+    last: dict[tuple[Any, ...], str] = {}
     order = list(process.graphs)
     for key, table in tables.items():
         training, observed = _graph(key)

@@ -101,7 +101,7 @@ def test_torch_compile_shows_the_error_itself(error, options):
     torch._dynamo.reset()
     model = Model()
     before, gradient = gradients(model, X)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(error) as caught:
         torch.compile(model, backend="quartet", options=options)(X)
     assert type(caught.value) is error
     assert isinstance(caught.value, _compat.ShortenTraceback)

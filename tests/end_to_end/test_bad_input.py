@@ -269,7 +269,7 @@ def test_a_torch_that_is_new_enough_is_taken(monkeypatch, reloaded, recwarn, ver
 @pytest.mark.parametrize("version", ["2.15.0", "2.15.0.dev20270101+cpu", "3.0.0"])
 def test_a_torch_that_is_newer_than_those_tested_is_taken_with_a_warning(monkeypatch, reloaded, version):
     monkeypatch.setattr(torch, "__version__", version)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="which is newer") as caught:
         reloaded()
     (warning,) = caught
     assert f"quartet_compile is tested with torch 2.11 to 2.14, found {version}, which is newer" in str(warning.message)

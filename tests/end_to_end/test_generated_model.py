@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from interpreted_module import in_interpreter  # noqa: E402
+from interpreted_module import in_interpreter
 
 # q, k and v share X, and gate and up; each of the 7 weights; each of the 4 distinct X and 7 W again; each dY.
 QUANTIZING = {"quantize": 4 + 7, "requantize": 4 + 7, "quantize_pair": 7}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from captured import compiled, sites  # noqa: E402
-from hf_models import MODELS, build, step  # noqa: E402
+from captured import compiled, sites
+from hf_models import MODELS, build, step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -37,7 +37,7 @@ def all_distances():
 
 @pytest.fixture(scope="module")
 def measured():
-    return in_interpreter("test_interpreted:all_distances")
+    return in_interpreter(f"{__file__}:all_distances")
 
 
 @pytest.mark.parametrize("case", CASES)

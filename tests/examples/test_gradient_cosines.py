@@ -10,7 +10,7 @@ import torch
 import quartet_compile as qc
 
 pytest.importorskip("transformers")
-import gradient_cosines  # noqa: E402
+import gradient_cosines
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

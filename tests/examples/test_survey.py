@@ -10,9 +10,9 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-import survey  # noqa: E402
-import survey_page  # noqa: E402
-import survey_step  # noqa: E402
+import survey
+import survey_page
+import survey_step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

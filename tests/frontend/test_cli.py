@@ -204,7 +204,7 @@ WRONG = {
     "no separator": (["explain", "model.py"], "expected package.module:name or path/file.py:name"),
     "no file": (["explain", "nowhere.py:Model"], "no file 'nowhere.py'"),
     "no module": (["explain", "no_such_module.inner:Model"], "no module 'no_such_module.inner'"),
-    "no attribute": (["explain", "MODEL:Modle"], "has no 'Modle' (did you mean 'Model'?)"),
+    "no attribute": (["explain", "MODEL:Modle"], "has no 'Modle' (did you mean 'Model'?)"),  # codespell:ignore
     "not a model": (["explain", "MODEL:width"], "is a int; expected a Module, a Module class or a function"),
     "needs arguments": (["explain", "MODEL:Sized"], "missing a required argument: 'width'"),
     "returns no model": (
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(run, case):
     assert case == "wrong size" or err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["explane"], ["explain"], ["explain", "m:M", "--inputs"]])
+@pytest.mark.parametrize("arguments", [[], ["describe"], ["explain"], ["explain", "m:M", "--inputs"]])
 def test_what_argparse_refuses_is_exit_code_2_too(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -283,9 +283,13 @@ def closed_pipe():
     return open(writer, "w")
 
 
+def full_disk():
+    return open("/dev/full", "w")
+
+
 OUTPUTS = {"a reader that is gone": (closed_pipe, "Broken pipe")}
 if os.path.exists("/dev/full"):
-    OUTPUTS["a full disk"] = (lambda: open("/dev/full", "w"), "No space left on device")
+    OUTPUTS["a full disk"] = (full_disk, "No space left on device")
 
 
 @pytest.mark.parametrize("case", OUTPUTS)

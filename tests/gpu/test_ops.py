@@ -207,7 +207,9 @@ def factors() -> list[tuple[Blocks, Blocks]]:
 @pytest.mark.parametrize("dtype, alpha", [(BF16, 1.0), (BF16, 16 / 9), (FP32, 16 / 9)], ids=str)
 def test_scaled_mm(dtype, alpha):
     def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale):
-        return quartet.scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
+        return quartet.scaled_mm(
+            a, a_scales, a_tensor_scale, "mxfp4", b, b_scales, b_tensor_scale, "mxfp4", alpha, dtype
+        )
 
     pairs = factors()
     results, codes = run_compiled(scaled_mm, [(*a[:3], *b[:3]) for a, b in pairs], ["scaled_mm"])
@@ -222,7 +224,7 @@ def test_scaled_mm_then_unrotate():
     alpha, dtype = 16 / 9, BF16
 
     def function(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, mask):
-        y = quartet.scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha, dtype)
+        y = quartet.scaled_mm(a, a_scales, a_tensor_scale, "mxfp4", b, b_scales, b_tensor_scale, "mxfp4", alpha, dtype)
         return quartet.unrotate(y, mask, 32, y.shape[1] - 3)
 
     pairs = [(random_blocks(m, k), random_blocks(n, k)) for m, n, k in ((257, 128, 1024), (33, 96, 96))]

@@ -231,9 +231,11 @@ def test_the_folder_of_a_living_process_stays(tmp_path):
 
 def test_no_compiler(sources, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
-        with pytest.raises(CompilerError, match="'no-such-compiler' can't be run. Install g[+][+].*or set CXX"):
-            loader.library()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(CompilerError, match="'no-such-compiler' can't be run. Install g[+][+].*or set CXX"),
+    ):
+        loader.library()
 
 
 def test_a_failed_compilation_shows_the_command_and_what_it_said(sources):

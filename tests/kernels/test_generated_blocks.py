@@ -8,7 +8,7 @@ from block_cases import CASES, SLOW
 from generated_ops import expected_templates
 
 pytest.importorskip("triton")
-from interpreted_module import in_interpreter  # noqa: E402
+from interpreted_module import in_interpreter
 
 
 def run(cases):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from interpreted_module import in_interpreter  # noqa: E402
+from interpreted_module import in_interpreter
 
 bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
 

@@ -13,7 +13,7 @@ from quartet_compile.kernels.numerics import codes as elements
 from quartet_compile.kernels.numerics import philox, reference
 
 pytest.importorskip("triton")
-from interpreted_module import in_interpreter  # noqa: E402
+from interpreted_module import in_interpreter
 
 SEED = 0x0123456789ABCDEF
 SIZES = (16, 32, 64, 128)

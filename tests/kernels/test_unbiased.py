@@ -6,6 +6,7 @@ Four times as many passes are one more effective bit, `-log2(error) / 2` (arXiv 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def averaged(recipe: qc.Recipe) -> list[dict[int, float]]:
 def test_four_times_as_many_passes_are_one_more_bit(name):
     for of in averaged(qc.recipe(name)):
         bits = [-math.log2(of[size]) / 2 for size in (1, 4, 16, 64, 256)]
-        gained = [after - before for before, after in zip(bits, bits[1:], strict=False)]
+        gained = [after - before for before, after in itertools.pairwise(bits)]
         assert all(gain == pytest.approx(1, abs=0.08) for gain in gained[:-1]), (name, of)
         assert gained[-1] == pytest.approx(1, abs=0.2), (name, of)  # one mean of 256 only
 

@@ -58,7 +58,7 @@ def inputs(op: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("op", SHAPES)
 def test_factors_are_torchs(op, factors):
     for mine, torchs in zip(*both(Affine(op, (96,), **factors), inputs(op)), strict=True):
-        assert mine.dtype == torchs.dtype and relative(mine, torchs) < 1e-5 or not torchs.any() and not mine.any()
+        assert (mine.dtype == torchs.dtype and relative(mine, torchs) < 1e-5) or (not torchs.any() and not mine.any())
 
 
 @pytest.mark.parametrize("bias", [(96,), (1, 96), (48, 1), (1, 1), (), (1,), (48, 96)], ids=str)
@@ -73,7 +73,7 @@ def test_a_bias_times_zero_is_not_read(op):
     model = Affine(op, (96,), beta=0, alpha=0.5)
     model.b.data[::3], model.b.data[1::3], model.b.data[2::3] = math.nan, math.inf, -math.inf
     for mine, torchs in zip(*both(model, inputs(op)), strict=True):
-        assert torchs.isfinite().all() and (relative(mine, torchs) < 1e-5 or not torchs.any() and not mine.any())
+        assert torchs.isfinite().all() and (relative(mine, torchs) < 1e-5 or (not torchs.any() and not mine.any()))
 
 
 @pytest.mark.parametrize("op", SHAPES)

@@ -9,8 +9,10 @@ from models import Attention, Net, gradients, relative
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile.passes import forms, joint, rewrite, stats
+from quartet_compile.passes import match, others, pipeline, plan, stats
 from quartet_compile.passes.graph import VerifyError
+from quartet_compile.passes.products import form
+from quartet_compile.passes.work import Work
 
 X = torch.randn(2, 16, 64)
 ALL = {"layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down", "out"}
@@ -30,7 +32,7 @@ def of_site(index, plain):
 @pytest.fixture(params=["x", "fprop", "dy", "dw"])
 def failing_form(request, monkeypatch):
     """Fails on the second site, `layers.0.down`, before or after others and parts of itself were rewritten."""
-    monkeypatch.setattr(forms.Form, request.param, of_site(1, getattr(forms.Form, request.param)))
+    monkeypatch.setattr(form.Form, request.param, of_site(1, getattr(form.Form, request.param)))
 
 
 @pytest.fixture(params=["a node of a site", "a replaced node", "no node"])
@@ -38,14 +40,16 @@ def failing_check(request, monkeypatch):
     """Finds fault, once, with what was made for `layers.0.down`; or with nothing in particular."""
     calls = []
 
-    def verify(graph, replaced):
-        made = [n for n in graph.nodes if n.name.startswith("scaled_mm")]
+    def verify(work, complete):
+        if not complete:
+            return
+        made, replaced = [n for n in work.graph.nodes if n.name.startswith("scaled_mm")], [*work.replaced]
         nodes = {"a node of a site": made[1], "a replaced node": replaced[3], "no node": None}
         calls.append(nodes)
         if len(calls) == 1:
             raise VerifyError("an illegal graph", nodes[request.param])
 
-    monkeypatch.setattr(rewrite, "verify", verify)
+    monkeypatch.setattr(pipeline, "verify", verify)
     return request.param
 
 
@@ -74,7 +78,7 @@ def test_a_site_that_is_found_wrong_is_kept(graphs, failing_check):
 
 
 def test_others_still_share_what_the_failing_site_would_have_made(graphs, monkeypatch):
-    monkeypatch.setattr(forms.Form, "fprop", of_site(0, forms.Form.fprop))  # q makes X, which k and v share
+    monkeypatch.setattr(form.Form, "fprop", of_site(0, form.Form.fprop))  # q makes X, which k and v share
     model = Attention()
     _, plain = gradients(model, X)
     with pytest.warns(UserWarning, match="'q_proj' stays in high precision"):
@@ -84,29 +88,25 @@ def test_others_still_share_what_the_failing_site_would_have_made(graphs, monkey
 
 
 def test_a_failure_leaves_the_graph_as_it_was(graphs, failing_form, monkeypatch):
-    before, plain = [], joint.rewrite
+    before, attempt = [], Work.attempt
 
-    def listing(graph, *args):
-        before.append("\n".join(f"{n.format_node()} {n.meta.get('seq_nr')}" for n in graph.nodes))
-        try:
-            return plain(graph, *args)
-        except rewrite.RewriteError:
-            assert "\n".join(f"{n.format_node()} {n.meta.get('seq_nr')}" for n in graph.nodes) == before[-1]
-            graph.lint()
-            raise
+    def listing(work):
+        before.append("\n".join(f"{n.format_node()} {n.meta.get('seq_nr')}" for n in work.graph.nodes))
+        work.graph.lint()
+        return attempt(work)
 
-    monkeypatch.setattr(joint, "rewrite", listing)
+    monkeypatch.setattr(Work, "attempt", listing)
     with pytest.warns(UserWarning, match="bug of Quartet"):
         torch.compile(Net(), backend="quartet")(X).sum().backward()
     assert len(before) == 2 and before[0] == before[1]
 
 
-@pytest.mark.parametrize("function", ["find_sites", "decide", "find_others"])
-def test_a_failure_before_anything_is_rewritten_leaves_the_graph_alone(graphs, function, monkeypatch):
+@pytest.mark.parametrize("module, function", [(match, "find_sites"), (plan, "decide"), (others, "find_others")])
+def test_a_failure_before_anything_is_rewritten_leaves_the_graph_alone(graphs, module, function, monkeypatch):
     def fail(*_, **__):
         raise KeyError("seq_nr")
 
-    monkeypatch.setattr(joint, function, fail)
+    monkeypatch.setattr(module, function, fail)
     model = Net()
     with pytest.warns(UserWarning, match="a graph stays in high precision: the pass failed on it .KeyError"):
         _, ours = gradients(model, X, function=torch.compile(model, backend="quartet"))
@@ -137,7 +137,7 @@ def test_explain_shows_it_and_blames_nobody_else(failing_form):
 
 def test_under_inductor(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(forms.Form, "dw", of_site(1, forms.Form.dw))
+    monkeypatch.setattr(form.Form, "dw", of_site(1, form.Form.dw))
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 32))
     _, plain = gradients(model, X)
     with (

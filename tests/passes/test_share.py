@@ -12,7 +12,7 @@ from captured import compiled, sites
 from models import gradients, relative
 from torch import fx, nn
 
-from quartet_compile.passes import rewrite, share
+from quartet_compile.passes import backward, share
 
 
 class Products(nn.Module):
@@ -98,7 +98,7 @@ def _run(model, x, monkeypatch):
     """The operands that the forward GEMMs of a graph ask for, as (key, value); values are of random inputs, and of what
     sharing leaves unused too."""
     asked, copies = [], {}
-    forward, rewrite_backward = share.Operands.forward, rewrite.rewrite_backward
+    forward, rewrite_backward = share.Operands.forward, backward.rewrite_backward
 
     def asking(self, operand, *args):
         asked.append(operand)
@@ -112,7 +112,7 @@ def _run(model, x, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(share.Operands, "forward", asking)
-        patch.setattr(rewrite, "rewrite_backward", copying)
+        patch.setattr(backward, "rewrite_backward", copying)
         function, _ = compiled(model, recipe="exact", include=["*"])
         function(x)
     interpreter = fx.Interpreter(copies["module"], garbage_collect_values=False)

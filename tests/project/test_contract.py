@@ -74,6 +74,7 @@ PARTS = [
     "torch._inductor.virtualized:ops",
     "torch._inductor:list_mode_options",
     "torch._logging:getArtifactLogger",
+    "torch._logging:trace_structured",
     "torch._ops:OpOverload",
     "torch._subclasses.fake_tensor:DataDependentOutputException",
     "torch._subclasses.fake_tensor:DynamicOutputShapeException",

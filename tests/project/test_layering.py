@@ -18,12 +18,12 @@ ROOMS = {
     "kernels": {"kernels"},
     "config": {"kernels.quantizer"},
     "report": {"config", "kernels.stats"},
-    "passes": {"config", "report.report", "kernels.quantizer", "kernels.numerics.philox"},
+    "passes": {"config", "report.report", "kernels.quantizer", "kernels.schemas", "kernels.numerics.philox"},
     "law": {"config.presets"},
     "quantized": {"kernels"},
     "backend": {"config", "report", "passes", "kernels"},
-    "frontend": {"config", "passes.plan", "backend"},
-    "capture": {"config", "report", "passes.joint", "backend"},
+    "frontend": {"config", "passes.plan", "passes.products", "backend"},
+    "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "__init__": {"config", "report", "frontend", "capture", "cross", "law", "quantized", "kernels.quantizer"},
     "__main__": {"config", "capture", "cross", "law"},
@@ -117,7 +117,7 @@ def private_words(tree, own):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             ours = node.attr in own | NOT_THEIRS or ast.unparse(node).startswith(ELSEWHERE)
-            found |= {node.attr} if _private(node.attr) and not ours or node.attr in WORDS else set()
+            found |= {node.attr} if (_private(node.attr) and not ours) or node.attr in WORDS else set()
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
             named = node.value in WORDS or any(text in node.value for text in TEXTS)
             found |= {node.value} if named else set()
@@ -157,6 +157,8 @@ def own_attributes():
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 if ast.unparse(node.value) == "self" or node.attr.startswith("_quartet"):
                     found.add(node.attr)
+            elif isinstance(node, ast.keyword) and (node.arg or "").startswith("_quartet"):
+                found.add(node.arg)
     return found
 
 

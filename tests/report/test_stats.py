@@ -198,7 +198,7 @@ def test_codes_that_are_transposed_as_they_are_have_no_row():
 
 
 def test_matmuls_that_share_an_operand_share_its_row():
-    (_, grads), found, backend = observed(Attention(), torch.randn(2, 24, 64))
+    _, found, backend = observed(Attention(), torch.randn(2, 24, 64))
     (report,) = backend.graphs
     rows = {(item.matmul, item.gemm, item.operand): item.row for item in report.observed}
     for gemm, operand in (("fprop", "X"), ("wgrad", "X^T")):
@@ -255,7 +255,7 @@ def test_batches_convolutions_and_other_spellings(name, recipe):
     spell, shapes = ALL[name]
     torch.manual_seed(1)
     model, x = Spelled(spell, **shapes), torch.randn(2, 48, 64).requires_grad_()
-    _, found, backend = observed(model, x, recipe=recipe)
+    _, found, _ = observed(model, x, recipe=recipe)
     assert found and all(row is not None for row in found.values())
     lowest = 0.9999 if recipe == "exact" else 0.8
     cosines = [row["cosine"] for (_, _, operand), row in found.items() if operand in ("dX", "dW")]

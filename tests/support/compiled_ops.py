@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch._inductor.config
-from products import decode
+from products import decode, format_of
 from torch._inductor.utils import run_and_get_code
 
 from quartet_compile.kernels import lowering  # noqa: F401  (registers the templates with Inductor)
@@ -143,8 +143,11 @@ def assert_grouped(gemm: str, make) -> None:
     torch.manual_seed(4)
     a, b = make(*rows), make(*columns)
 
-    def product(*operands):
-        return torch.ops.quartet.scaled_grouped_mm(*operands, 4, gemm, 16 / 9, torch.float32)
+    left, right = format_of(a), format_of(b)
+
+    def product(a0, a1, a2, b0, b1, b2, ends):
+        how = (ends, 4, gemm, 16 / 9, torch.float32)
+        return torch.ops.quartet.scaled_grouped_mm(a0, a1, a2, left, b0, b1, b2, right, *how)
 
     (result,), _ = run_compiled(product, [(*a[:3], *b[:3], groups)], ["scaled_grouped_mm"], dynamic=False)
     wanted = grouped.scaled_grouped_mm(a, b, groups, 4, gemm, 16 / 9, torch.float32, reference.scaled_mm)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from interpreted_module import (
-    compile_interpreted,  # noqa: E402
+    compile_interpreted,
 )
+from products import format_of
 
 from quartet_compile.kernels.numerics import grouped, philox, reference
 from quartet_compile.kernels.numerics.reference import Blocks
@@ -153,14 +154,15 @@ def run_product(
     a, b = globals()[made_by](m, k, 1), globals()[made_by](n, k, 2)
     if nan:
         a.scales.view(torch.uint8)[1, 0] = 255
-    compiled = compile_interpreted(lambda *x: ops.scaled_mm(*x, alpha, dtype), target)
+    left, right = format_of(a), format_of(b)
+    compiled = compile_interpreted(lambda *x: ops.scaled_mm(*x[:3], left, *x[3:], right, alpha, dtype), target)
     with torch.no_grad():
         made = compiled(*a[:3], *b[:3])
-    left, right = (reference.decode(x, quantizer("mxfp4-quest")) for x in (a, b))
+    x, y = (reference.decode(blocks, quantizer("mxfp4-quest")) for blocks in (a, b))
     return {
         "made": made,
         "expected": reference.scaled_mm(a, b, alpha, torch.float32),
-        "magnitude": alpha * (left.abs() @ right.abs().t()),
+        "magnitude": alpha * (x.abs() @ y.abs().t()),
         "templates": templates(compiled),
     }
 
@@ -178,9 +180,11 @@ def run_grouped(
     a, b = (globals()[made_by](*shape, seed) for seed, shape in enumerate(shapes[gemm]))
     rows, columns = grouped.product_shape(a.codes.shape[0], b.codes.shape[0], matrices, gemm)
     mask = torch.randint(0, 256, (rows, columns // 8), dtype=torch.uint8)
+    left, right = format_of(a), format_of(b)
 
     def call(a0, a1, a2, b0, b1, b2, ends, mask):
-        product = ops.scaled_grouped_mm(a0, a1, a2, b0, b1, b2, ends, matrices, gemm, 16 / 9, torch.float32)
+        how = (ends, matrices, gemm, 16 / 9, torch.float32)
+        product = ops.scaled_grouped_mm(a0, a1, a2, left, b0, b1, b2, right, *how)
         return ops.unrotate(product, mask, 32, columns - 5) if unrotated else product
 
     compiled = compile_interpreted(call, target)
@@ -200,7 +204,7 @@ def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[
     bias, residual = torch.randn(n).bfloat16(), torch.randn(m, n).bfloat16()
 
     def call(a0, a1, a2, b0, b1, b2, bias, residual):
-        product = ops.scaled_mm(a0, a1, a2, b0, b1, b2, 1.0, torch.bfloat16)
+        product = ops.scaled_mm(a0, a1, a2, "mxfp4", b0, b1, b2, "mxfp4", 1.0, torch.bfloat16)
         return torch.nn.functional.gelu(product + bias) + residual
 
     compiled = compile_interpreted(call, target)
@@ -219,9 +223,10 @@ def run_unrotated_product(
     a, b = globals()[made_by](m, k, 1), globals()[made_by](n, k, 2)
     mask = torch.randint(0, 256, (m, n // 8), dtype=torch.uint8) if masked else None
     given = [mask] if masked else []
+    left, right = format_of(a), format_of(b)
 
     def call(a0, a1, a2, b0, b1, b2, *mask):
-        product = ops.scaled_mm(a0, a1, a2, b0, b1, b2, 16 / 9, torch.bfloat16)
+        product = ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16)
         return ops.unrotate(product, mask[0] if mask else None, 32, columns)
 
     compiled = compile_interpreted(call, target)
@@ -281,7 +286,7 @@ def run_all(calls: dict[Any, tuple]) -> dict[Any, Any]:
         torch._dynamo.reset()
         try:
             made[key] = globals()[name](*arguments)
-        except Exception:
+        except Exception:  # noqa: BLE001
             made[key] = traceback.format_exc()
     return made
 
@@ -300,4 +305,4 @@ def expected_templates(op, arguments):
             return ["quantize_transposed" if arguments[1] else "quantize"]
         if before.elements == "e2m1" and not before.two_level:
             return ["requantize"]
-    return [f"{op}_largest", f"{op}_general"] if spec.two_level else [f"{op}_general"]
+    return [f"{op}_largest", f"{op}_any"] if spec.two_level else [f"{op}_any"]

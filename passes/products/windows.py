@@ -18,7 +18,7 @@ import math
 
 from torch import fx
 
-from .graph import Builder, aten
+from ..graph import Builder, aten
 
 PAYS_FROM = 512
 """Filters from which on unfolding overlapping windows pays. What an unfolded element costs (copied, quantized, unrotated,

@@ -1,0 +1,40 @@
+"""What the reference knows of the tables of `kernels/quantizer.py` and `kernels/operand_formats.py`."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+from ..quantizer import Quantizer
+from ..support import Support
+
+_FORMATS = ("mxfp4", "nvfp4", "mxfp8", "float32")
+
+REFERENCE = Support(
+    "The reference backend",
+    "kernels/numerics/supports.py",
+    {
+        "elements": ("e2m1", "e4m3", "float32"),
+        "scale_format": ("e8m0", "e4m3"),
+        "scale": ("absmax", "quest", "four-over-six"),
+        "scale_rounding": ("down", "nearest", "up", "error"),
+        "rounding": ("nearest", "stochastic", "eden"),
+        "group": (16, 32),
+        "group_rows": (1, 16, 32),
+        "rotation": (0, 16, 32, 64, 128),
+        "operand format": _FORMATS,
+        "product of": tuple(itertools.product(_FORMATS, repeat=2)),
+    },
+)
+
+
+@functools.cache
+def supports(quantizer: Quantizer) -> str | None:
+    """Why the reference can't quantize so, or None if it can."""
+    return REFERENCE.reason(quantizer)
+
+
+@functools.cache
+def supports_product(a: str, b: str) -> str | None:
+    """Why the reference can't multiply operands of these formats, or None if it can."""
+    return REFERENCE.reason_of("product of", (a, b))

@@ -1,0 +1,258 @@
+"""What each op of `torch.ops.quartet` takes and gives, once: a NamedTuple an op, its fields the arguments in order.
+
+The schemas of the ops are generated from here. Whoever implements, lowers, prints or measures an op reads its arguments
+by these names. In a graph, a tensor is the node that computes it; in Inductor, its buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, NewType, get_type_hints
+
+import torch
+from torch import Tensor
+
+Size = NewType("Size", int)
+"""An int that may be symbolic."""
+
+
+class Operand(NamedTuple):
+    """A quantized operand; `format` is a name of `FORMATS`."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    format: str
+
+
+class Seed(NamedTuple):
+    """A vector of seeds, from the generator of the device."""
+
+    length: Size
+    device: torch.device
+    shared_by: Sequence[str]
+
+
+class Quantize(NamedTuple):
+    """A matrix or its transpose, quantized, with a trust mask if it is asked for."""
+
+    x: Tensor
+    quantizer: str
+    transpose: bool
+    mask: bool
+    stream: int
+    seed: Tensor | None
+    sign_seed: Tensor | None
+
+
+class QuantizePair(NamedTuple):
+    """dY quantized along its rows and along its columns."""
+
+    dy: Tensor
+    row_quantizer: str
+    column_quantizer: str
+    seed: Tensor
+    sign_seed: Tensor
+
+
+class Requantize(NamedTuple):
+    """The transpose of what the codes of `source` stand for, quantized."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    source: str
+    quantizer: str
+    stream: int
+    seed: Tensor | None
+    sign_seed: Tensor | None
+
+
+class Transposed(NamedTuple):
+    """The codes of square blocks, transposed as they are."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    quantizer: str
+
+
+class ScaledMM(NamedTuple):
+    """`alpha a b^T`."""
+
+    a: Tensor
+    a_scales: Tensor
+    a_tensor_scale: Tensor
+    a_format: str
+    b: Tensor
+    b_scales: Tensor
+    b_tensor_scale: Tensor
+    b_format: str
+    alpha: float
+    dtype: torch.dtype
+
+
+class ScaledGroupedMM(NamedTuple):
+    """`alpha a b^T` for groups of rows with a matrix each; `gemm` says which of `numerics/grouped.py`."""
+
+    a: Tensor
+    a_scales: Tensor
+    a_tensor_scale: Tensor
+    a_format: str
+    b: Tensor
+    b_scales: Tensor
+    b_tensor_scale: Tensor
+    b_format: str
+    ends: Tensor
+    matrices: int
+    gemm: str
+    alpha: float
+    dtype: torch.dtype
+
+
+class SeparateGroups(NamedTuple):
+    """Where rows go so that each group starts a block."""
+
+    ends: Tensor
+    x: Tensor
+    block: int
+
+
+class SeparateMatrices(NamedTuple):
+    """The same for a batch, each of whose matrices is a group."""
+
+    x: Tensor
+    block: int
+
+
+class Unrotate(NamedTuple):
+    """`(x where mask, else 0) H^T`, the first `columns` of it."""
+
+    x: Tensor
+    mask: Tensor | None
+    rotation: int
+    columns: Size
+
+
+class Observe(NamedTuple):
+    """Measures an operand that was made of `x`; gives a copy of its scales."""
+
+    x: Tensor
+    transpose: bool
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    quantizer: str
+    stream: int
+    sign_seed: Tensor | None
+    graph: str
+    row: int
+    rows: int
+
+
+class ObserveRequantized(NamedTuple):
+    """Measures an operand that was made of the codes of another; gives a copy of its scales."""
+
+    source_codes: Tensor
+    source_scales: Tensor
+    source_tensor_scale: Tensor
+    source: str
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    quantizer: str
+    stream: int
+    sign_seed: Tensor | None
+    graph: str
+    row: int
+    rows: int
+
+
+class ObserveGradient(NamedTuple):
+    """Measures a gradient against the product of unquantized operands; gives a copy of it."""
+
+    gradient: Tensor
+    a: Tensor
+    a_transposed: bool
+    b: Tensor
+    b_transposed: bool
+    ends: Tensor | None
+    matrices: int
+    gemm: str
+    graph: str
+    row: int
+    rows: int
+
+
+class Schema(NamedTuple):
+    """An op's arguments, and the names of its results; none for a single one."""
+
+    arguments: Any
+    results: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As torch writes it: `(Tensor x, bool mask) -> (Tensor codes, Tensor scales)`."""
+        types = get_type_hints(self.arguments)
+        arguments = ", ".join(f"{_TYPES[types[name]]} {name}" for name in self.arguments._fields)
+        results = ", ".join(f"Tensor {name}" for name in self.results)
+        return f"({arguments}) -> " + (f"({results})" if results else "Tensor")
+
+
+_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    Sequence[str]: "str[]",
+    Size: "SymInt",
+    torch.device: "Device",
+    torch.dtype: "ScalarType",
+    **{kind: kind.__name__ for kind in (str, int, float, bool)},
+}
+
+_BLOCKS = Operand._fields[:3]
+
+SCHEMAS: Mapping[str, Schema] = MappingProxyType(
+    {
+        "seed": Schema(Seed),
+        "quantize": Schema(Quantize, (*_BLOCKS, "mask")),
+        "quantize_pair": Schema(QuantizePair, tuple(f"{side}_{of}" for side in ("row", "column") for of in _BLOCKS)),
+        "requantize": Schema(Requantize, _BLOCKS),
+        "transposed": Schema(Transposed, _BLOCKS),
+        "scaled_mm": Schema(ScaledMM),
+        "scaled_grouped_mm": Schema(ScaledGroupedMM),
+        "separate_groups": Schema(SeparateGroups, ("index", "back", "separate_ends")),
+        "separate_matrices": Schema(SeparateMatrices, ("index", "back", "separate_ends")),
+        "unrotate": Schema(Unrotate),
+        "observe": Schema(Observe),
+        "observe_requantized": Schema(ObserveRequantized),
+        "observe_gradient": Schema(ObserveGradient),
+    }
+)
+"""By the op's name in `torch.ops.quartet`."""
+
+
+def by_name(op: str, function: Callable[[Any], Any]) -> Callable:
+    """A function of an op's arguments, which takes them one by one."""
+    arguments = SCHEMAS[op].arguments
+    return lambda *args, **kwargs: function(arguments(*args, **kwargs))
+
+
+def op_of(node: Any) -> str | None:
+    """The name in `torch.ops.quartet` of the op that a graph's node calls; None if it calls another."""
+    packet = getattr(node.target, "overloadpacket", None)
+    space, _, name = str(packet).partition(".")
+    return name if space == "quartet" else None
+
+
+def arguments_of(node: Any) -> Any:
+    """The arguments of a node that calls an op of ours, by name."""
+    return SCHEMAS[op_of(node) or ""].arguments(*node.args, **node.kwargs)
+
+
+def operands_of(product: ScaledMM | ScaledGroupedMM) -> tuple[Operand, Operand]:
+    """Both operands of a product."""
+    p = product
+    return (
+        Operand(p.a, p.a_scales, p.a_tensor_scale, p.a_format),
+        Operand(p.b, p.b_scales, p.b_tensor_scale, p.b_format),
+    )

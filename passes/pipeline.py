@@ -1,0 +1,96 @@
+"""Run a list of passes on a graph: those that look at it once, those that change it until none of them fails on a site.
+
+After each pass that changes the graph, it is checked against the spec (verify.py). Where a pass or the check fails, the
+graph goes back to what it was, the site at fault stays in high precision, and the rest is rewritten again.
+
+`QUARTET_DEBUG=passes` prints the graph after each of these passes; a `TORCH_TRACE` log has it too, for tlparse.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from .. import _compat
+from ..errors import OptionError, suggest
+from .failures import keep
+from .show import show
+from .verify import verify
+from .work import Work
+
+log = logging.getLogger("quartet_compile")
+
+DEBUG_VARIABLE = "QUARTET_DEBUG"
+DEBUG = ("passes",)
+"""What can be asked for, separated by commas."""
+
+
+class Pass(NamedTuple):
+    """A step of the pipeline. changes: it rewrites the graph, instead of finding out about it."""
+
+    name: str
+    run: Callable[[Work], None]
+    changes: bool = False
+
+
+def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
+    """Run the passes in their order. Returns the seconds that each took, and the checks, with failed attempts.
+
+    Raises what a pass that changes nothing raises, and `StrictError` for a site on which another fails under `strict`.
+    """
+    seconds: dict[str, float] = {}
+    wanted = _debug()
+    looking = [step for step in pipeline if not step.changes]
+    changing = [step for step in pipeline if step.changes]
+    for step in looking:
+        _timed(seconds, step.name, step.run, work)
+    while work.chosen:
+        undo = work.attempt()
+        try:
+            for step in changing:
+                _timed(seconds, step.name, step.run, work)
+                work.build.working_on = None
+                _timed(seconds, "verify", verify, work, step is changing[-1])
+                _tell(step.name, work, wanted)
+        except Exception as error:  # noqa: BLE001
+            undo()
+            keep(work, error)
+        else:
+            work.graph.eliminate_dead_code()
+            break
+    _compat.trace_artifact("quartet_pass_seconds", lambda: json.dumps(seconds))
+    log.debug("passes: %s", ", ".join(f"{name} {1e3 * took:.1f} ms" for name, took in seconds.items()))
+    return seconds
+
+
+def _timed(seconds: dict[str, float], name: str, function: Callable, *args: object) -> None:
+    start = time.perf_counter()
+    try:
+        function(*args)
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _tell(name: str, work: Work, wanted: set[str]) -> None:
+    """Show the graph after a pass to whoever wants it."""
+
+    def text() -> str:
+        return show(work.graph, dict(work.inputs.names))
+
+    if "passes" in wanted:
+        sys.stderr.write(f"quartet: after {name}\n{text()}\n")
+    _compat.trace_artifact(f"quartet_after_{name}", text)
+
+
+def _debug() -> set[str]:
+    asked = {word.strip() for word in os.environ.get(DEBUG_VARIABLE, "").split(",")} - {""}
+    for word in sorted(asked - {*DEBUG}):
+        raise OptionError(
+            f"{DEBUG_VARIABLE} has {word!r}; expected {', '.join(DEBUG)}, separated by commas{suggest(word, DEBUG)}."
+        )
+    return asked
