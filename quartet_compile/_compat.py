@@ -450,3 +450,28 @@ def claim_joint_pass() -> str:
             "own, which would be lost. Set it as joint_custom_post_pass instead, which runs after the rewriting."
         )
     return option
+
+
+def sequence_number(node: torch.fx.Node) -> int | None:
+    """Autograd's sequence number, which a forward op and its backward have in common."""
+    return node.meta.get("seq_nr")
+
+
+def is_tagged(node: torch.fx.Node) -> bool:
+    """Whether the partitioner is told where a node belongs."""
+    return "partitioner_tag" in node.meta
+
+
+def is_tagged_forward(node: torch.fx.Node) -> bool:
+    """Whether the partitioner is told that a node belongs to the forward graph."""
+    return node.meta.get("partitioner_tag") == "is_forward"
+
+
+def keeps_in_backward(node: torch.fx.Node) -> bool:
+    """Whether the partitioner must not move a node into the forward graph."""
+    return node.meta.get("partitioner_tag") == "must_be_in_backward"
+
+
+def expression(size: int | torch.SymInt) -> Any:
+    """A size as something that can be compared and hashed without a guard: an int, or the expression of a dynamic one."""
+    return size if isinstance(size, int) else size.node.expr
