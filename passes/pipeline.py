@@ -1,7 +1,8 @@
 """Run a list of passes on a graph: those that look at it once, those that change it until none of them fails on a site.
 
-After each pass that changed the graph, and once more at the end, it is checked against the spec (spec.py). Where a pass or
-the check fails, the graph goes back to what it was, the site at fault stays in high precision, and the rest is rewritten again.
+After each pass that changed the graph, and once more at the end, it is checked against the spec (spec.py). Where a pass
+or the check fails, the graph goes back to what it was, the site at fault stays in high precision, and the rest is
+rewritten again.
 
 `QUARTET_DEBUG=passes` prints the graph after each of these passes; a `TORCH_TRACE` log has it too, for tlparse.
 """

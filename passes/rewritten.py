@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import fx
 
@@ -16,6 +16,8 @@ from ..kernels.schemas import (
     Quantize,
     QuantizePair,
     Requantize,
+    ScaledGroupedMM,
+    ScaledMM,
     Transposed,
     arguments_of,
     op_of,
@@ -29,8 +31,7 @@ QUANTIZING = ("quantize", "quantize_pair", "requantize", "transposed")
 """The ops that give codes, scales and a tensor scale."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Traced:
+class Traced(NamedTuple):
     """A quantized operand, traced back to the matrix that it stands for.
 
     blocks: its nodes, with the format in which they are read. made: the op that made them.
@@ -55,14 +56,14 @@ class Traced:
         return quantizer(self.quantizer)
 
 
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """A rewritten GEMM. result: what it gave, brought back from the rotated space. operands: in the order of the recipe,
-    X and W, or the gradient and the other."""
+class Product(NamedTuple):
+    """A rewritten GEMM. call: its arguments. result: what it gave, brought back from the rotated space. operands: in the
+    order of the recipe, X and W, or the gradient and the other."""
 
     site: MatmulSite
     role: str
     node: fx.Node
+    call: ScaledMM | ScaledGroupedMM
     result: fx.Node
     operands: tuple[Traced, Traced]
 
@@ -99,8 +100,9 @@ def product_nodes(build: Builder, site: MatmulSite, recipe: Recipe) -> Iterator[
 def products(build: Builder, site: MatmulSite, recipe: Recipe) -> Iterator[Product]:
     """The same, traced back."""
     for role, node, replaced in product_nodes(build, site, recipe):
-        first, second = map(trace, operands_of(arguments_of(node)))
+        call = arguments_of(node)
+        first, second = map(trace, operands_of(call))
         if first.stream == philox.FPROP_W:  # W X^T
             first, second = second, first
         result = build.made.get((replaced, quartet.unrotate.default), node)
-        yield Product(site, role, node, result, (first, second))
+        yield Product(site, role, node, call, result, (first, second))

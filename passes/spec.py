@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from .._compat import expression, is_tagged, is_tagged_forward, keeps_in_backward, sequence_number
+from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.operand_formats import OPERAND_FORMATS, PRODUCT_FORMATS
 from ..kernels.quantizer import quantizer
 from ..kernels.schemas import (
     SCHEMAS,
-    Operand,
-    Quantize,
     QuantizePair,
     Requantize,
     ScaledGroupedMM,
@@ -34,10 +33,14 @@ from ..kernels.schemas import (
 )
 from .graph import CASTS, Values, aten
 from .rewritten import QUANTIZING, Product, Traced, product_nodes, products
+from .site import MatmulSite
 from .work import Work
 
 Offence = tuple[fx.Node | None, str]
 """The node at fault, None if no single one is, and what is wrong with it."""
+
+OBSERVING = ("observe", "observe_requantized")
+"""The ops that give a copy of an operand's scales."""
 
 STREAMS = {
     "fprop": (philox.FPROP_X, philox.FPROP_W),
@@ -82,10 +85,20 @@ class Rewritten:
         return found
 
     @functools.cached_property
+    def sites(self) -> list[MatmulSite]:
+        """The sites that are rewritten."""
+        return self.work.chosen
+
+    @functools.cached_property
+    def recipes(self) -> dict[int, Recipe]:
+        """The recipe of each, by its index."""
+        return self.work.recipes
+
+    @functools.cached_property
     def products(self) -> list[Product]:
         """The products of all sites."""
-        work, recipes = self.work, self.work.recipes
-        return [product for site in work.chosen for product in products(work.build, site, recipes[site.index])]
+        build, recipes = self.work.build, self.recipes
+        return [product for site in self.sites for product in products(build, site, recipes[site.index])]
 
     @functools.cached_property
     def operands(self) -> dict[fx.Node, tuple[Product, Traced]]:
@@ -117,7 +130,7 @@ def value(graph: Rewritten) -> Iterator[Offence]:
 
 
 def place(graph: Rewritten) -> Iterator[Offence]:
-    sites = {site.index: (site.node, *site.backward) for site in graph.work.chosen}
+    sites = {site.index: (site.node, *site.backward) for site in graph.sites}
     of_graph = [node for nodes in sites.values() for node in nodes]
     for what, is_there in (("tag", is_tagged), ("sequence number", lambda node: sequence_number(node) is not None)):
         whole: dict[Any, bool] = {index: all(map(is_there, nodes)) for index, nodes in sites.items()}
@@ -172,7 +185,7 @@ def read(graph: Rewritten) -> Iterator[Offence]:
 
 
 def role(graph: Rewritten) -> Iterator[Offence]:
-    work, recipes = graph.work, graph.work.recipes
+    work, recipes = graph.work, graph.recipes
     known = {
         node: role for site in work.chosen for role, node, _ in product_nodes(work.build, site, recipes[site.index])
     }
@@ -185,34 +198,29 @@ def role(graph: Rewritten) -> Iterator[Offence]:
 
 
 def parts(graph: Rewritten) -> Iterator[Offence]:
-    def wrong(blocks: Any) -> str:
-        made = []
-        for field in Operand._fields[:3]:
-            item = getattr(blocks, field)
-            item = arguments_of(item).scales if op_of(item) in ("observe", "observe_requantized") else item
-            if item.target is not operator.getitem or op_of(item.args[0]) not in QUANTIZING:
-                return f"{item} is no {field} of a quantized operand"
-            op, index = item.args
-            name = SCHEMAS[op_of(op)].results[index]
-            if not name.endswith(field) or (field == "scales" and name.endswith("tensor_scale")):
-                return f"{item} is the {name} of {op}, and read as {field}"
-            made.append((op, name.removesuffix(field)))
-        return "" if len({*made}) == 1 else f"they are of {', '.join(f'{op}' for op, _ in made)}"
-
     for node in graph.of("scaled_mm", "scaled_grouped_mm", "requantize", "transposed"):
         call = arguments_of(node)
         for blocks in (call,) if isinstance(call, (Requantize, Transposed)) else operands_of(call):
-            offence = wrong(blocks)
-            if offence:
-                yield node, offence
+            codes, scales = blocks.codes, blocks.scales
+            if op_of(scales) in OBSERVING:
+                scales = arguments_of(scales).scales
+            if codes.target is not operator.getitem or op_of(codes.args[0]) not in QUANTIZING:
+                yield node, f"{codes} are no codes"
+                continue
+            made, index = codes.args
+            if not SCHEMAS[op_of(made)].results[index].endswith("codes"):
+                yield node, f"{codes} is the {SCHEMAS[op_of(made)].results[index]} of {made}, and read as codes"
+            for item, place in ((scales, index + 1), (blocks.tensor_scale, index + 2)):
+                if item.args != (made, place):
+                    yield node, f"{codes} is of {made}, and it reads {item} beside it"
 
 
 def recipe(graph: Rewritten) -> Iterator[Offence]:
     for product in graph.products:
-        gemm = getattr(graph.work.recipes[product.site.index], product.role)
-        got, alpha = tuple(operand.quantizer for operand in product.operands), arguments_of(product.node).alpha
-        if got != (gemm.a.name, gemm.b.name):
-            yield product.node, f"{product.role} has {' and '.join(got)}, the recipe {gemm.a.name} and {gemm.b.name}"
+        gemm, alpha = getattr(graph.recipes[product.site.index], product.role), product.call.alpha
+        for operand, wanted in zip(product.operands, (gemm.a, gemm.b), strict=True):
+            if operand.spec is not wanted and operand.spec != wanted:
+                yield product.node, f"{product.role} has an operand in {operand.quantizer}, the recipe {wanted.name}"
         if alpha != gemm.gain:
             yield product.node, f"{product.role} multiplies by {alpha}, the recipe by {gemm.gain}"
     for node in graph.of("requantize", "transposed"):
@@ -245,7 +253,7 @@ def formats(graph: Rewritten) -> Iterator[Offence]:
 
 def contraction(graph: Rewritten) -> Iterator[Offence]:
     for product in graph.products:
-        call, widths = arguments_of(product.node), []
+        call, widths = product.call, []
         for operand in product.operands:
             packed = OPERAND_FORMATS[operand.spec.format].packed
             widths.append(expression(operand.blocks.codes.meta["val"].shape[1]) * packed)
@@ -274,14 +282,14 @@ def seeds(graph: Rewritten) -> Iterator[Offence]:
 
 
 def forward_seeds(graph: Rewritten) -> Iterator[Offence]:
-    gemms = (recipe.fprop for recipe in graph.work.recipes.values() if recipe.fprop)
+    gemms = (recipe.fprop for recipe in graph.recipes.values() if recipe.fprop)
     if any(operand.seeded for gemm in gemms for operand in (gemm.a, gemm.b)):
         return
     for product in graph.products:
         for operand in product.operands if product.role == "fprop" else ():
             if operand.seed is not None or operand.sign_seed is not None:
                 yield operand.made, "reads one in fprop"
-    tagged = is_tagged(graph.work.chosen[0].node)
+    tagged = is_tagged(graph.sites[0].node)
     for vector in graph.of("seed"):
         for node in (vector, *vector.users):
             if tagged and not keeps_in_backward(node):

@@ -108,7 +108,7 @@ def _observe_operand(build: Builder, operand: Traced, place: tuple[str, int, int
 
 def _observe_gradient(build: Builder, product: Product, place: tuple[str, int, int]) -> None:
     a, b = product.operands
-    call, result = arguments_of(product.node), product.result
+    call, result = product.call, product.result
     grouped = (call.ends, call.matrices, call.gemm) if isinstance(call, ScaledGroupedMM) else (None, 1, "")
     how = ObserveGradient(result, a.matrix, a.transposed, b.matrix, b.transposed, *grouped, *place)
     with build.graph.inserting_after(result):
