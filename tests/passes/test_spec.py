@@ -172,7 +172,7 @@ def a_gradient_in_forward(work):
 
 def an_operand_that_nobody_reads(work):
     node = made(work, "first", "dgrad", 1)
-    with work.graph.inserting_after(node):
+    with work.graph.inserting_before(work.sites[0].dgrad):
         work.build.outputs(work.build.call(work.sites[0].dgrad, node.target, *node.args))
 
 
