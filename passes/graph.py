@@ -167,6 +167,7 @@ class Builder:
     """The one door for new nodes: runs the op on fake tensors for `meta["val"]`, and copies where it belongs from the
     node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
 
+    edits: how often the graph was changed. before: the nodes that it had.
     made: the last node of each op that stands in for a node, by both.
     replaced: the nodes that were replaced, with what came in their place.
     working_on: the index of the site that is being rewritten; author: of the site that each new node was made for.
@@ -179,6 +180,10 @@ class Builder:
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
+    edits: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = frozenset(self.graph.nodes)
 
     def call(
         self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False, kwargs: dict | None = None
@@ -194,6 +199,7 @@ class Builder:
         if backward_only:
             keep_in_backward(node)
         self.author[node] = self.working_on
+        self.edits += 1
         node.meta["val"] = self._run(like, target, args, kwargs or {})
         self.made[like, target] = node
         return node
@@ -244,6 +250,12 @@ class Builder:
             new = self._laid_out(old, new)
         old.replace_all_uses_with(new)
         self.replaced[old] = new
+        self.edits += 1
+
+    def divert(self, node: fx.Node, copy: fx.Node) -> None:
+        """Give every other reader of `node` its copy, which reads it."""
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+        self.edits += 1
 
     def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
         """The values of `new` with the strides of `old`."""

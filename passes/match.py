@@ -39,29 +39,29 @@ class _Reader(NamedTuple):
 
 def apply(work: Work) -> None:
     """Find the sites of a graph."""
-    work.sites = find_sites(work.graph, work.weights)
+    work.backward = frozenset(descendants(tangents(work.graph)))
+    work.sites = find_sites(work.graph, work.weights, work.backward)
 
 
-def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:
+def find_sites(graph: fx.Graph, weights: Weights, backward: frozenset[fx.Node]) -> list[MatmulSite]:
     """Every forward `mm` and `addmm` of the graph, and the other products that have a weight, in order, paired with their
-    backward matmuls."""
+    backward matmuls. backward: what depends on a gradient."""
     values = Values()
-    backward = descendants(tangents(graph))
     sites: list[MatmulSite] = []
     for node in graph.nodes:
         kind = kind_of(node) if node not in backward else None
         site = kind.site(len(sites), node, values, weights) if kind else None
         sites += [site] * (site is not None)
     if backward:
+        gradients = _Gradients(graph, [source for site in sites for source in site.sources], backward)
         by_structure = [site for site in sites if site.kind.by_structure]
-        _pair(by_structure, [n for n in graph.nodes if n in backward and is_paired_by_structure(n)], values, graph)
-        _pair_by_op([site for site in sites if not site.kind.by_structure], values, graph)
+        _pair(by_structure, [n for n in graph.nodes if n in backward and is_paired_by_structure(n)], values, gradients)
+        _pair_by_op([site for site in sites if not site.kind.by_structure], values, gradients)
     return sites
 
 
-def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> None:
+def _pair_by_op(sites: list[MatmulSite], values: Values, gradients: _Gradients) -> None:
     """Pair sites whose gradients are outputs of one op: the one with their number, or the only one that there is."""
-    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
     candidates = {site.index: site.kind.backward_ops(site.node) for site in sites}
     taken: set[fx.Node] = set()
     for by_number in (True, False):
@@ -84,9 +84,8 @@ def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> Non
             _give_up(site)
 
 
-def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
+def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, gradients: _Gradients) -> None:
     readers = _index_readers(backward, values)
-    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
     taken: set[fx.Node] = set()
     for site in sites:
         _pair_bysequence_number(site, sites, readers, gradients, taken)
@@ -126,11 +125,11 @@ class _Gradients:
     A graph that doesn't describe its outputs tells nothing: then every input counts as one that may get a gradient.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node], backward: frozenset[fx.Node]) -> None:
         (output,) = (node for node in graph.nodes if node.op == "output")
         descriptions = descriptions_of(output)
         self.known = descriptions is not None
-        self._backward = descendants(tangents(graph))
+        self._backward = backward
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
         sources = {description_of(node): node for node in inputs}

@@ -79,6 +79,16 @@ def is_tagged_forward(node: fx.Node) -> bool:
     return node.meta.get("partitioner_tag") == "is_forward"
 
 
+def is_tagged(node: fx.Node) -> bool:
+    """Whether the partitioner is told where a node belongs."""
+    return "partitioner_tag" in node.meta
+
+
+def keeps_in_backward(node: fx.Node) -> bool:
+    """Whether the partitioner must not move a node into the forward graph."""
+    return node.meta.get("partitioner_tag") == "must_be_in_backward"
+
+
 def op_name(target: Any) -> str:
     """The qualified name of an op, `aten::mm`; empty for what is no op."""
     return target._schema.name if isinstance(target, OpOverload) else ""
