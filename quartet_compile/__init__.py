@@ -22,6 +22,7 @@ from .errors import (
 )
 from .frontend import watch as _watch
 from .frontend.api import quartet
+from .frontend.enable import disable, enable
 from .frontend.set_recipe import set_recipe
 from .kernels.quantizer import Quantizer, quantizer
 from .quantized import QuantizedTensor, quantize
@@ -51,6 +52,8 @@ __all__ = [
     "StrictError",
     "Target",
     "cross_compile",
+    "disable",
+    "enable",
     "explain",
     "first_and_last_blocks",
     "fp4",

@@ -207,6 +207,42 @@ def watch_calls(watcher_of: Callable[[Any, Any, dict[str, Any]], Watcher | None]
     context.__call__ = call
 
 
+def replace_inductor(backend_for: Callable[[dict[str, Any]], Any]) -> None:
+    """From now on, ask at each `torch.compile` of Inductor which backend to use instead; None for Inductor.
+
+    `backend_for` gets Inductor's options that the call has, those of its mode included. What was compiled before stays as it
+    is, also where a copy of it is made later; so does ahead-of-time Inductor.
+    """
+    wrapper, context = _private("torch:_TorchCompileInductorWrapper"), _private("torch._dynamo.eval_frame:OptimizeContext")
+    made, entered = wrapper.__init__, context.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self._quartet_backend = backend_for(dict(self.config)) if type(self) is wrapper else None
+
+    @functools.wraps(entered)
+    def enter(self: Any, *args: Any, **kwargs: Any) -> None:
+        entered(self, *args, **kwargs)
+        slot = _slot_of(self.callback)
+        held = None if slot is None else getattr(slot, _BACKEND)
+        backend = getattr(held, "_quartet_backend", None)
+        if backend is not None:
+            put_backend(slot, _private("torch:_TorchCompileWrapper")(backend, None, None, held.dynamic))
+
+    wrapper.__init__, context.__init__ = init, enter
+
+
+def backend_names() -> list[str]:
+    """The names that `torch.compile` takes as a backend, those of entry points included."""
+    return list(_private("torch._dynamo.backends.registry:list_backends")(exclude_tags=()))
+
+
+def register_backend(function: Callable, name: str) -> None:
+    """Let `torch.compile(backend=name)` find a backend."""
+    _private("torch._dynamo.backends.registry:register_backend")(compiler_fn=function, name=name)
+
+
 def _watched(made: Callable, watcher: Watcher) -> Callable:
     @functools.wraps(made)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -316,7 +352,13 @@ def backend_slot(compiled: Any) -> Any | None:
         if slot is not None and getattr(compiled, "_torchdynamo_wrapper_id", None) == id(compiled):
             raise _missing(f"{_BACKEND} of a compiled object")
         return None
-    while hasattr(getattr(slot, _BACKEND), _BACKEND):
+    return _slot_of(slot)
+
+
+def _slot_of(callback: Any) -> Any | None:
+    """The innermost object of Dynamo's callbacks that holds a backend; None if none does."""
+    slot = callback if hasattr(callback, _BACKEND) else None
+    while slot is not None and hasattr(getattr(slot, _BACKEND), _BACKEND):
         slot = getattr(slot, _BACKEND)
     return slot
 
@@ -424,6 +466,20 @@ def is_fully_sharded(module: torch.nn.Module) -> bool:
     """Whether FSDP2's `fully_shard` was given this module."""
     available = torch.distributed.is_available()
     return available and isinstance(module, _private("torch.distributed.fsdp:FSDPModule"))
+
+
+def sharded_name(module: torch.nn.Module) -> str | None:
+    """The name of a module in the model that FSDP2 sharded, None if it doesn't know; it does from the first call of the
+    outermost module that `fully_shard` was given."""
+    if not is_fully_sharded(module):
+        return None
+    group = module._get_fsdp_state()._fsdp_param_group
+    names = {id(inner): name for name, inner in module.named_modules()}
+    for part in group.fsdp_params if group is not None else ():
+        inside = f"{names[id(part._module_info.module)]}.{part._module_info.param_name}".strip(".")
+        if part._param_fqn is not None and part._param_fqn.endswith(f".{inside}"):
+            return part._param_fqn.removesuffix(f".{inside}")
+    return None
 
 
 def group_ranks(name: str) -> list[int]:

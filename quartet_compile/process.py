@@ -48,6 +48,9 @@ class Process:
     watchers:     `_compat.py`: who watches a compiled object, by a number that Dynamo hands on.
     numbers:      `_compat.py`: the next of these numbers.
     limits:       `_compat.py`: torch's recompile limits before `set_recipe` raised them.
+    enabled:      `frontend/enable.py`: what every `torch.compile` of Inductor uses, None for Inductor itself.
+    replaces_inductor: the same: whether torch asks it.
+    seen:         `backend.py`: the names in the graphs compiled so far under a policy.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
@@ -64,6 +67,9 @@ class Process:
     watchers: MutableMapping[int, Any] = dataclasses.field(default_factory=weakref.WeakValueDictionary)
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    enabled: Any = None
+    replaces_inductor: bool = False
+    seen: dict[Any, set[str]] = dataclasses.field(default_factory=dict)
 
 
 process = Process()
