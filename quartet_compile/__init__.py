@@ -1,6 +1,7 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
 from . import law
+from .backend import register_backend
 from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
 from .config.outer_blocks import first_and_last_blocks
@@ -20,6 +21,7 @@ from .errors import (
     StatsError,
     StrictError,
 )
+from .frontend import accelerate as _accelerate
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.enable import disable, enable
@@ -30,6 +32,7 @@ from .report.report import Report, Site
 from .report.stats import Stats, stats
 
 _watch.install()
+_accelerate.install()
 
 __all__ = [
     "TARGETS",
@@ -67,6 +70,7 @@ __all__ = [
     "quartet",
     "recipe",
     "recipes",
+    "register_backend",
     "register_recipe",
     "save_recipe",
     "set_recipe",

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import fx, nn
 
+from .. import _compat
 from ..backend import compile_graph, warn_unmatched
 from ..callables import argument_names, modules_of
 from ..config.names import clean, lineage, matches, names_in

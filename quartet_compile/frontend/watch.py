@@ -74,7 +74,7 @@ class Watch:
         if known is not None:
             return known
         try:
-            return configure(given.get("options"), given.get("mode"))
+            return configure(function.options(given.get("options")), given.get("mode"))
         except QuartetError:
             return None
 
