@@ -11,7 +11,8 @@ from ranks import run_ranks
 pytest.importorskip("torchtitan")
 
 LLAMA = ["attention.qkv_linear.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
-QWEN = ["attention.qkv_linear.wqkv", "attention.wo", "moe.experts"]
+EXPERTS = [f"moe.routed_experts.inner_experts.{weight}" for weight in ("w1_EFD", "w2_EDF", "w3_EFD")]
+QWEN = ["attention.qkv_linear.wqkv", "attention.wo", *EXPERTS]
 CASES = {
     "llama3": (LLAMA, "llama3", 1, {}),
     "llama3, checkpointed": (LLAMA, "llama3", 1, {"checkpointing": True}),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from quartet_compile.process import process
 from quartet_compile.report.report import Site
@@ -28,7 +30,7 @@ def reported() -> Iterator[list[Site]]:
 
 @dataclasses.dataclass
 class Run:
-    """losses of each step; the first step's gradients, by the parameter's name; the matmuls of the graphs."""
+    """losses of each step; the first step's gradients, by the parameter's place in the optimizer; the matmuls of the graphs."""
 
     losses: list[float]
     gradients: dict[str, torch.Tensor]
@@ -43,31 +45,46 @@ class Run:
         return self.losses[-1] < 0.85 * self.losses[0]
 
 
+@contextlib.contextmanager
+def observed() -> Iterator[Run]:
+    """A run of a trainer: its first step's gradients are taken as its optimizer gets them, its losses are the caller's to add."""
+    run = Run([], {}, [])
+
+    def first(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        run.gradients = run.gradients or {str(index): whole(p.grad) for index, p in enumerate(parameters)}
+
+    torch.manual_seed(0)
+    hook = register_optimizer_step_pre_hook(first)
+    try:
+        with reported() as run.sites:
+            yield run
+    finally:
+        hook.remove()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, of a DTensor as a whole."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+
+
 def train(
     model: nn.Module,
     loss_of: Callable[[], torch.Tensor],
     optimizer: torch.optim.Optimizer | None = None,
     steps: int = 20,
+    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward,
 ) -> Run:
     """A loop of the client's own parts; `loss_of` runs the model on a batch that is always the same."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-3)
-    run = Run([], {}, [])
-    torch.manual_seed(0)
-    with reported() as run.sites:
+    with observed() as run:
         for _ in range(steps):
             loss = loss_of()
             optimizer.zero_grad()
-            loss.backward()
-            run.gradients = run.gradients or whole_gradients(model)
+            backward(loss)
             optimizer.step()
             run.losses.append(loss.item())
     return run
-
-
-def whole_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of all gradients, of DTensors as a whole."""
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: (g.full_tensor() if hasattr(g, "full_tensor") else g).clone() for name, g in found.items()}
 
 
 def cosine(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

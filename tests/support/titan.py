@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from runs import Run, cosine, train
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 import quartet_compile as qc
 
@@ -37,7 +39,20 @@ def model_of(name: str) -> tuple[nn.Module, Any]:
     return model, spec.parallelize_fn
 
 
-def trained(name: str, enabled: dict[str, Any] | None, *, shard: int = 1, tensor: int = 1, checkpointing: bool = False) -> Run:
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def trained(
+    name: str,
+    enabled: dict[str, Any] | None,
+    weights: list[torch.Tensor],
+    *,
+    shard: int = 1,
+    tensor: int = 1,
+    checkpointing: bool = False,
+) -> Run:
+    """weights: what to start from, each rank's own parts; where it is empty, torchtitan's, which then are in it."""
     from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
     from torchtitan.distributed import ParallelDims
     from torchtitan.distributed.activation_checkpoint import FullAC
@@ -65,6 +80,13 @@ def trained(name: str, enabled: dict[str, Any] | None, *, shard: int = 1, tensor
     torch.manual_seed(1)
     with torch.no_grad():
         model.init_states(buffer_device=torch.device("cpu"))
+        parts = [local(parameter) for parameter in model.parameters()]
+        for part, weight in zip(parts, weights, strict=False):
+            part.copy_(weight)
+        weights[:] = [part.clone() for part in parts]
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction that torchtitan asks for
     tokens = torch.randint(VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(5))
     mine = tokens.chunk(shard)[dist.get_rank() % shard] if shard > 1 else tokens
 
@@ -78,8 +100,9 @@ def trained(name: str, enabled: dict[str, Any] | None, *, shard: int = 1, tensor
 
 def run(name: str, how: dict[str, Any]) -> dict[str, Any]:
     """Under `enable` with the whole model, against torchtitan's own compilation by Inductor."""
-    plain = trained(name, None, **how)
-    ours = trained(name, {"exclude": ["layers.1.attention.wo"]}, **how)
+    weights: list[torch.Tensor] = []
+    plain = trained(name, None, weights, **how)
+    ours = trained(name, {"exclude": ["layers.1.attention.wo"]}, weights, **how)
     return {
         "falls": ours.falls,
         "plain falls": plain.falls,
