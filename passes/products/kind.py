@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import fx
 
-from ..._compat import OpOverload
+from ... import _compat
 from ..graph import Matrix, Values, strip
 from ..site import MatmulSite
 from ..weights import ACTIVATIONS, Weights
@@ -109,7 +109,7 @@ class Kind:
 
 def op_name(node: fx.Node) -> str:
     """The qualified name of an op, `aten::mm`; empty for what is no op."""
-    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
+    return _compat.op_name(node.target)
 
 
 def output(node: fx.Node, index: int) -> fx.Node | None:

@@ -241,14 +241,10 @@ class Backend:
 
 def _part_of(gm: fx.GraphModule, names: Mapping[int, str]) -> str:
     """The name of the module whose call a Dynamo graph is; empty for the whole model."""
-    for node in gm.graph.nodes:
-        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
-        if argument is None:
-            continue
-        name = names.get(id(argument.example))
+    for example, source in _compat.arguments(gm).values():
+        name = names.get(id(example))
         if name:
-            source = argument.source.name
-            return name.removesuffix(clean(source() if callable(source) else source)).rstrip(".")
+            return name.removesuffix(clean(source)).rstrip(".")
     return ""
 
 

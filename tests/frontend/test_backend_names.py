@@ -13,7 +13,7 @@ import torch
 from models import Block
 
 import quartet_compile as qc
-from quartet_compile.backend import NamedBackend, backend_name, named_backend
+from quartet_compile.backend import NamedBackend, name_of_preset, named_backend
 from quartet_compile.config.presets import PRESETS
 from quartet_compile.process import process
 
@@ -33,7 +33,7 @@ def decisions(graphs):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_a_backend(preset, graphs):
-    name = backend_name(preset)
+    name = name_of_preset(preset)
     assert isinstance(ENTRY_POINTS[name].load(), NamedBackend)
     torch.compile(Block(), backend=name)(X)
     torch.compile(Block(), backend="quartet", options={"recipe": preset})(X)
@@ -43,7 +43,7 @@ def test_a_preset_is_a_backend(preset, graphs):
 
 def test_no_backend_is_of_a_preset_that_there_is_not():
     ours = {point.name for point in ENTRY_POINTS if point.value.startswith("quartet_compile")}
-    assert ours == {backend_name(preset) for preset in PRESETS}
+    assert ours == {name_of_preset(preset) for preset in PRESETS}
 
 
 def test_options_of_a_call_go_before_those_of_the_name(graphs):
