@@ -30,6 +30,7 @@ from .kernels.architectures import product_format
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
 from .process import process
+from .ranks import check_ranks
 from .report import records
 from .report.stats import remember
 
@@ -124,6 +125,7 @@ def compile_graph(
     """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
+    check_ranks(config)
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
     if config.policy.stats:

@@ -38,36 +38,64 @@ def test_fabric(way):
     assert ours.rewritten == {"out", *(f"layers.{layer}.{part}" for layer in (0, 1) for part in ("up", "down"))}
 
 
-@pytest.mark.parametrize("way", ["by name", "enable"])
-def test_repeated_blocks_of_a_dit(way):
+def dit():
     diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
     sizes = dict(num_attention_heads=2, attention_head_dim=32, in_channels=4, num_layers=2, sample_size=8, patch_size=2)
+    model = diffusers.DiTTransformer2DModel(num_embeds_ada_norm=10, **sizes)
+    images, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    return model, noise, (images,), dict(timestep=torch.tensor([3, 7]), class_labels=torch.tensor([0, 1]))
 
-    def run(enabled, **how):
-        torch.manual_seed(1)
-        model = diffusers.DiTTransformer2DModel(num_embeds_ada_norm=10, **sizes)
-        images, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-        with enabled(model):
-            model.compile_repeated_blocks(**how)
-        steps, labels = torch.tensor([3, 7]), torch.tensor([0, 1])
 
-        def loss():
-            made = model(images, timestep=steps, class_labels=labels).sample
-            return nn.functional.mse_loss(made[:, :4], noise)
+def flux():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(1)
+    sizes = dict(patch_size=1, in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=32, guidance_embeds=False)
+    widths = dict(num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(8, 12, 12))
+    model = diffusers.FluxTransformer2DModel(**sizes, **widths)
+    image, noise, text = torch.randn(2, 16, 4), torch.randn(2, 16, 4), torch.randn(2, 8, 32)
+    given = dict(hidden_states=image, encoder_hidden_states=text, pooled_projections=torch.randn(2, 32))
+    places = dict(img_ids=torch.zeros(16, 3), txt_ids=torch.zeros(8, 3), timestep=torch.tensor([0.3, 0.7]))
+    return model, noise, (), {**given, **places}
 
-        return train(model, loss, torch.optim.AdamW(model.parameters(), lr=3e-3), steps=30)
 
-    plain = run(lambda model: contextlib.nullcontext())
-    if way == "by name":
-        ours = run(lambda model: contextlib.nullcontext(), backend="quartet")
-        prefixes = [""]
-    else:
-        ours = run(lambda model: qc.enable(model, exclude=["transformer_blocks.1.ff"]))
-        prefixes = ["transformer_blocks.0.", "transformer_blocks.1."]
-    check(ours, plain)
+def diffusion(made, enabled, compile_model):
+    """A run of a denoiser that `compile_model` compiles inside of `enabled(model)`."""
+    model, noise, given, by_keyword = made()
+    with enabled(model):
+        function = compile_model(model)
+
+    def loss():
+        return nn.functional.mse_loss(function(*given, **by_keyword).sample[:, : noise.shape[1]], noise)
+
+    return train(model, loss, torch.optim.AdamW(model.parameters(), lr=3e-3), steps=30)
+
+
+def nothing(model):
+    return contextlib.nullcontext()
+
+
+def repeated_blocks(model):
+    model.compile_repeated_blocks()
+    return model
+
+
+def test_a_dit():
+    ours = diffusion(dit, nothing, lambda model: torch.compile(model, backend="quartet-rtn"))
+    check(ours, diffusion(dit, nothing, torch.compile))
     linears = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
-    expected = {prefix + name for prefix in prefixes for name in linears}
-    assert ours.rewritten == {name for name in expected if not name.startswith("transformer_blocks.1.ff")}
+    assert ours.rewritten >= {f"transformer_blocks.{block}.{name}" for block in (0, 1) for name in linears}
+
+
+def test_repeated_blocks_of_flux_have_full_names():
+    def enabled(model):
+        return qc.enable(model, exclude=["single_transformer_blocks.1.proj_mlp"])
+
+    ours = diffusion(flux, enabled, repeated_blocks)
+    check(ours, diffusion(flux, nothing, repeated_blocks))
+    assert {"transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp"} <= ours.rewritten
+    assert "single_transformer_blocks.1.proj_out" in ours.rewritten
+    assert "single_transformer_blocks.1.proj_mlp" not in ours.rewritten
 
 
 OPTIMIZERS = {
