@@ -1,6 +1,7 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
-from . import law
+from . import _compat, law
+from .backend import backend_names as _backend_names
 from .backend import register_backend
 from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
@@ -21,7 +22,6 @@ from .errors import (
     StatsError,
     StrictError,
 )
-from .frontend import accelerate as _accelerate
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.enable import disable, enable
@@ -32,7 +32,7 @@ from .report.report import Report, Site
 from .report.stats import Stats, stats
 
 _watch.install()
-_accelerate.install()
+_compat.extend_accelerate(_backend_names)
 
 __all__ = [
     "TARGETS",

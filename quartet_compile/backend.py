@@ -47,7 +47,12 @@ class NamedBackend:
         self.__name__, self.given = name, dict(given)
 
     def __call__(
-        self, gm: fx.GraphModule, example_inputs: list, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+        self,
+        gm: fx.GraphModule,
+        example_inputs: list,
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         with process.running.reported():
             config = configure(self.options(options), mode)
@@ -71,8 +76,8 @@ def named_backend(name: str) -> NamedBackend:
     if name not in backend_names():
         known = backend_names()
         raise OptionError(
-            f"Unknown backend {name!r}{suggest(name, known)}; known are {', '.join(known)}. Register it in this process too: "
-            f"quartet_compile.register_backend({name!r}, ...)."
+            f"Unknown backend {name!r}{suggest(name, known)}; known are {', '.join(known)}. Register it in this process "
+            f"too: quartet_compile.register_backend({name!r}, ...)."
         )
     return {**_PRESETS, **process.backends}[name]
 
@@ -228,11 +233,13 @@ def _inside_a_block(pattern: str, seen: set[str]) -> str:
     roots = sorted({name.partition(".")[0] for name in seen})
     if not found and (len(parts) == 1 or set(roots) & {parts[0], "*"}):
         return ""
-    known = f"{found[0]!r} would be it inside of a block" if found else f"names start at {', '.join(map(repr, roots[:4]))}"
+    known = (
+        f"{found[0]!r} would be it inside of a block" if found else f"names start at {', '.join(map(repr, roots[:4]))}"
+    )
     return (
         f"Names start at the module that torch.compile is given, and {known}: where blocks are compiled one by one, "
-        "quartet_compile.enable(model, ...) before, or quartet_compile.quartet(model, regions=[...]) instead, gives them the "
-        "model's full names. "
+        "quartet_compile.enable(model, ...) before, or quartet_compile.quartet(model, regions=[...]) instead, gives them "
+        "the model's full names. "
     )
 
 

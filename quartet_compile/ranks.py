@@ -30,8 +30,8 @@ def check_ranks(config: Config) -> None:
             got = ", ".join(f"{option}={mine[option][0]}" for option in different)
             there = ", ".join(f"{option}={theirs[option][0]}" for option in different)
             raise OptionError(
-                f"This rank compiles with {got}, and rank {rank} with {there}; expected the same options on every rank, which "
-                "else would train different models and wait for one another. Give all ranks the same, before they compile."
+                f"This rank compiles with {got}, and rank {rank} with {there}; expected the same options on every rank, "
+                "which else would train different models and wait for one another. Give all ranks the same."
             )
 
 
@@ -41,8 +41,14 @@ def _described(config: Config) -> dict[str, list[str]]:
     plain = {key: value for key, value in config.inductor if isinstance(value, (str, int, float, type(None)))}
     evaluation = policy.eval_recipe if policy.eval_recipe != policy.recipe else None
     options = {
-        **{"recipe": policy.recipe, "eval": evaluation, "include": policy.include, "exclude": policy.exclude},
-        **{"scope": policy.scope, "strict": policy.strict, "stats": policy.stats, "inductor": plain},
+        "recipe": policy.recipe,
+        "eval": evaluation,
+        "include": policy.include,
+        "exclude": policy.exclude,
+        "scope": policy.scope,
+        "strict": policy.strict,
+        "stats": policy.stats,
+        "inductor": plain,
     }
     return {name: [_shown(value), hashlib.sha256(repr(value).encode()).hexdigest()] for name, value in options.items()}
 

@@ -10,6 +10,7 @@ from . import installed
 
 installed.check_version()
 
+from .accelerate import extend_accelerate
 from .aot import (
     BufferInput,
     GradOutput,
@@ -146,6 +147,7 @@ __all__ = [
     "dynamo_sizes_restored",
     "example_shape",
     "expression",
+    "extend_accelerate",
     "fake_like",
     "fake_mode_of",
     "function_name",

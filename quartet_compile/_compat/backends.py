@@ -26,7 +26,10 @@ def replace_inductor(backend_for: Callable[[dict[str, Any]], Any]) -> None:
     `backend_for` gets Inductor's options that the call has, those of its mode included. What was compiled before stays as it
     is, also where a copy of it is made later; so does ahead-of-time Inductor.
     """
-    wrapper, context = private("torch:_TorchCompileInductorWrapper"), private("torch._dynamo.eval_frame:OptimizeContext")
+    wrapper, context = (
+        private("torch:_TorchCompileInductorWrapper"),
+        private("torch._dynamo.eval_frame:OptimizeContext"),
+    )
     made, entered = wrapper.__init__, context.__init__
 
     @functools.wraps(made)

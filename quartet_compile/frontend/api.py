@@ -85,7 +85,8 @@ def quartet(
 class _Family:
     """What the backends of one model share, whatever their regions and recipes: the modules whose names they know, each
     with its name (empty for a whole model), modules that they compile whose names in a model aren't known (yet), the names
-    of a function's arguments, and the keys by which Dynamo tells the backends apart. A deep copy of a model stays in the family; a pickle doesn't keep the modules alive, nor names them.
+    of a function's arguments, and the keys by which Dynamo tells the backends apart. A deep copy of a model stays in the
+    family; a pickle doesn't keep the modules alive, nor names them.
     """
 
     def __init__(self) -> None:
@@ -227,9 +228,15 @@ class Backend:
         if others:
             region = re.sub(r"\b\d+\b", "*", part)
             cause, remedy = (
-                ("a graph break made {} a graph of its own", "Remove the graph break (torch.compile's fullgraph=True names it)")
+                (
+                    "a graph break made {} a graph of its own",
+                    "Remove the graph break (fullgraph=True names it)",
+                )
                 if self._family.whole
-                else ("{} was compiled by itself", "Give quartet_compile.enable(model, ...) the model before it is compiled")
+                else (
+                    "{} was compiled by itself",
+                    "Give quartet_compile.enable(model, ...) the model before it is compiled",
+                )
             )
             warnings.warn(
                 f"quartet: {cause.format(repr(part))}, whose code {type(own).__name__} modules share; so what include and "

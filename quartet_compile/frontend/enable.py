@@ -20,7 +20,8 @@ from .api import Backend, check_patterns
 
 
 class Enabled:
-    """What is in force in the process: the options, and a backend for each set of Inductor's own. In a `with` statement it is in force inside, and afterwards what was before."""
+    """What is in force in the process: the options, and a backend for each set of Inductor's own. In a `with` statement it
+    is in force inside, and afterwards what was before."""
 
     def __init__(self, config: Config, options: dict[str, Any]) -> None:
         self.config, self.options = config, options
@@ -41,7 +42,9 @@ class Enabled:
     def __enter__(self) -> Enabled:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         process.enabled = self._before.pop()
 
 

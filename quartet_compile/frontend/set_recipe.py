@@ -108,7 +108,7 @@ def _parts(model: Any) -> list[_Part]:
         if slot is None or id(slot) in found:
             continue
         function, _, held = _compat.backend_in(slot)
-        if isinstance(function, Backend) or isinstance(function, NamedBackend):
+        if isinstance(function, (Backend, NamedBackend)):
             backend = function if isinstance(function, Backend) else None
             found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
         else:

@@ -50,7 +50,7 @@ def dit():
 def flux():
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(1)
-    sizes = dict(patch_size=1, in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=32, guidance_embeds=False)
+    sizes = dict(patch_size=1, in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=32)
     widths = dict(num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(8, 12, 12))
     model = diffusers.FluxTransformer2DModel(**sizes, **widths)
     image, noise, text = torch.randn(2, 16, 4), torch.randn(2, 16, 4), torch.randn(2, 8, 32)

@@ -24,7 +24,9 @@ def model_of(adapted):
     if not adapted:
         return model
     layers = ["q_proj", "v_proj", "up_proj", "down_proj"]
-    return peft.get_peft_model(model, peft.LoraConfig(r=32, lora_alpha=64, target_modules=layers, task_type="CAUSAL_LM"))
+    return peft.get_peft_model(
+        model, peft.LoraConfig(r=32, lora_alpha=64, target_modules=layers, task_type="CAUSAL_LM")
+    )
 
 
 def tokenizer():

@@ -104,7 +104,7 @@ assert "class DynamoBackend" in inspect.getsource(DynamoBackend)
 """
 
 
-@pytest.mark.parametrize("order", [("quartet_compile", "accelerate"), ("accelerate", "quartet_compile")], ids=" first, ".join)
+@pytest.mark.parametrize("order", [("quartet_compile", "accelerate"), ("accelerate", "quartet_compile")], ids="-".join)
 def test_accelerate_takes_our_names_whichever_is_imported_first(order):
     pytest.importorskip("accelerate")
     first, second = (f"import {name}" for name in order)

@@ -61,8 +61,11 @@ def test_names_and_options(graphs):
     with qc.enable(exclude=["layers.1"]):
         torch.compile(Net(blocks=2))(X)
     assert names(graphs) == {
-        **{"layers.0.up": True, "layers.0.down": True, "out": True},
-        **{"layers.1.up": False, "layers.1.down": False},
+        "layers.0.up": True,
+        "layers.0.down": True,
+        "layers.1.up": False,
+        "layers.1.down": False,
+        "out": True,
     }
 
 
@@ -152,7 +155,10 @@ def test_options_of_inductor_itself_go_on_to_it(monkeypatch):
 
 
 def test_a_pass_of_the_users_own_is_not_lost():
-    with qc.enable(), pytest.raises(qc.OptionError, match="'joint_custom_pre_pass' is what backend='quartet' itself uses"):
+    with (
+        qc.enable(),
+        pytest.raises(qc.OptionError, match="'joint_custom_pre_pass' is what backend='quartet' itself uses"),
+    ):
         torch.compile(Block(), options={"joint_custom_pre_pass": _compat.CustomGraphPass.__new__(_Nothing)})
 
 

@@ -26,7 +26,17 @@ ROOMS = {
     "frontend": {"config", "passes.plan", "passes.products", "backend"},
     "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
-    "__init__": {"config", "report", "frontend", "capture", "cross", "law", "quantized", "kernels.quantizer"},
+    "__init__": {
+        "config",
+        "report",
+        "backend",
+        "frontend",
+        "capture",
+        "cross",
+        "law",
+        "quantized",
+        "kernels.quantizer",
+    },
     "__main__": {"config", "capture", "cross", "law"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""

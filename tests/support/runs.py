@@ -30,7 +30,7 @@ def reported() -> Iterator[list[Site]]:
 
 @dataclasses.dataclass
 class Run:
-    """losses of each step; the first step's gradients, by the parameter's place in the optimizer; the matmuls of the graphs."""
+    """losses of each step; the first step's gradients, by place in the optimizer; the matmuls of the graphs."""
 
     losses: list[float]
     gradients: dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ class Run:
 
 @contextlib.contextmanager
 def observed() -> Iterator[Run]:
-    """A run of a trainer: its first step's gradients are taken as its optimizer gets them, its losses are the caller's to add."""
+    """A run of a trainer: its first step's gradients as its optimizer gets them; its losses are the caller's to add."""
     run = Run([], {}, [])
 
     def first(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
