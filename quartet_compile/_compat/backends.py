@@ -41,7 +41,7 @@ def replace_inductor(backend_for: Callable[[dict[str, Any]], Any]) -> None:
     def enter(self: Any, *args: Any, **kwargs: Any) -> None:
         entered(self, *args, **kwargs)
         slot = inner_slot(self.callback)
-        held = None if slot is None else slot_backend(slot)
+        held: Any = None if slot is None else slot_backend(slot)
         backend = getattr(held, "_quartet_backend", None)
         if backend is not None:
             put_backend(slot, private("torch:_TorchCompileWrapper")(backend, None, None, held.dynamic))

@@ -20,7 +20,8 @@ def sharded_name(module: torch.nn.Module) -> str | None:
     outermost module that `fully_shard` was given."""
     if not is_fully_sharded(module):
         return None
-    group: Any = module._get_fsdp_state()._fsdp_param_group
+    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
+    group = state()._fsdp_param_group
     names = {id(inner): name for name, inner in module.named_modules()}
     for part in group.fsdp_params if group is not None else ():
         inside = f"{names[id(part._module_info.module)]}.{part._module_info.param_name}".strip(".")
