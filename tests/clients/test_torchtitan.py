@@ -17,7 +17,6 @@ CASES = {
     "llama3": (LLAMA, "llama3", 1, {}),
     "llama3, checkpointed": (LLAMA, "llama3", 1, {"checkpointing": True}),
     "llama3, FSDP2": (LLAMA, "llama3", 2, {"shard": 2}),
-    "llama3, TP": (LLAMA, "llama3", 2, {"tensor": 2}),
     "qwen3 MoE": (QWEN, "qwen3_moe", 1, {}),
 }
 

@@ -49,7 +49,6 @@ def trained(
     weights: list[torch.Tensor],
     *,
     shard: int = 1,
-    tensor: int = 1,
     checkpointing: bool = False,
 ) -> Run:
     """weights: what to start from, each rank's own parts; where it is empty, torchtitan's, which then are in it."""
@@ -58,9 +57,7 @@ def trained(
     from torchtitan.distributed.activation_checkpoint import FullAC
 
     world = dist.get_world_size()
-    parallelism = ParallelismConfig(
-        data_parallel_shard_degree=shard, tensor_parallel_degree=tensor, spmd_backend="partial_dtensor"
-    )
+    parallelism = ParallelismConfig(data_parallel_shard_degree=shard, spmd_backend="partial_dtensor")
     dims = ParallelDims.from_config(parallelism, world)
     dims.build_mesh()
     model, parallelize = model_of(name)
