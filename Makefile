@@ -1,5 +1,5 @@
 # make demo    trains the demo model in full precision and in FP4, and compares them (runs/demo)
-# make test    the tests; test-all adds the slow ones
+# make test    the tests; test-all adds the slow ones; test-clients trains inside of other people's trainers
 # make test-torch TORCH=2.14.1  the tests under another torch, in a venv of its own; TESTS=tests/passes only these
 # make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
 # make lint    style, spelling and types
@@ -26,7 +26,7 @@ ifneq ($(shell $(is_whole)),True)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo test test-all test-torch gpu-check lint bench
+.PHONY: setup demo test test-all test-clients test-torch gpu-check lint bench
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -54,10 +54,26 @@ demo: setup
 	$(PY) examples/train_llama.py --compare --size demo --out runs/demo
 
 test: setup
-	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu" --ignore=tests/clients $(PYTEST_ARGS)
 
 test-all: setup
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/clients $(PYTEST_ARGS)
+
+# In an environment of their own: they bring 60 packages, and ask for versions of others.
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
+
+$(CLIENTS_READY): pyproject.toml constraints.txt tests/clients/requirements.txt
+	rm -rf $(CLIENTS) && $(PYTHON) -m venv $(CLIENTS)
+	grep -v '^triton=' constraints.txt > $(CLIENTS)/constraints.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c $(CLIENTS)/constraints.txt -e ".[test]" \
+	  -r tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps litgpt==0.5.13 \
+	  'triton; platform_system == "Linux"'
+	@touch $@
+
+test-clients: $(CLIENTS_READY)
+	$(CLIENTS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/clients $(PYTEST_ARGS)
 
 TESTS ?= tests
 TORCH_VENV := .venv-torch-$(TORCH)

@@ -10,6 +10,7 @@ from . import installed
 
 installed.check_version()
 
+from .accelerate import extend_accelerate
 from .aot import (
     BufferInput,
     GradOutput,
@@ -27,6 +28,7 @@ from .aot import (
     output_of,
     update_of,
 )
+from .backends import known_backends, register_backend, replace_inductor
 from .calls import Watcher, is_watched_call, watch_calls
 from .compiled import (
     OptimizedModule,
@@ -42,7 +44,7 @@ from .compiled import (
     owner_of,
     put_backend,
 )
-from .distributed import group_ranks, is_fully_sharded, mesh_groups
+from .distributed import group_ranks, is_fully_sharded, mesh_groups, say_to_ranks, sharded_name
 from .dynamo import (
     NotCompiled,
     ShortenTraceback,
@@ -147,6 +149,7 @@ __all__ = [
     "dynamo_sizes_restored",
     "example_shape",
     "expression",
+    "extend_accelerate",
     "fake_like",
     "fake_mode_of",
     "function_name",
@@ -174,6 +177,7 @@ __all__ = [
     "is_whole_call",
     "keep_in_backward",
     "keeps_in_backward",
+    "known_backends",
     "known_modes",
     "make_boxed",
     "makes_a_view",
@@ -194,8 +198,12 @@ __all__ = [
     "put_backend",
     "reasons_not_compiled",
     "region",
+    "register_backend",
+    "replace_inductor",
     "root_name",
+    "say_to_ranks",
     "sequence_number",
+    "sharded_name",
     "trace_artifact",
     "update_of",
     "user_stack",

@@ -30,9 +30,20 @@ def backend_slot(compiled: Any) -> Any | None:
         if slot is not None and getattr(compiled, "_torchdynamo_wrapper_id", None) == id(compiled):
             raise missing(f"{_BACKEND} of a compiled object")
         return None
-    while hasattr(getattr(slot, _BACKEND), _BACKEND):
+    return inner_slot(slot)
+
+
+def inner_slot(callback: Any) -> Any | None:
+    """The innermost of Dynamo's callbacks around a backend, which holds it; None if none does."""
+    slot = callback if hasattr(callback, _BACKEND) else None
+    while slot is not None and hasattr(getattr(slot, _BACKEND), _BACKEND):
         slot = getattr(slot, _BACKEND)
     return slot
+
+
+def slot_backend(slot: Any) -> Any:
+    """What Dynamo knows the backend in a slot by."""
+    return getattr(slot, _BACKEND)
 
 
 def _variable(function: Any, name: str) -> Any:

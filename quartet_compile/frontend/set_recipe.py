@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .. import _compat
-from ..backend import quartet_backend
+from ..backend import NamedBackend
 from ..callables import modules_of, uncompiled
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
@@ -75,12 +75,12 @@ class _Part:
     @property
     def state(self) -> _State:
         if self.slot not in process.switched:
-            _, given, held = _compat.backend_in(self.slot)
+            function, given, held = _compat.backend_in(self.slot)
             if self.backend:
                 options, config = self.backend.options, self.backend.config
             else:
-                config = configure(given.get("options"), given.get("mode"))
-                options = {"mode": given.get("mode"), **given.get("options", {})}
+                config = configure(function.options(given.get("options")), given.get("mode"))
+                options = {"mode": given.get("mode"), **function.options(given.get("options"))}
             process.switched[self.slot] = _State(options=options, config=config, variants={config: held})
         found: _State = process.switched[self.slot]
         return found
@@ -108,7 +108,7 @@ def _parts(model: Any) -> list[_Part]:
         if slot is None or id(slot) in found:
             continue
         function, _, held = _compat.backend_in(slot)
-        if isinstance(function, Backend) or function is quartet_backend:
+        if isinstance(function, (Backend, NamedBackend)):
             backend = function if isinstance(function, Backend) else None
             found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
         else:

@@ -28,6 +28,7 @@ from ..passes.plan import DTYPES, SMALLEST, chosen, refused
 from ..passes.products import MATRICES
 from ..places import is_users, place
 from ..process import process
+from .api import Backend
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
@@ -73,7 +74,7 @@ class Watch:
         if known is not None:
             return known
         try:
-            return configure(given.get("options"), given.get("mode"))
+            return configure(function.options(given.get("options")), given.get("mode"))
         except QuartetError:
             return None
 
@@ -319,6 +320,11 @@ def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
         if not getattr(backend, "is_watched", False):
             return None
         owner = _compat.owner_of(function)
+        if isinstance(backend, Backend) and owner is not None:
+            part = backend.of_module(owner)
+            if part is not backend:
+                _compat.put_backend(slot, _compat.other_backend(held, part, {}))
+                _compat.allow_variants(part.kinds)
         if owner is not None and _compat.is_whole_call(function):
             vars(owner)[CopiesToo.ATTRIBUTE] = CopiesToo(owner, lambda: {**_given(slot), **how})
         compiled = function if owner is None else type(owner)

@@ -30,7 +30,10 @@ PARTS = [
     "torch._dynamo.config:recompile_limit",
     "torch._dynamo.config:suppress_errors",
     "torch._dynamo.convert_frame:input_codes.seen",
+    "torch._dynamo.backends.registry:list_backends",
+    "torch._dynamo.backends.registry:register_backend",
     "torch._dynamo.eval_frame:OptimizeContext.__call__",
+    "torch._dynamo.eval_frame:OptimizeContext.__init__",
     "torch._dynamo.eval_frame:skip_code",
     "torch._dynamo.exc:FailOnRecompileLimitHit",
     "torch._dynamo.exc:ShortenTraceback",
@@ -82,6 +85,7 @@ PARTS = [
     "torch._subclasses.fake_tensor:in_kernel_invocation_manager",
     "torch._subclasses.fake_tensor:is_fake",
     "torch._subclasses:FakeTensorMode",
+    "torch.distributed.distributed_c10d:_get_default_store",
     "torch.distributed.distributed_c10d:_resolve_process_group",
     "torch.distributed.fsdp:FSDPModule",
     "torch.distributed.tensor:DTensor",
@@ -90,6 +94,8 @@ PARTS = [
     "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
     "torch.utils._pytree:keystr",
     "torch.utils._pytree:tree_map_with_path",
+    "torch:_TorchCompileInductorWrapper.__init__",
+    "torch:_TorchCompileWrapper",
 ]
 
 
@@ -239,6 +245,37 @@ def test_a_compiled_function_keeps_its_backend_in_a_variable_named_callback():
 def test_an_optimized_module_keeps_its_backend_in_its_context():
     compiled = torch.compile(Model(), backend="eager")
     assert hasattr(compiled.dynamo_ctx.callback, "_torchdynamo_orig_backend")
+
+
+def test_a_compilation_by_inductor_is_held_by_a_wrapper_with_its_options():
+    compiled = torch.compile(lambda x: x, options={"max_autotune": True}, dynamic=False)
+    names = compiled.__code__.co_freevars
+    slot = compiled.__closure__[names.index("callback")].cell_contents
+    while hasattr(slot, "_torchdynamo_orig_backend"):
+        slot = slot._torchdynamo_orig_backend
+    assert type(slot) is torch._TorchCompileInductorWrapper
+    assert slot.config == {"max_autotune": True} and slot.dynamic is False
+
+
+def test_a_wrapper_holds_a_backend_that_is_a_function():
+    wrapper = torch._TorchCompileWrapper(print, None, None, True)
+    assert wrapper.compiler_fn is print and wrapper.kwargs == {} and wrapper.dynamic is True
+    assert wrapper == torch._TorchCompileWrapper(print, None, None, True)
+
+
+def test_fsdp_knows_the_names_of_parameters_from_the_first_call_on(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Sequential(nn.Linear(4, 4, bias=False)))
+        for module in (model[0], model):
+            torch.distributed.fsdp.fully_shard(module)
+        (part,) = model[0]._get_fsdp_state()._fsdp_param_group.fsdp_params
+        assert part._param_fqn is None
+        model(torch.randn(2, 4))
+        assert part._param_fqn == "0.0.weight"
+        assert part._module_info.module is model[0][0] and part._module_info.param_name == "weight"
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_context_of_a_compilation_knows_how_it_was_asked_for(monkeypatch):
