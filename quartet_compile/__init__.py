@@ -1,5 +1,7 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
+import importlib.metadata as _metadata
+
 from . import law
 from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
@@ -30,6 +32,8 @@ from .report.stats import Stats, stats
 
 _watch.install()
 
+__version__ = _metadata.version("quartet-compile")
+
 __all__ = [
     "TARGETS",
     "Artifact",
@@ -50,6 +54,7 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "__version__",
     "cross_compile",
     "explain",
     "first_and_last_blocks",
