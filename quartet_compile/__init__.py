@@ -1,5 +1,7 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
+import importlib.metadata as _metadata
+
 from . import _compat, law
 from .backend import backend_names as _backend_names
 from .backend import register_backend
@@ -34,6 +36,8 @@ from .report.stats import Stats, stats
 _watch.install()
 _compat.extend_accelerate(_backend_names)
 
+__version__ = _metadata.version("quartet-compile")
+
 __all__ = [
     "TARGETS",
     "Artifact",
@@ -54,6 +58,7 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "__version__",
     "cross_compile",
     "disable",
     "enable",

@@ -77,7 +77,8 @@ def request(
     CPU.require(quantizer)
     random = quantizer.random_signs
     made = [array.empty() for array in layout(quantizer, *shape, mask)]
-    blocks = Blocks(*(part for part, _ in made), quantizer.format)
+    parts = [part for part, _ in made]
+    blocks = Blocks(parts[0], parts[1], parts[2], parts[3], quantizer.format)
     codes, scales, tensor_scale, bits = (address for _, address in made)
     pointers = {
         "seed": _SEED.address(seed) if quantizer.noisy else None,

@@ -8,22 +8,19 @@ call finds nothing compiled by it and compiles; after a switch back, calls find 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from .. import _compat
 from ..backend import NamedBackend
-from ..callables import modules_of, uncompiled
+from ..compiled import candidates
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
 from ..config.rules import EVERYTHING, Rules, rules
 from ..errors import OptionError
 from ..process import process
 from .api import Backend, check_patterns
-from .in_place import CompiledForward
 
 
 def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tuple[str, Recipe]] | None:
@@ -103,7 +100,7 @@ def _parts(model: Any) -> list[_Part]:
     """Everything in a model that our backend compiles. Raises `OptionError` if there is nothing."""
     found: dict[int, _Part] = {}
     others: dict[str, None] = {}
-    for compiled, modules in _candidates(model):
+    for compiled, modules in candidates(model):
         slot = _compat.backend_slot(compiled)
         if slot is None or id(slot) in found:
             continue
@@ -121,37 +118,6 @@ def _parts(model: Any) -> list[_Part]:
             "qc.quartet(model, regions=[...]) compile it in place."
         )
     return list(found.values())
-
-
-def _candidates(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:
-    """What `torch.compile` may have made, with the modules that it runs: the model itself, parts, their methods."""
-    if isinstance(model, nn.Module):
-        for module in model.modules():
-            yield module, [module]
-            for method in _methods(module):
-                yield method, [module]
-    elif inspect.isclass(model):
-        yield from ((method, []) for method in _methods(model))
-    else:
-        yield _inner(model), modules_of(uncompiled(model))
-
-
-def _methods(owner: Any) -> Iterator[Any]:
-    """The methods that may be compiled: by `module.compile()`, by a decorator of the class or of its forward."""
-    return map(_inner, _compat.calls_of(owner))
-
-
-def _inner(function: Any) -> Any:
-    """The function that `torch.compile` made, where others are around it."""
-    function = getattr(function, "__func__", function)
-    while (inspect.isfunction(function) or isinstance(function, CompiledForward)) and not _compat.backend_slot(
-        function
-    ):
-        inside = getattr(function, "_quartet_compiled", getattr(function, "__wrapped__", None))
-        if inside is None:
-            break
-        function = inside
-    return function
 
 
 def _variants(parts: list[_Part], switches: list[_State]) -> int:

@@ -30,8 +30,9 @@ ROOMS = {
     "quantized": {"kernels"},
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
-    "frontend": {"config", "passes.plan", "passes.products", "backend"},
-    "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
+    "compiled": {"config"},
+    "frontend": {"config", "compiled", "passes.plan", "passes.products", "backend"},
+    "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "__init__": {
         "config",
