@@ -33,9 +33,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..operand_formats import format_of, operand_format, pair
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import E8M0_NAN, Quantizer, padded
-from ..support import require
 from . import philox, scales_e4m3, scales_e8m0
 from .codes import (
     decode_e2m1,
@@ -48,7 +47,7 @@ from .codes import (
     unpack_nibbles,
 )
 from .scales_e8m0 import Sums
-from .supports import REFERENCE, supports, supports_product
+from .supports import REFERENCE
 
 __all__ = [
     "Blocks",
@@ -78,12 +77,13 @@ _BIAS = 127
 
 
 class Blocks(NamedTuple):
-    """A quantized operand; see the module docstring for layouts."""
+    """A quantized operand; see the module docstring for layouts. `format` is a name of `OPERAND_FORMATS`."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     tensor_scale: torch.Tensor
     mask: torch.Tensor | None
+    format: str
 
 
 def quantize(
@@ -102,7 +102,7 @@ def quantize(
     stream, seed: which random bits (see `philox`); `seed` is an int64 scalar tensor, needed if rounding is stochastic.
     signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
     """
-    require(supports(quantizer))
+    REFERENCE.require(quantizer)
     signs = _signs(quantizer, signs, sign_seed, stream)
     x = (x.t() if transpose else x).float()
     rows, columns = x.shape
@@ -114,7 +114,7 @@ def quantize(
         values = _rotate(_zero_below(_SMALLEST_NORMAL, blocks), quantizer, signs)
         values = torch.where(finite, values, torch.nan).reshape(rows, full)
         ones = torch.full((rows, full // 8 if mask else 0), 255, dtype=torch.uint8, device=x.device)
-        return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones)
+        return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones, quantizer.format)
 
     shape = (rows, full // quantizer.group, quantizer.group)
     finite = finite.repeat_interleave(quantizer.block // quantizer.group, dim=1)
@@ -157,8 +157,8 @@ def requantize(
     sum: values whose scale is below 2^-15 of the largest count as 0. So the rotation is exact in float32 in any order of
     its sums, and in half precision with float32 sums.
     """
-    require(supports(source_quantizer))
-    require(supports(quantizer))
+    REFERENCE.require(source_quantizer)
+    REFERENCE.require(quantizer)
     if not is_aligned(source_quantizer, quantizer):
         values = decode(source, source_quantizer)
         return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
@@ -185,8 +185,8 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
 
     Rows that are padded have codes 0 and the scale of their block.
     """
-    require(supports(quantizer))
-    group, packed = quantizer.group, operand_format(quantizer).packed > 1
+    REFERENCE.require(quantizer)
+    group, packed = quantizer.group, OPERAND_FORMATS[source.format].packed > 1
     codes = unpack_nibbles(source.codes) if packed else source.codes.view(torch.uint8)
     codes = torch.nn.functional.pad(codes, (0, 0, 0, padded(codes.shape[0], group) - codes.shape[0])).t().contiguous()
     scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
@@ -195,6 +195,7 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
         scales.view(source.scales.dtype),
         source.tensor_scale.clone(),
         None,
+        source.format,
     )
 
 
@@ -203,7 +204,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 
     A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
     """
-    require(supports_product(*pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)))
+    REFERENCE.require_product(a.format, b.format)
     with torch.autocast(a.codes.device.type, enabled=False):
         return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 
@@ -222,7 +223,7 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns:
 
 def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
     """The values that the blocks stand for, in the rotated space, the shrink undone: float32[rows, padded]."""
-    require(supports(quantizer))
+    REFERENCE.require(quantizer)
     return _decode(blocks, quantizer.shrink)
 
 
@@ -312,13 +313,14 @@ def _packed(
     """Blocks of codes [rows, groups, group], scales [rows, groups, 1] and of what did not clip."""
     codes, keep = codes.flatten(1), keep.flatten(1)
     bits = pack_bits(keep) if mask else _no_scales(keep)
-    packed = operand_format(quantizer).packed > 1
-    return Blocks(pack_nibbles(codes) if packed else codes, scales.squeeze(-1), tensor_scale, bits)
+    packed = OPERAND_FORMATS[quantizer.format].packed > 1
+    codes = pack_nibbles(codes) if packed else codes
+    return Blocks(codes, scales.squeeze(-1), tensor_scale, bits, quantizer.format)
 
 
 def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
-    match format_of(blocks.codes.dtype, blocks.scales.dtype):
+    match blocks.format:
         case "float32":
             return blocks.codes
         case "mxfp4" | "nvfp4":
@@ -332,7 +334,7 @@ def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
         return values
     groups = values.reshape(rows, blocks.scales.shape[1], full // blocks.scales.shape[1]) / shrink
     scales = blocks.scales[..., None]
-    if scales.dtype == torch.float8_e4m3fn:
+    if OPERAND_FORMATS[blocks.format].two_level:
         return (groups * (scales.float() * blocks.tensor_scale)).reshape(rows, full)
     values = groups * decode_e8m0(scales.clamp(min=1))
     return torch.where(scales == 0, values * 0.5, values).reshape(rows, full)
