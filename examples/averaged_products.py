@@ -1,4 +1,4 @@
-"""Whether stochastic rounding is unbiased: products of operands that are rounded afresh each time, averaged.
+"""Whether rounding is unbiased: products of operands that are rounded afresh each time, averaged.
 
     python examples/averaged_products.py [--draws 16384] [--size 128] [--device cpu]
 
@@ -33,6 +33,7 @@ AGAIN = "mxfp4-quest"
 CASES = (
     (True, "mxfp4-sr"),
     (True, "mxfp4-sr,noise_bits=16"),
+    (True, "mxfp4-rtn"),
     (False, "mxfp4-sr"),
     (False, "mxfp4-sr,noise_bits=16"),
     (False, "nvfp4-sr,rotation=128,random_signs=True"),
