@@ -124,12 +124,12 @@ class Artifact:
         """Predicted time of the quantized products in bf16 over that in this recipe, quantizing included; None if there are
         none. Each kernel counts with the longest of its bytes, matrix operations and instructions, at the datasheet's
         rates."""
-        return self.quantized and self.quantized.speedup
+        return None if self.quantized is None else self.quantized.speedup
 
     @property
     def realistic_speedup(self) -> float | None:
         """The same with instructions at `roofline.ISSUE_SHARE` of the issue rate."""
-        return self.quantized and self.quantized.realistic_speedup
+        return None if self.quantized is None else self.quantized.realistic_speedup
 
     @property
     def failures(self) -> list[str]:

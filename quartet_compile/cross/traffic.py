@@ -79,8 +79,9 @@ def product_sizes(name: str, source: str, given: Mapping[str, Any]) -> tuple[int
             return None
         return 1, sizes["M"], sizes["N"], sizes["K"]
     a, b = given.get("arg_A"), given.get("arg_B")
-    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-    if not name.startswith("triton_tem") or not tensors or min(a.dim(), b.dim()) < 2:
+    if not name.startswith("triton_tem") or not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return None
+    if min(a.dim(), b.dim()) < 2:
         return None
     return math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1], a.shape[-1]
 
