@@ -3,7 +3,7 @@ on."""
 
 from __future__ import annotations
 
-from .._compat import OpOverload
+from .._compat import OpOverload, is_tagged_forward
 from .graph import VerifyError, descendants, tangents
 from .work import Work
 
@@ -21,5 +21,5 @@ def verify(work: Work, complete: bool) -> None:
             continue
         if "val" not in node.meta:
             raise VerifyError(f"{node.format_node()} has no fake value", node)
-        if node in backward and node.meta.get("partitioner_tag") == "is_forward":
+        if node in backward and is_tagged_forward(node):
             raise VerifyError(f"{node.format_node()} reads a gradient and is tagged as a forward node", node)

@@ -20,7 +20,7 @@ from torch import fx
 
 from . import _compat, kernels, passes
 from .config.marks import KEY, class_mark
-from .config.names import clean, is_parameter_key, matches, root_name
+from .config.names import clean, matches
 from .config.options import Config, configure
 from .kernels.architectures import product_format
 from .passes.inputs import GraphInputs
@@ -68,21 +68,15 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     it."""
     parameters, state, leaves, all_names = {}, set(), set(), {}
     groups: dict[str, None] = {}
-    for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
-        argument = node.meta.get("grapharg")
-        if argument is None:
-            continue
-        example = argument.example
-        source = argument.source.name
-        source = source() if callable(source) else source
-        all_names[index] = names.get(id(example)) or clean(source) or root_name(source)
+    for index, (example, source) in _compat.arguments(gm).items():
+        all_names[index] = names.get(id(example)) or clean(source) or _compat.root_name(source)
         groups |= dict.fromkeys(_compat.mesh_groups(example))
         if isinstance(example, torch.nn.Parameter):
             parameters[index] = all_names[index]
-        elif "._buffers[" in source:
+        elif _compat.is_buffer(source):
             state.add(index)
         elif isinstance(example, torch.Tensor) and example.requires_grad and example.is_leaf:
-            if "._parameters[" in source or is_parameter_key(source):
+            if _compat.is_parameter(source):
                 parameters[index] = all_names[index]
             elif example.dim() == 2:
                 leaves.add(index)
@@ -97,14 +91,13 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
 
 def parameters_of(gm: fx.GraphModule) -> list[torch.nn.Parameter]:
     """The parameters that a Dynamo graph reads."""
-    arguments = (node.meta.get("grapharg") for node in gm.graph.nodes if node.op == "placeholder")
-    examples = (argument.example for argument in arguments if argument is not None)
+    examples = (argument.example for argument in _compat.arguments(gm).values())
     return [example for example in examples if isinstance(example, torch.nn.Parameter)]
 
 
 def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
     """Every module path and parameter name of a Dynamo graph."""
-    paths = {clean(path) for node in gm.graph.nodes for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
+    paths = {clean(path) for node in gm.graph.nodes for path, _ in _compat.module_stack(node.meta)}
     return {name for name in (*paths, *inputs.parameters.values()) if name}
 
 
@@ -115,10 +108,10 @@ def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     digest.update(repr(settings).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            digest.update(repr(getattr(node.meta.get("example_value"), "shape", None)).encode())
-        stack = node.meta.get("nn_module_stack") or {}
-        modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack.values()]
-        mark = (node.meta.get("custom") or {}).get(KEY)
+            digest.update(repr(_compat.example_shape(node)).encode())
+        stack = _compat.module_stack(node.meta)
+        modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack]
+        mark = _compat.annotations_of(node.meta).get(KEY)
         digest.update(repr((mark, modules)).encode())
     return digest.hexdigest()
 

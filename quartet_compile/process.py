@@ -45,9 +45,9 @@ class Process:
     configs:      `frontend/set_recipe.py`: the configurations among which any compiled object was switched.
     outer:        `frontend/nested.py`: the other backend that compiled a module of ours into its graph.
     running:      `frontend/watch.py`: the inspections under way.
-    watchers:     `_compat.py`: who watches a compiled object, by a number that Dynamo hands on.
-    numbers:      `_compat.py`: the next of these numbers.
-    limits:       `_compat.py`: torch's recompile limits before `set_recipe` raised them.
+    watchers:     `_compat/calls.py`: who watches a compiled object, by a number that Dynamo hands on.
+    numbers:      `_compat/calls.py`: the next of these numbers.
+    limits:       `_compat/dynamo.py`: torch's recompile limits before `set_recipe` raised them.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import _compat
 from .fake_gpu import DEVICE, TorchDispatchMode, relabel, without_modes
 from .generated import load
 from .traffic import (
@@ -141,5 +142,4 @@ def _is_free(func: Any) -> bool:
     """Whether an op launches nothing: it allocates, asks, or makes a view."""
     if func.namespace == "prim" or func.overloadpacket.__name__ in _ALLOCATIONS:
         return True
-    aliases = [returned.alias_info for returned in func._schema.returns]
-    return any(alias is not None and not alias.is_write for alias in aliases)
+    return _compat.makes_a_view(func)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import fx, nn
 
+from .. import _compat
 from ..backend import compile_graph, warn_unmatched
 from ..callables import argument_names, modules_of
 from ..config.names import clean, lineage, matches, names_in
@@ -211,14 +212,10 @@ class Backend:
 
 def _part_of(gm: fx.GraphModule, names: Mapping[int, str]) -> str:
     """The name of the module whose call a Dynamo graph is; empty for the whole model."""
-    for node in gm.graph.nodes:
-        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
-        if argument is None:
-            continue
-        name = names.get(id(argument.example))
+    for example, source in _compat.arguments(gm).values():
+        name = names.get(id(example))
         if name:
-            source = argument.source.name
-            return name.removesuffix(clean(source() if callable(source) else source)).rstrip(".")
+            return name.removesuffix(clean(source)).rstrip(".")
     return ""
 
 

@@ -112,7 +112,7 @@ def _parts(model: Any) -> list[_Part]:
             backend = function if isinstance(function, Backend) else None
             found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
         else:
-            others[getattr(held, "compiler_name", repr(held))] = None
+            others[_compat.backend_name(held)] = None
     if not found:
         by = f"is compiled by {', '.join(map(repr, others))}" if others else "is not compiled, nor a part of it"
         raise OptionError(
@@ -138,8 +138,7 @@ def _candidates(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:
 
 def _methods(owner: Any) -> Iterator[Any]:
     """The methods that may be compiled: by `module.compile()`, by a decorator of the class or of its forward."""
-    for name in ("_compiled_call_impl", "forward", "_call_impl"):
-        yield _inner(getattr(owner, name, None))
+    return map(_inner, _compat.calls_of(owner))
 
 
 def _inner(function: Any) -> Any:

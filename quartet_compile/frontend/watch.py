@@ -93,7 +93,7 @@ class _Eager:
     why: str
 
 
-class _Inspection(_compat.DispatchMode):
+class _Inspection(_compat.TorchDispatchMode):
     """One call during which eager products are noted.
 
     full_names: gives those of modules and parameters, where the whole model is known. told: what was warned of before.
@@ -197,7 +197,7 @@ class _Inspection(_compat.DispatchMode):
         if not reasons:
             counts = _compat.reasons_not_compiled().items()
             new = [reason for reason, count in counts if count > self._reasons.get(reason, 0)]
-            loops = {_first_line(reason) for reason in new if "graph break in loop" in reason}
+            loops = {_first_line(reason) for reason in new if _compat.is_in_loop(reason)}
             reasons = [
                 f"{line}, in a loop, in which Dynamo can't go on" if line in loops else line
                 for line in dict.fromkeys(map(_first_line, new))
@@ -235,7 +235,7 @@ def _depth_of_user() -> int:
 def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
     """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
     for operand in operands:
-        root = operand if operand._base is None else operand._base
+        root = _compat.base_of(operand)
         if isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad and root.dim() == 2):
             return root
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
@@ -263,7 +263,7 @@ def _is_table(weight: torch.Tensor, modules: list[nn.Module]) -> bool:
 
 def _has_few_rows(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a graph would keep a product for its few rows: those of the operand that isn't the weight, in training."""
-    rows = b.shape[-1] if a is weight or a._base is weight else a.shape[-2]
+    rows = b.shape[-1] if _compat.base_of(a) is weight else a.shape[-2]
     return torch.is_grad_enabled() and rows < SMALLEST // 2
 
 
@@ -319,7 +319,7 @@ def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
         if not getattr(backend, "is_watched", False):
             return None
         owner = _compat.owner_of(function)
-        if owner is not None and function.__name__ == "_call_impl":
+        if owner is not None and _compat.is_whole_call(function):
             vars(owner)[CopiesToo.ATTRIBUTE] = CopiesToo(owner, lambda: {**_given(slot), **how})
         compiled = function if owner is None else type(owner)
         watch, outer = Watch(slot, getattr(compiled, "__qualname__", repr(compiled))), outer_of(owner)

@@ -449,7 +449,7 @@ def test_the_original_of_a_compiled_model_does_not_know_of_it():
 
 def test_a_torch_without_the_private_part_is_named(monkeypatch):
     compiled = torch.compile(lambda x: x, backend="quartet")
-    monkeypatch.setattr(_compat, "_BACKEND", "_not_there")
+    monkeypatch.setattr(_compat.compiled, "_BACKEND", "_not_there")
     with pytest.raises(ImportError, match="_not_there of a compiled object, which torch .* lacks. It is tested with"):
         qc.set_recipe(compiled, "bf16")
 
