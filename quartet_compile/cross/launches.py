@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import _compat
-from .fake_gpu import DEVICE, TorchDispatchMode, relabel, without_modes
+from .fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
 from .generated import load
 from .traffic import (
     bytes_in_bf16,
@@ -81,7 +81,7 @@ class _Recorder(TorchDispatchMode):
         """The storages of all tensors among values, kept so that no other takes their address."""
         storages = [tensor.untyped_storage() for tensor in tensors_in(values)]
         self._kept += storages
-        return frozenset(storage._cdata for storage in storages)
+        return frozenset(map(storage_address, storages))
 
     def cpp(self, source: str) -> Any:
         return lambda *args: self.launches.append(
