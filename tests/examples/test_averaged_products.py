@@ -1,4 +1,4 @@
-"""The averages of docs/numerics.md, on fewer and smaller products: 8 random bits are unbiased with `gain`, and not without."""
+"""The averages of docs/numerics.md, on fewer and smaller products: 8 random bits are unbiased with `gain`, not without."""
 
 import averaged_products
 import pytest
