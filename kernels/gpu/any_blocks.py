@@ -42,13 +42,12 @@ def rotated_sums(
     block: tl.constexpr = x.shape[0]
     blocks: tl.constexpr = x.shape[1]
     least: tl.constexpr = (28 if rotation > 64 else 27) << 23  # 2^-99, 2^-100
-    counts = magnitude_bits(x) >= least
     if random_signs:
         part = tl.reshape(x, (block // rotation, rotation, blocks)).to(tl.int32, bitcast=True)
         signs = tl.broadcast_to(sign_bits(sign_seed, stream, rotation)[None, :, :], part.shape)
         x = tl.reshape((part ^ signs.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True), (block, blocks))
     if flushes:
-        x = tl.where(counts, x, 0.0)
+        x = tl.where(magnitude_bits(x) >= least, x, 0.0)
     if rotation > 0:
         x = to_blocks(butterflies(to_groups(x, rotation)), blocks)
     return to_groups(x, group)
@@ -57,7 +56,10 @@ def rotated_sums(
 @triton.jit
 def rotated(sums, rotation: tl.constexpr):
     """`rotated_sums` with the factor."""
-    return uncontracted(sums, root(rotation), False)
+    if rotation == 0:
+        return sums
+    else:
+        return uncontracted(sums, root(rotation), False)
 
 
 @triton.jit

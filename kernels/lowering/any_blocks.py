@@ -40,10 +40,10 @@ class Source:
         }
 
 
-def _tiles(spec: Quantizer) -> list[dict[str, Any]]:
+def _tiles(spec: Quantizer, most: int = 4096) -> list[dict[str, Any]]:
     """At most 32 elements a thread: with a whole block of 128 in each, EDEN's sums take all 255 registers and spill. 8 of
-    four-over-six, whose two candidates are in registers."""
-    elements = 1024 if spec.scale == "four-over-six" else 4096
+    four-over-six, whose two candidates are in registers. most: elements a tile."""
+    elements = 1024 if spec.scale == "four-over-six" else most
     return [dict(BLOCKS=min(128, elements // spec.block), num_warps=4, num_stages=1)]
 
 
@@ -120,7 +120,7 @@ def _tensor_scale(
     The template finds the largest of each program, Inductor that of all. Divisions in float64, rounded to float32, are
     those of float32 correctly rounded, which a GPU's own are not.
     """
-    tiles = _tiles(spec)
+    tiles = _tiles(spec, 2048 if constants["DECODED"] else 4096)  # places of codes and of scales take registers too
     blocks = tiles[0]["BLOCKS"]
     programs = round_up(length, blocks) * per_row if constants["TALL"] else round_up(length * per_row, blocks)
     programs = V.graph.sizevars.simplify(ir.FloorDiv(programs, blocks))
