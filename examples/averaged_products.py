@@ -10,7 +10,6 @@ squared distance from the exact product over its square:
   standard error. 1 if nothing is biased.
 * short: 1 - <mean of all products, exact> / <exact, exact>.
 
-Each product is multiplied by `gain` of both quantizers, as the compiled passes do; `--no-gain` only undoes their `shrink`.
 `again by` is the transpose of an operand in `mxfp4-quest`, quantized again; its exact product is that of what it stands for.
 """
 
@@ -42,9 +41,7 @@ CASES = (
 """Whether the operands are quantized again, and the quantizer."""
 
 
-def products(
-    again: bool, chosen: Quantizer, size: int, gain: float, device: str
-) -> tuple[Tensor, Callable[[int], Tensor]]:
+def products(again: bool, chosen: Quantizer, size: int, device: str) -> tuple[Tensor, Callable[[int], Tensor]]:
     """The exact `A^T B`, and what gives the product of a seed."""
     kernels = cpu if device == "cpu" else reference
     generator = torch.Generator().manual_seed(2)
@@ -61,7 +58,7 @@ def products(
             else kernels.quantize(sources[i], chosen, transpose=True, stream=stream, seed=key, sign_seed=key)
             for i, stream in enumerate(STREAMS)
         ]
-        return reference.scaled_mm(*operands, gain**2, torch.float32).double()
+        return reference.scaled_mm(*operands, chosen.gain**2, torch.float32).double()
 
     left, right = (x.double() for x in exact_operands)
     return left.t() @ right, product
@@ -87,15 +84,13 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--draws", type=int, default=4 * BATCHES[-1], help="products (default: %(default)s)")
     p.add_argument("--size", type=int, default=128, help="of the square operands (default: %(default)s)")
-    p.add_argument("--no-gain", action="store_true", help="leave out what makes up for 8 random bits")
     p.add_argument("--device", default="cpu", help="default: %(default)s; another runs the reference")
     args = p.parse_args(argv)
     print(f"| operands | one product | {' | '.join(f'B = {size}' for size in BATCHES)} | short |")
     print("|-|-|" + "-|" * len(BATCHES) + "-|")
     for again, name in CASES:
         chosen = quantizer(name)
-        gain = 1 / chosen.shrink if args.no_gain else chosen.gain
-        exact, product = products(again, chosen, args.size, gain, args.device)
+        exact, product = products(again, chosen, args.size, args.device)
         single, errors, short = figures(exact, map(product, range(args.draws)))
         cells = [_cell([size * error / single for error in errors[size]]) for size in BATCHES]
         label = "again by" if again else "Gaussian by"

@@ -34,9 +34,6 @@ QUEST_GAUSSIAN_CLIP = 2.92247856
 STOCHASTIC_HEADROOM = 17 / 16
 """E4M3 rounds a scale down by at most 1/17 of it: with 16/17 of the range, no value clips."""
 
-LOST_BY_8_BITS = 7.5e-4
-"""How much too short a Gaussian operand comes out that 8 random bits round, as a share of it (docs/numerics.md)."""
-
 CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "elements": MappingProxyType(
@@ -100,8 +97,8 @@ class Quantizer:
               With E8M0 scales only.
     headroom: a group's largest is brought to 6 / headroom. With E4M3 scales only.
     largest_scale: the group scale of the tensor's largest value. With E4M3 scales only.
-    noise_bits: random bits an element under stochastic rounding, 8 or 16: an element comes out too short by half a unit of
-              the last of them, 1/512 or 1/131072 of a step of the grid, on average. `gain` makes up for it.
+    noise_bits: random bits an element under stochastic rounding, 8 or 16: the expectation of an element is exact to
+              half a unit of the last of them, 1/512 or 1/131072 of a step of the grid, to both sides alike.
     """
 
     elements: str = "e2m1"
@@ -202,8 +199,8 @@ class Quantizer:
 
     @property
     def gain(self) -> float:
-        """What a product must be multiplied by to undo `shrink`, and what 8 random bits lose."""
-        return (1.0 + (LOST_BY_8_BITS if self.stochastic and self.noise_bits == 8 else 0.0)) / self.shrink
+        """What a product must be multiplied by to undo `shrink`."""
+        return 1.0 / self.shrink
 
     @property
     def name(self) -> str:

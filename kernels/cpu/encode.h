@@ -41,7 +41,7 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
     return codes;
 }
 
-// Stochastic: up iff noise + floor(fraction * 2^bits) >= 2^bits. `a` is the magnitude of `value`, below 8, in units of
+// Stochastic: up iff noise + fraction >= 1, where the noise is an odd number of halves of its unit. `a` is the magnitude of `value`, below 8, in units of
 // 2^-kStochasticUnit; the code is found in units of 2^-24, and `noise` is in its place below bit 24. For magnitudes below 2
 // the code is linear, just the float as an integer. From 1 on it is logarithmic, as floats are themselves: the float's bits,
 // shifted. Between 1 and 2 both hold, outside the less is right.

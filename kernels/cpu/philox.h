@@ -83,14 +83,14 @@ QUARTET_INLINE void philox_words(const PhiloxKey& key, uint32_t stream, int64_t 
     words[3] = interleave_low(even0, odd0);
 }
 
-// The noise of column i of a block of 128 / bits columns: `bits` bits from bit 24 - bits on, other bits 0.
+// The noise of column i of a block of 128 / bits columns: `bits` random bits from bit 24 - bits on, and half their unit.
 template <int bits>
 QUARTET_INLINE u32 noise_below_bit_24(const u32 words[4], int i) {
     constexpr int of_word = 32 / bits;
     constexpr uint32_t mask = ((1u << bits) - 1) << (24 - bits);
     const u32 word = words[i / of_word];
     const int left = 24 - bits - i % of_word * bits;
-    return (left >= 0 ? word << left : word >> -left) & mask;
+    return ((left >= 0 ? word << left : word >> -left) & mask) | (1u << (23 - bits));
 }
 
 // The sign bits of a rotation.

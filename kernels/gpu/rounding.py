@@ -56,12 +56,12 @@ def _stochastic_raw(y, bits):
     """
     magnitude = tl.abs(y)
     fixed = tl.maximum(magnitude, _half_above_half(magnitude)).to(tl.int32, bitcast=True)
-    return (fixed + (bits.to(tl.int32) << 6)) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
+    return (fixed + (bits.to(tl.int32) << 6) + 32) ^ (y.to(tl.int32, bitcast=True) & -0x80000000)
 
 
 @triton.jit
 def stochastic(y, bits):
-    """int32 codes of float32 `y`, up iff `bits + floor(fraction * 2^16) >= 2^16`.
+    """int32 codes of float32 `y`, up iff `fraction + (bits + 1/2) / 2^16 >= 1`.
 
     y: at most 6 in magnitude, which scaling by the largest of a group with `shrink` sees to. bits: uint32 below 2^16, one
     an element.
@@ -72,7 +72,7 @@ def stochastic(y, bits):
 
 @triton.jit
 def stochastic_halves(y, bits):
-    """int32 codes of `y * 2^14`, up iff `bits + floor(fraction * 2^8) >= 2^8`.
+    """int32 codes of `y * 2^14`, up iff `fraction + (bits + 1/2) / 2^8 >= 1`.
 
     E2M1's binades above 1, and its even steps below, are those of float16 above 2^-14 and below: in `y` as float16, rounded
     toward zero, the code is the bits from 9 up and the fraction those below, in units of 2^-9.
@@ -81,7 +81,7 @@ def stochastic_halves(y, bits):
     """
     half = y.to(tl.float16)
     away = tl.abs(half.to(tl.float32)) > tl.abs(y)
-    raw = (half.to(tl.uint16, bitcast=True).to(tl.int32) - away.to(tl.int32)) + (bits.to(tl.int32) << 1)
+    raw = (half.to(tl.uint16, bitcast=True).to(tl.int32) - away.to(tl.int32)) + ((bits.to(tl.int32) << 1) + 1)
     return ((raw >> 9) & 7) | ((raw >> 12) & 8)
 
 
@@ -214,10 +214,10 @@ def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
         shr.u32 n1, $9, 7;
         shl.b32 n2, $10, 1;
         shr.u32 n3, $10, 7;
-        and.b32 n0, n0, 0x01FE01FE;
-        and.b32 n1, n1, 0x01FE01FE;
-        and.b32 n2, n2, 0x01FE01FE;
-        and.b32 n3, n3, 0x01FE01FE;
+        lop3.b32 n0, n0, 0x01FE01FE, 0x00010001, 0xEA;
+        lop3.b32 n1, n1, 0x01FE01FE, 0x00010001, 0xEA;
+        lop3.b32 n2, n2, 0x01FE01FE, 0x00010001, 0xEA;
+        lop3.b32 n3, n3, 0x01FE01FE, 0x00010001, 0xEA;
         add.u32 a, a, n0;
         add.u32 b, b, n1;
         add.u32 c, c, n2;

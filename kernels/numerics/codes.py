@@ -11,8 +11,8 @@ from . import philox
 def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None, noise_bits: int = 8) -> torch.Tensor:
     """The 4-bit codes (int64) of float32 values, saturated at 6: nearest with ties to even, or stochastic with `bits`.
 
-    Stochastic: a value `f` of the way from one grid point to the next goes up iff `bits + floor(f * 2^n) >= 2^n`, with
-    `n = noise_bits`, so the expectation over all 2^n values of `bits` is exact to 2^-n of a step, and not above.
+    Stochastic: a value `f` of the way from one grid point to the next goes up iff `f + (bits + 1/2) / 2^n >= 1`, with
+    `n = noise_bits`: over all 2^n values of `bits`, the share of the ups is `f`, to the nearest 2^-n.
     """
     magnitude = scaled.abs().clamp(max=E2M1_MAX).nan_to_num(0.0)
     exponent = (magnitude >= 2).long() + (magnitude >= 4).long()
@@ -20,7 +20,8 @@ def encode_e2m1(scaled: torch.Tensor, bits: torch.Tensor | None = None, noise_bi
     if bits is None:
         count = steps.round().long()
     else:
-        count = ((steps * 2.0**noise_bits).long() + bits) >> noise_bits
+        unit = noise_bits + 1
+        count = ((steps * 2.0**unit).long() + 2 * bits + 1) >> unit
     code = (count + 2 * exponent).clamp(max=7)
     return code | (torch.signbit(scaled).long() << 3)
 

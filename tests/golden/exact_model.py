@@ -40,12 +40,12 @@ def nearest(magnitude: Fraction, values=GRID) -> int:
 
 
 def stochastic(magnitude: Fraction, bits: int, width: int, values=GRID) -> int:
-    """The code below, or the one above iff `bits + floor(fraction * 2^width) >= 2^width`."""
+    """The code below, or the one above iff `fraction + (bits + 1/2) / 2^width >= 1`."""
     below, above = _around(magnitude, values)
     if above == below:
         return below
     fraction = (magnitude - values[below]) / (values[above] - values[below])
-    return below + (bits + math.floor(fraction * 2**width) >= 2**width)
+    return below + (fraction + Fraction(2 * bits + 1, 2 ** (width + 1)) >= 1)
 
 
 def _around(magnitude: Fraction, values) -> tuple:
