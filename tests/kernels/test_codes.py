@@ -90,7 +90,7 @@ def scaled_values():
 @pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_stochastic_rounding_by_exact_counts_over_all_noise(sign, width):
-    """A value goes up for exactly `fraction * 2^width` of the noise values, to the nearest, else down; nowhere else, ever."""
+    """A value goes up for `fraction * 2^width` of the noise values, to the nearest, else down; nowhere else, ever."""
     every = torch.arange(2**width)[None, :]
     for values in scaled_values().split(16):
         codes = reference.encode_e2m1(sign * values[:, None], every, width)
@@ -109,7 +109,7 @@ def test_stochastic_rounding_by_exact_counts_over_all_noise(sign, width):
 
 @pytest.mark.parametrize("deviation", [1.6, 0.2])
 def test_8_bits_shorten_nothing_on_average(deviation):
-    """The expectation over all noise, of the quantiles of a Gaussian. By `bits / 2^n` it would be 7.5e-4 and 3.9e-3 short."""
+    """The expectation over all noise of the quantiles of a Gaussian: by `bits / 2^n` 7.5e-4 and 3.9e-3 short."""
     y = deviation * 2**0.5 * torch.erfinv(torch.linspace(-1, 1, 2**13 + 1)[1:-1]).clamp(-2.6, 2.6)
     means = reference.decode_e2m1(reference.encode_e2m1(y[:, None], torch.arange(256)[None, :], 8)).double().mean(dim=1)
     assert 1 - (means * y).sum() / y.square().sum() == pytest.approx(0, abs=5e-5)
