@@ -12,6 +12,7 @@ from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import TARGETS, Target
 from .errors import (
     CaptureError,
+    ExportError,
     OptionError,
     PatternError,
     QuantizerError,
@@ -20,6 +21,8 @@ from .errors import (
     StatsError,
     StrictError,
 )
+from .export.export import export
+from .export.record import Exported, ExportedTensor
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.set_recipe import set_recipe
@@ -35,6 +38,9 @@ __all__ = [
     "Artifact",
     "CaptureError",
     "CrossCompileError",
+    "ExportError",
+    "Exported",
+    "ExportedTensor",
     "Gemm",
     "OptionError",
     "PatternError",
@@ -52,6 +58,7 @@ __all__ = [
     "Target",
     "cross_compile",
     "explain",
+    "export",
     "first_and_last_blocks",
     "fp4",
     "graph_diff",

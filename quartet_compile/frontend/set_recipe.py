@@ -49,6 +49,18 @@ def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tu
     return _as_option(before[0]) if before.count(before[0]) == len(before) else None
 
 
+def options_of(model: Any) -> dict[str, Any] | None:
+    """The options in force in what `qc.quartet` or `torch.compile(..., backend="quartet")` returned; None for a model that
+    isn't compiled by us. Raises `OptionError` where its parts have different ones."""
+    parts, _ = _found(model)
+    given = [{key: value for key, value in part.state.options.items() if value is not None} for part in parts]
+    if any(options != given[0] for options in given):
+        raise OptionError(
+            f"The parts of {_describe(model)} were compiled with different options; give those that are meant, as recipe=..."
+        )
+    return given[0] if given else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _State:
     """What is in force in one compiled object. variants: what Dynamo knows each configuration's backend by."""
@@ -101,6 +113,19 @@ class _Part:
 
 def _parts(model: Any) -> list[_Part]:
     """Everything in a model that our backend compiles. Raises `OptionError` if there is nothing."""
+    found, others = _found(model)
+    if not found:
+        by = f"is compiled by {', '.join(map(repr, others))}" if others else "is not compiled, nor a part of it"
+        raise OptionError(
+            f"set_recipe got {_describe(model)}, which {by}; expected what qc.quartet(model) or torch.compile(model, "
+            "backend='quartet') returned. These leave the original model as it is; model.compile(backend='quartet') and "
+            "qc.quartet(model, regions=[...]) compile it in place."
+        )
+    return found
+
+
+def _found(model: Any) -> tuple[list[_Part], list[str]]:
+    """Everything in a model that our backend compiles, and the other backends in it."""
     found: dict[int, _Part] = {}
     others: dict[str, None] = {}
     for compiled, modules in _candidates(model):
@@ -113,14 +138,7 @@ def _parts(model: Any) -> list[_Part]:
             found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
         else:
             others[getattr(held, "compiler_name", repr(held))] = None
-    if not found:
-        by = f"is compiled by {', '.join(map(repr, others))}" if others else "is not compiled, nor a part of it"
-        raise OptionError(
-            f"set_recipe got {_describe(model)}, which {by}; expected what qc.quartet(model) or torch.compile(model, "
-            "backend='quartet') returned. These leave the original model as it is; model.compile(backend='quartet') and "
-            "qc.quartet(model, regions=[...]) compile it in place."
-        )
-    return list(found.values())
+    return list(found.values()), list(others)
 
 
 def _candidates(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:

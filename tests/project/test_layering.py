@@ -24,8 +24,9 @@ ROOMS = {
     "frontend": {"config", "passes.plan", "passes.products", "backend"},
     "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
-    "__init__": {"config", "report", "frontend", "capture", "cross", "law", "quantized", "kernels.quantizer"},
-    "__main__": {"config", "capture", "cross", "law"},
+    "export": {"config", "report", "capture", "frontend", "quantized", "kernels.quantizer", "kernels.numerics.reference"},
+    "__init__": {"config", "report", "frontend", "capture", "cross", "law", "export", "quantized", "kernels.quantizer"},
+    "__main__": {"config", "capture", "cross", "law", "export"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 
