@@ -1,0 +1,160 @@
+"""Exports read by other code: transformers with compressed-tensors, and gguf; and what is refused, leaving nothing."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+
+import quartet_compile as qc
+from quartet_compile.__main__ import main
+
+CONFIG = hf.LlamaConfig(
+    vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+)
+TOKENS = torch.arange(32).reshape(2, 16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def reports(model):
+    """The report of a recipe, captured once."""
+    made = {}
+
+    def report(recipe):
+        if recipe not in made:
+            inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.int64), "use_cache": False}
+            made[recipe] = qc.explain(model, kwargs=inputs, recipe=recipe)
+        return made[recipe]
+
+    return report
+
+
+def expected(model, report, quantizer):
+    """The model with the weights that its FP4 forward pass computes with, by `qc.quantize`."""
+    other = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+    other.load_state_dict(model.state_dict())
+    for site in report.sites:
+        if site.rewritten:
+            weight = other.get_parameter(f"{site.name}.weight")
+            weight.data = qc.quantize(weight, quantizer).restore().bfloat16()
+    return other
+
+
+@torch.no_grad()
+def assert_same(loaded, other):
+    assert torch.equal(loaded(TOKENS).logits, other(TOKENS).logits)
+    weights = loaded.state_dict()
+    differ = [name for name, value in other.state_dict().items() if not torch.equal(value, weights[name].to(value.dtype))]
+    assert not differ
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+@pytest.mark.parametrize(
+    "recipe, unrotated, quantizer",
+    [
+        ("jetfire-fp4", False, "mxfp4-rtn-2d"),
+        ("quartet2", False, "nvfp4-rtn-4over6"),
+        ("quartet", True, "mxfp4-quest,rotation=0"),
+    ],
+)
+def test_transformers_with_compressed_tensors(model, reports, tmp_path, recipe, unrotated, quantizer):
+    report, folder = reports(recipe), tmp_path / "served"
+    qc.export(model, folder, format="compressed-tensors", recipe=recipe, report=report, unrotated=unrotated)
+    dense = hf.utils.quantization_config.CompressedTensorsConfig(dequantize=True)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=dense)
+    assert_same(loaded, expected(model, report, quantizer))
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as")
+def test_gguf(model, reports, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    report = reports("jetfire-fp4")
+    qc.export(model, tmp_path / "served", format="gguf", recipe="jetfire-fp4", report=report)
+    read = {t.name: t for t in gguf.GGUFReader(tmp_path / "served/model.gguf").tensors}
+    down = read["blk.0.ffn_down.weight"]
+    values = torch.from_numpy(gguf.dequantize(down.data, down.tensor_type).copy())
+    weight = model.model.layers[0].mlp.down_proj.weight
+    assert down.tensor_type == gguf.GGMLQuantizationType.MXFP4
+    assert torch.equal(values, qc.quantize(weight, "mxfp4-rtn-2d").restore())
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as")
+def test_bf16(model, reports, tmp_path):
+    report = reports("quartet")
+    made = qc.export(model, tmp_path / "served", format="bf16", report=report)
+    assert_same(hf.AutoModelForCausalLM.from_pretrained(tmp_path / "served"), expected(model, report, "mxfp4-quest"))
+    became = {each.name: each.became for each in made.tensors}
+    assert became["model.layers.0.mlp.down_proj.weight"] == "bfloat16 of mxfp4-quest"
+    assert became["lm_head.weight"] == "bfloat16"
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as")
+def test_fp_quant_holds_our_codes(model, reports, tmp_path):
+    qc.export(model, tmp_path / "served", format="fp-quant", report=reports("quartet"))
+    tensors = load_file(tmp_path / "served/model.safetensors")
+    blocks = qc.quantize(model.model.layers[0].mlp.up_proj.weight, "mxfp4-quest")
+    assert torch.equal(tensors["model.layers.0.mlp.up_proj.qweight"], blocks.codes)
+    assert torch.equal(tensors["model.layers.0.mlp.up_proj.scales"], blocks.scales)
+
+
+def test_rotated_weights_warn(model, reports, tmp_path):
+    with pytest.warns(UserWarning, match=r"transformers \(5.24\) ignores transform_config"):
+        qc.export(model, tmp_path / "served", format="compressed-tensors", report=reports("quartet"))
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as")
+def test_a_checkpoint_in_shards_by_the_command_line(model, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="30KB")
+    arguments = [str(tmp_path / "checkpoint"), str(tmp_path / "served"), "--format", "bf16", "--recipe", "jetfire-fp4"]
+    assert main(["export", *arguments]) == 0
+    assert "7 of 12 tensors in FP4" in capsys.readouterr().out
+    tensors = load_file(tmp_path / "served/model.safetensors")
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(
+        tensors["model.layers.0.self_attn.q_proj.weight"], qc.quantize(weight, "mxfp4-rtn-2d").restore().bfloat16()
+    )
+
+
+def refused(model, folder, match, **how):
+    with pytest.raises(qc.ExportError, match=match):
+        qc.export(model, folder, **how)
+    assert not [path for path in folder.parent.iterdir() if path != folder or folder.exists()]
+
+
+def test_what_is_refused_leaves_nothing(model, reports, tmp_path):
+    rotated = dict(format="gguf", report=reports("quartet"))
+    refused(model, tmp_path / "served", "rotated by 32", **rotated)
+    refused(model, tmp_path / "served", r"did you mean 'gguf'", format="ggu")
+    refused(model, tmp_path / "served", "type 'gpt_oss'", **{**rotated, "format": "gpt-oss", "unrotated": True})
+
+
+def test_a_nan_leaves_nothing(reports, tmp_path):
+    broken = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+    broken.model.layers[0].mlp.up_proj.weight.data[3, 5] = torch.nan
+    refused(broken, tmp_path / "served", "up_proj.weight' has 1 groups with a NaN", format="bf16", report=reports("quartet"))
+
+
+def test_no_space_leaves_nothing(model, reports, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    report = reports("quartet")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))
+    try:
+        refused(model, tmp_path / "served", "can't be written", format="bf16", report=report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_an_existing_folder_is_left_alone(model, reports, tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(qc.ExportError, match="exists already"):
+        qc.export(model, tmp_path, format="bf16", report=reports("quartet"))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
