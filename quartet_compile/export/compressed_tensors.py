@@ -65,6 +65,10 @@ def warnings(job: Job) -> list[str]:
         )
     if job.quantizer.two_level:
         found.append(
+            "the file divides by weight_global_scale, the rounded reciprocal of the tensor scale: some weights are read one step "
+            "of bfloat16 off"
+        )
+        found.append(
             "vLLM multiplies q, k and v, and gate and up, as one layer with the largest of their weight_global_scale; weights of "
             "another tensor scale are then read off by the ratio's rounding to E4M3"
         )

@@ -62,7 +62,9 @@ def export(
     groups with a NaN, no space left.
     """
     chosen, target = format_named(format), pathlib.Path(folder)
-    job = job_of(model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options)
+    job = job_of(
+        model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
+    )
     with new_folder(target) as staged:
         tensors = _write(job, chosen, staged, progress)
         _write_config(job, chosen, staged)

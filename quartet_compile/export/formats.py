@@ -10,7 +10,10 @@ from . import bf16, compressed_tensors, fp_quant, gguf_file, gpt_oss
 from .format import Format
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {each.name: each for each in (compressed_tensors.FORMAT, gguf_file.FORMAT, gpt_oss.FORMAT, fp_quant.FORMAT, bf16.FORMAT)}
+    {
+        each.name: each
+        for each in (compressed_tensors.FORMAT, gguf_file.FORMAT, gpt_oss.FORMAT, fp_quant.FORMAT, bf16.FORMAT)
+    }
 )
 
 

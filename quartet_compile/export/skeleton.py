@@ -39,7 +39,9 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
     return made
 
 
-def call(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call(
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs that a model is looked at with: those given, or a batch of tokens for a language model of transformers."""
     if inputs or kwargs:
         return inputs, dict(kwargs or {})

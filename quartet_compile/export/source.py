@@ -50,7 +50,9 @@ class FolderSource:
 
     def __init__(self, folder: pathlib.Path) -> None:
         if not folder.is_dir():
-            raise ExportError(f"No folder {str(folder)!r}; expected one with model.safetensors, as save_pretrained writes.")
+            raise ExportError(
+                f"No folder {str(folder)!r}; expected one with model.safetensors, as save_pretrained writes."
+            )
         self._files = _files(folder)
         self._places = {name: file for file in self._files for name in _names(file)}
         self.names = list(self._places)
@@ -81,7 +83,9 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
-            raise ExportError(f"{_INDEX} in {str(folder)!r} names files that aren't there: {', '.join(missing) or 'none at all'}.")
+            raise ExportError(
+                f"{_INDEX} in {str(folder)!r} names files that aren't there: {', '.join(missing) or 'none at all'}."
+            )
         return files
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -13,7 +13,12 @@ import quartet_compile as qc
 from quartet_compile.__main__ import main
 
 CONFIG = hf.LlamaConfig(
-    vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
 )
 TOKENS = torch.arange(32).reshape(2, 16)
 
@@ -53,7 +58,9 @@ def expected(model, report, quantizer):
 def assert_same(loaded, other):
     assert torch.equal(loaded(TOKENS).logits, other(TOKENS).logits)
     weights = loaded.state_dict()
-    differ = [name for name, value in other.state_dict().items() if not torch.equal(value, weights[name].to(value.dtype))]
+    differ = [
+        name for name, value in other.state_dict().items() if not torch.equal(value, weights[name].to(value.dtype))
+    ]
     assert not differ
 
 
@@ -62,7 +69,6 @@ def assert_same(loaded, other):
     "recipe, unrotated, quantizer",
     [
         ("jetfire-fp4", False, "mxfp4-rtn-2d"),
-        ("quartet2", False, "nvfp4-rtn-4over6"),
         ("quartet", True, "mxfp4-quest,rotation=0"),
     ],
 )
@@ -72,6 +78,22 @@ def test_transformers_with_compressed_tensors(model, reports, tmp_path, recipe, 
     dense = hf.utils.quantization_config.CompressedTensorsConfig(dequantize=True)
     loaded = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=dense)
     assert_same(loaded, expected(model, report, quantizer))
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+def test_nvfp4_is_read_to_one_step_of_bfloat16(model, reports, tmp_path):
+    """The format divides by the reciprocal of the tensor scale, which rounds: ties of bfloat16 may fall to either side."""
+    report, folder = reports("quartet2"), tmp_path / "served"
+    qc.export(model, folder, format="compressed-tensors", recipe="quartet2", report=report)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    file = load_file(folder / "model.safetensors")
+    for name, value in expected(model, report, "nvfp4-rtn-4over6").state_dict().items():
+        torch.testing.assert_close(loaded[name], value, rtol=2**-7, atol=0)
+    blocks = qc.quantize(model.model.layers[0].mlp.up_proj.weight, "nvfp4-rtn-4over6")
+    assert torch.equal(file["model.layers.0.mlp.up_proj.weight_packed"], blocks.codes)
+    assert torch.equal(
+        file["model.layers.0.mlp.up_proj.weight_scale"].view(torch.uint8), blocks.scales.view(torch.uint8)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:quartet. exported as")
@@ -140,7 +162,9 @@ def test_what_is_refused_leaves_nothing(model, reports, tmp_path):
 def test_a_nan_leaves_nothing(reports, tmp_path):
     broken = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
     broken.model.layers[0].mlp.up_proj.weight.data[3, 5] = torch.nan
-    refused(broken, tmp_path / "served", "up_proj.weight' has 1 groups with a NaN", format="bf16", report=reports("quartet"))
+    refused(
+        broken, tmp_path / "served", "up_proj.weight' has 1 groups with a NaN", format="bf16", report=reports("quartet")
+    )
 
 
 def test_no_space_leaves_nothing(model, reports, tmp_path):

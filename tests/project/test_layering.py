@@ -24,7 +24,15 @@ ROOMS = {
     "frontend": {"config", "passes.plan", "passes.products", "backend"},
     "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
-    "export": {"config", "report", "capture", "frontend", "quantized", "kernels.quantizer", "kernels.numerics.reference"},
+    "export": {
+        "config",
+        "report",
+        "capture",
+        "frontend",
+        "quantized",
+        "kernels.quantizer",
+        "kernels.numerics.reference",
+    },
     "__init__": {"config", "report", "frontend", "capture", "cross", "law", "export", "quantized", "kernels.quantizer"},
     "__main__": {"config", "capture", "cross", "law", "export"},
 }
