@@ -59,17 +59,20 @@ def warnings(job: Job) -> list[str]:
     found = []
     if job.quantizer.rotation:
         found.append(
-            "the weights are rotated, and right only where the inputs are too: compressed-tensors' apply_transform_config does "
+            "the weights are rotated, and right only where the inputs are too: compressed-tensors' "
+            "apply_transform_config does "
             "that (0.20); vLLM does without biases and tensor parallelism; transformers (5.24) ignores transform_config and "
             "computes wrong outputs without a word. For every loader: unrotated=True, or format='bf16'"
         )
     if job.quantizer.two_level:
         found.append(
-            "the file divides by weight_global_scale, the rounded reciprocal of the tensor scale: some weights are read one step "
+            "the file divides by weight_global_scale, the rounded reciprocal of the tensor scale: some "
+            "weights are read one step "
             "of bfloat16 off"
         )
         found.append(
-            "vLLM multiplies q, k and v, and gate and up, as one layer with the largest of their weight_global_scale; weights of "
+            "vLLM multiplies q, k and v, and gate and up, as one layer with the largest of their "
+            "weight_global_scale; weights of "
             "another tensor scale are then read off by the ratio's rounding to E4M3"
         )
     return found

@@ -80,13 +80,15 @@ class Format:
             )
         if quantizer.shrink != 1.0:
             raise ExportError(
-                f"The weights of recipe {plan.recipe!r} ({quantizer.name}) are divided by shrink={quantizer.shrink} when they are "
+                f"The weights of recipe {plan.recipe!r} ({quantizer.name}) are divided by "
+                f"shrink={quantizer.shrink} when they are "
                 f"read, which no {quantizer.format} file can say: their values are no multiples of powers of two. {bf16}."
             )
         if quantizer.rotation not in self.rotations:
             expected = " or ".join(str(size) if size else "none" for size in self.rotations)
             raise ExportError(
-                f"The weights of recipe {plan.recipe!r} are rotated by {quantizer.rotation}, and a file in format {self.name!r} has "
+                f"The weights of recipe {plan.recipe!r} are rotated by {quantizer.rotation}, and a file in "
+                f"format {self.name!r} has "
                 f"rotation {expected}. unrotated=True quantizes them without rotation and says what that costs; {bf16}."
             )
         return quantizer
@@ -106,7 +108,8 @@ def only_linears(job: Job, name: str) -> None:
     for each in job.plan.quantized:
         if not each.linear:
             raise ExportError(
-                f"The weight {each.name!r} is FP4 and not of an nn.Linear; format {name!r} holds linear layers only. Keep it with "
+                f"The weight {each.name!r} is FP4 and not of an nn.Linear; format {name!r} holds linear "
+                "layers only. Keep it with "
                 "exclude=[...], or use format='bf16' (for the experts of gpt-oss: format='gpt-oss')."
             )
 

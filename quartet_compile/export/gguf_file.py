@@ -59,7 +59,8 @@ def check(job: Job) -> None:
     rope = _rope(job.config)
     if rope.get("rope_type", "default") != "default":
         raise ExportError(
-            f"Format 'gguf' writes plain rotary embeddings; this model has rope_type={rope['rope_type']!r}. Use format='bf16', "
+            "Format 'gguf' writes plain rotary embeddings; this model has "
+            f"rope_type={rope['rope_type']!r}. Use format='bf16', "
             "and llama.cpp's own converter."
         )
     only_linears(job, "gguf")
@@ -125,7 +126,8 @@ class _Writer:
         found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise ExportError(
-                f"Format 'gguf' has no name for the tensor {name!r} in the architecture {self._kind!r}. Use format='bf16', and "
+                f"Format 'gguf' has no name for the tensor {name!r} in the architecture {self._kind!r}. "
+                "Use format='bf16', and "
                 "llama.cpp's own converter."
             )
         return str(found)

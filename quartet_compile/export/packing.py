@@ -51,7 +51,8 @@ def pack(assignment: Assignment, weight: torch.Tensor, *, unrotated: bool = Fals
     assert quantizer is not None
     if assignment.outputs == UNKNOWN:
         raise ExportError(
-            f"The weight {assignment.name!r} of shape {tuple(weight.shape)} doesn't tell which dimension is contracted; expected "
+            f"The weight {assignment.name!r} of shape {tuple(weight.shape)} doesn't tell which dimension "
+            "is contracted; expected "
             f"an nn.Linear, or matrices [N, K] or [K, N] with N != K. Keep it with exclude=[{assignment.name!r}]."
         )
     weight = weight.detach()
@@ -61,7 +62,8 @@ def pack(assignment: Assignment, weight: torch.Tensor, *, unrotated: bool = Fals
         weight = weight.transpose(-1, -2)
     if quantizer.square and weight.shape[-2] % quantizer.group_rows and weight.dim() > 2:
         raise ExportError(
-            f"The weights {assignment.name!r} have {weight.shape[-2]} rows each, and {quantizer.name!r} has square blocks of "
+            f"The weights {assignment.name!r} have {weight.shape[-2]} rows each, and {quantizer.name!r} "
+            "has square blocks of "
             f"{quantizer.group_rows}, which would reach from one matrix into the next. Keep it with "
             f"exclude=[{assignment.name!r}]."
         )
@@ -91,7 +93,8 @@ def _blocks(name: str, weight: torch.Tensor, quantizer: Quantizer) -> QuantizedT
     broken = int((blocks.scales.view(torch.uint8) == nan).sum())
     if broken or not bool(blocks.tensor_scale.isfinite().all()):
         raise ExportError(
-            f"The weight {name!r} has {broken} groups with a NaN or an infinity; expected finite values, since other code reads "
+            f"The weight {name!r} has {broken} groups with a NaN or an infinity; expected finite values, "
+            "since other code reads "
             "the scale byte of NaN as a number. Export an earlier checkpoint."
         )
     return blocks

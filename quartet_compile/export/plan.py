@@ -70,7 +70,8 @@ class Plan:
         if len(by_layout) > 1:
             shown = "; ".join(f"{q.name} is {q.quantizer.name}" for q in by_layout.values() if q.quantizer)
             raise ExportError(
-                f"The recipe {self.recipe!r} has weights in several formats ({shown}); a file of this kind has one. Keep the "
+                f"The recipe {self.recipe!r} has weights in several formats ({shown}); a file of this kind "
+                "has one. Keep the "
                 "others in high precision with exclude=[...], or use format='bf16'."
             )
         return next(q.quantizer for q in by_layout.values() if q.quantizer)
@@ -161,7 +162,8 @@ def _unseen(name: str, modules: Mapping[str, nn.Module]) -> Assignment:
 
 def _no_tensor(site: Site, model: nn.Module) -> str:
     return (
-        f"The matmul {site.name!r} runs in FP4, and its weight is no tensor of the state dict of {type(model).__name__}: it is "
+        f"The matmul {site.name!r} runs in FP4, and its weight is no tensor of the state dict of "
+        f"{type(model).__name__}: it is "
         "computed from parameters, or tied to a table under another name. Merge it first (peft: merge_and_unload(); "
         f"torch.nn.utils.parametrize.remove_parametrizations), or keep it with exclude=[{site.name!r}]."
     )
@@ -174,7 +176,8 @@ def named(plan: Plan, names: Iterable[str]) -> dict[str, Assignment]:
     for each in plan.quantized:
         if each.name not in names:
             raise ExportError(
-                f"The checkpoint has no tensor {each.name!r}, which the model computes with in FP4; it has {len(names)} tensors, "
+                f"The checkpoint has no tensor {each.name!r}, which the model computes with in FP4; it has "
+                f"{len(names)} tensors, "
                 f"as {', '.join(names[:4])}. Save the model with the names of its state dict."
             )
     return {name: plan.assignments.get(name, Assignment(name=name, reason="not in the model")) for name in names}

@@ -74,8 +74,8 @@ class Shards:
         if self._file is not None:
             self._finish()
         count, where = len(self._files), {}
-        for index, (path, names) in enumerate(self._files, 1):
-            final = "model.safetensors" if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors"
+        for number, (path, names) in enumerate(self._files, 1):
+            final = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             path.rename(path.with_name(final))
             where.update(dict.fromkeys(names, final))
         if count > 1:
@@ -103,7 +103,7 @@ class Shards:
 
     def _write(self, name: str, tensor: torch.Tensor) -> None:
         start = self._file.tell() - self._start_of_data
-        rest = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        rest = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         while rest:  # a full disk may take a part
             rest = rest[self._file.write(rest) :]
         entry = {

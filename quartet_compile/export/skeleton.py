@@ -20,7 +20,8 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
     """The causal language model that `config.json` describes, on the meta device. Raises `ExportError`."""
     if not (folder / "config.json").is_file():
         raise ExportError(
-            f"{str(folder)!r} has no config.json, so what model it is of is not known; give it, as model=build() (its weights "
+            f"{str(folder)!r} has no config.json, so what model it is of is not known; give it, as "
+            "model=build() (its weights "
             "are not read; on the command line --model path/file.py:build)."
         )
     try:
@@ -33,7 +34,8 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
             made: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"config.json in {str(folder)!r} is of no causal language model that transformers knows: {error} Give the model, as "
+            f"config.json in {str(folder)!r} is of no causal language model that transformers knows: "
+            f"{error} Give the model, as "
             "model=build()."
         ) from None
     return made

@@ -18,7 +18,8 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", "
 
 
 class Source(Protocol):
-    """names: of the tensors. config: what `config.json` says, or an empty dict. companions: files that go with the weights."""
+    """names: of the tensors. config: what `config.json` says, or an empty dict. companions: files that go with the
+    weights."""
 
     names: list[str]
     config: dict[str, Any]
@@ -60,7 +61,8 @@ class FolderSource:
         if "quantization_config" in self.config:
             method = self.config["quantization_config"].get("quant_method", "some method")
             raise ExportError(
-                f"The checkpoint {str(folder)!r} is quantized already (by {method}); expected the weights that were trained. "
+                f"The checkpoint {str(folder)!r} is quantized already (by {method}); expected the weights "
+                "that were trained. "
                 "Give the checkpoint that training saved."
             )
         files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -90,7 +92,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ExportError(
-            f"{str(folder)!r} has no *.safetensors; expected model.safetensors, or shards with {_INDEX}. Save the model with "
+            f"{str(folder)!r} has no *.safetensors; expected model.safetensors, or shards with {_INDEX}. "
+            "Save the model with "
             "save_pretrained(..., safe_serialization=True) or safetensors.torch.save_model."
         )
     return files
