@@ -85,7 +85,9 @@ def test_nvfp4_is_read_to_one_step_of_bfloat16(model, reports, tmp_path):
     """The format divides by the reciprocal of the tensor scale, which rounds: ties of bfloat16 may fall to either side."""
     report, folder = reports("quartet2"), tmp_path / "served"
     qc.export(model, folder, format="compressed-tensors", recipe="quartet2", report=report)
-    loaded = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    dense = hf.utils.quantization_config.CompressedTensorsConfig(dequantize=True)
+    how = dict(dtype=torch.bfloat16, quantization_config=dense)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder, **how).state_dict()
     file = load_file(folder / "model.safetensors")
     for name, value in expected(model, report, "nvfp4-rtn-4over6").state_dict().items():
         torch.testing.assert_close(loaded[name], value, rtol=2**-7, atol=0)
