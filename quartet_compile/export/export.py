@@ -171,4 +171,5 @@ def _shown(tensors: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
         from tqdm import tqdm
     except ImportError:
         raise ExportError("A progress bar needs tqdm: pip install 'quartet-compile[export]'.") from None
-    return tqdm(tensors, total=count, unit="tensor", disable=None)
+    bar: Iterable[Any] = tqdm(tensors, total=count, unit="tensor", disable=None)
+    return bar
