@@ -151,7 +151,7 @@ def _outputs(site: Site, tensor: torch.Tensor, module: nn.Module | None) -> str:
     if n == k and last == (n, k):
         transposed = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", None)
         return UNKNOWN if transposed is None else COLUMNS if transposed else ROWS
-    return {(n, k): ROWS, (k, n): COLUMNS}.get(last, UNKNOWN)
+    return ROWS if last == (n, k) else COLUMNS if last == (k, n) else UNKNOWN
 
 
 def _unseen(name: str, modules: Mapping[str, nn.Module]) -> Assignment:

@@ -29,9 +29,10 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
     except ImportError:
         raise ExportError("Reading a Hugging Face checkpoint needs transformers: pip install transformers.") from None
     try:
+        automatic: Any = transformers.AutoModelForCausalLM
         config = transformers.AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            made: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            made: nn.Module = automatic.from_config(config, dtype=torch.bfloat16)
     except (OSError, ValueError) as error:
         raise ExportError(
             f"config.json in {str(folder)!r} is of no causal language model that transformers knows: "

@@ -36,7 +36,7 @@ class ModelSource:
         self._tensors = unshared(model)
         self.names = list(self._tensors)
         self.companions: list[pathlib.Path] = []
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         self.config: dict[str, Any] = json.loads(config.to_json_string(use_diff=False)) if _is_hf(config) else {}
         if self.config:
             self.config["architectures"] = [type(model).__name__]
