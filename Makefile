@@ -1,10 +1,11 @@
 # make demo    trains the demo model in full precision and in FP4, and compares them (runs/demo)
-# make test    the tests; test-all adds the slow ones
+# make test    the tests; test-all adds the slow ones; test-clients trains inside of other people's trainers
+# make test-torch TORCH=2.14.1  the tests under another torch, in a venv of its own; TESTS=tests/passes only these
 # make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
 # make lint    style, spelling and types
 # make bench   times of a training step
-# Each verb but gpu-check does its own set-up, in .venv, with the versions of constraints.txt. PYTHON=python3.12 picks
-# another Python.
+# Each verb but gpu-check does its own set-up, all but test-torch in .venv, with the versions of constraints.txt.
+# PYTHON=python3.12 picks another Python.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -25,7 +26,7 @@ ifneq ($(shell $(is_whole)),True)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo test test-all gpu-check lint bench
+.PHONY: setup demo test test-all test-clients test-torch gpu-check lint bench
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -53,10 +54,43 @@ demo: setup
 	$(PY) examples/train_llama.py --compare --size demo --out runs/demo
 
 test: setup
-	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu" --ignore=tests/clients $(PYTEST_ARGS)
 
 test-all: setup
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --ignore=tests/clients $(PYTEST_ARGS)
+
+# In an environment of their own: they bring 60 packages, and ask for versions of others.
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
+
+$(CLIENTS_READY): pyproject.toml constraints.txt tests/clients/requirements.txt
+	rm -rf $(CLIENTS) && $(PYTHON) -m venv $(CLIENTS)
+	grep -v '^triton=' constraints.txt > $(CLIENTS)/constraints.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c $(CLIENTS)/constraints.txt -e ".[test]" \
+	  -r tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps litgpt==0.5.13 \
+	  'triton; platform_system == "Linux"'
+	@touch $@
+
+test-clients: $(CLIENTS_READY)
+	$(CLIENTS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/clients $(PYTEST_ARGS)
+
+TESTS ?= tests
+TORCH_VENV := .venv-torch-$(TORCH)
+
+test-torch: $(TORCH_VENV)/.ready
+	$(TORCH_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(PYTEST_ARGS) $(TESTS)
+
+# The triton is that which this torch asks for.
+.venv-torch-%/.ready: pyproject.toml constraints.txt
+	test -x .venv-torch-$*/bin/python || $(PYTHON) -m venv .venv-torch-$*
+	grep -vE '^(torch|triton)=' constraints.txt > .venv-torch-$*/constraints.txt
+	echo 'torch==$*' >> .venv-torch-$*/constraints.txt
+	.venv-torch-$*/bin/python -m pip install --disable-pip-version-check -c .venv-torch-$*/constraints.txt 'torch==$*' -e ".[test]"
+	@touch $@
+
+.venv-torch-/.ready:
+	@echo "test-torch: TORCH names no version. Say make test-torch TORCH=2.14.1" >&2; exit 1
 
 # Not set up: where the GPU is, there may be no registry. The Python that sees it needs torch, triton and pytest.
 gpu-check:

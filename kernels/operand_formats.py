@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from ..errors import QuantizerError
-from .quantizer import Quantizer
 
 
 class OperandFormat(NamedTuple):
@@ -61,43 +60,22 @@ def check_format(name: str, codes: torch.Tensor, scales: torch.Tensor) -> Operan
     return found
 
 
-def format_of(codes: torch.dtype, scales: torch.dtype) -> str:
-    """The name of the format whose codes and scales have these types. Raises `QuantizerError`."""
-    for name, known in OPERAND_FORMATS.items():
-        if known.codes == codes and known.scales == scales:
-            return name
-    raise _no_format(f"codes of {codes} and scales of {scales}")
-
-
-def operand_format(quantizer: Quantizer) -> OperandFormat:
-    """What a quantizer makes. Raises `QuantizerError`."""
-    for known in OPERAND_FORMATS.values():
-        if known.elements == quantizer.elements and known.scale_format == quantizer.scale_format:
-            return known
-    raise _no_format(f"elements={quantizer.elements!r} and scale_format={quantizer.scale_format!r}")
-
-
-def packed_in(codes: torch.dtype) -> int:
-    """Elements in one item of codes of a type. Raises `QuantizerError`."""
-    for known in OPERAND_FORMATS.values():
-        if known.codes == codes:
-            return known.packed
-    raise _no_format(f"codes of {codes}")
-
-
-def pair(a: torch.dtype, a_scales: torch.dtype, b: torch.dtype, b_scales: torch.dtype) -> tuple[str, str]:
-    """The formats of a product's operands, by the types of their codes and scales. Raises `QuantizerError`."""
-    formats = format_of(a, a_scales), format_of(b, b_scales)
-    if formats not in PRODUCT_FORMATS:
+def check_product(a: str, b: str) -> tuple[str, str]:
+    """The formats of a product's operands, which must be a pair of `PRODUCT_FORMATS`. Raises `QuantizerError`."""
+    if (a, b) not in PRODUCT_FORMATS:
         raise QuantizerError(
-            f"A product has operands in {formats[0]!r} and {formats[1]!r}; expected a pair of PRODUCT_FORMATS in "
+            f"A product has operands in {a!r} and {b!r}; expected a pair of PRODUCT_FORMATS in "
             "kernels/operand_formats.py. Quantize both to one format."
         )
-    return formats
+    return a, b
 
 
-def _no_format(got: str) -> QuantizerError:
-    return QuantizerError(
-        f"An operand has {got}, as no format has; expected those of one of {', '.join(OPERAND_FORMATS)}. Pass the parts of "
-        "a quantized operand together, as the op that made them returned them."
+def format_with(elements: str, scale_format: str) -> str:
+    """The name of the format with such elements and scales. Raises `QuantizerError`."""
+    for name, known in OPERAND_FORMATS.items():
+        if known.elements == elements and known.scale_format == scale_format:
+            return name
+    raise QuantizerError(
+        f"A quantizer has elements={elements!r} and scale_format={scale_format!r}, as no format has; expected those of one "
+        f"of {', '.join(OPERAND_FORMATS)}."
     )

@@ -19,7 +19,7 @@ from .._compat import group_ranks
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
-from .operand_formats import check_format, operand_format
+from .operand_formats import OPERAND_FORMATS, check_format
 from .quantizer import Quantizer, padded
 from .quantizer import quantizer as quantizer_named
 from .schemas import (
@@ -61,7 +61,7 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     def quantize(call: Quantize):
         spec = quantizer_named(call.quantizer)
         how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
-        return tuple(backend.quantize(call.x, spec, **how))
+        return backend.quantize(call.x, spec, **how).tensors
 
     def quantize_pair(call: QuantizePair):
         row, column = quantizer_named(call.row_quantizer), quantizer_named(call.column_quantizer)
@@ -70,10 +70,13 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
 
     def requantize(call: Requantize):
         before, after = quantizer_named(call.source), quantizer_named(call.quantizer)
-        return tuple(backend.requantize(_blocks(call), before, after, stream=call.stream, **_seeds(call)))[:3]
+        source = Blocks(call.codes, call.scales, call.tensor_scale, None, before.format)
+        return backend.requantize(source, before, after, stream=call.stream, **_seeds(call))[:3]
 
     def transposed(call: Transposed):
-        return tuple(backend.transposed(_blocks(call), quantizer_named(call.quantizer)))[:3]
+        spec = quantizer_named(call.quantizer)
+        source = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
+        return backend.transposed(source, spec)[:3]
 
     def scaled_mm(call: ScaledMM):
         left, right = map(_checked, operands_of(call))
@@ -102,17 +105,13 @@ def _seeds(call: Quantize | QuantizePair | Requantize) -> dict[str, torch.Tensor
     return {"seed": call.seed, "sign_seed": call.sign_seed}
 
 
-def _blocks(operand: Operand | Requantize | Transposed) -> Blocks:
-    return Blocks(operand.codes, operand.scales, operand.tensor_scale, mask=None)
-
-
 def _checked(operand: Operand) -> Blocks:
     check_format(operand.format, operand.codes, operand.scales)
-    return _blocks(operand)
+    return Blocks(operand.codes, operand.scales, operand.tensor_scale, None, operand.format)
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full, form = padded(columns, spec.block), operand_format(spec)
+    full, form = padded(columns, spec.block), OPERAND_FORMATS[spec.format]
     groups = 0 if spec.exact else full // form.group
     return (
         x.new_empty((rows, full // form.packed), dtype=form.codes),

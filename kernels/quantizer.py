@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import QuantizerError, suggest
+from .operand_formats import format_with
 
 E2M1_VALUES: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitude of each 3-bit E2M1 code; bit 3 of a code is the sign (OCP Microscaling Formats v1.0, table 5)."""
@@ -79,15 +80,6 @@ SIZES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"group": (16, 32), "group_rows": (1, 16, 32), "rotation": (0, 16, 32, 64, 128)}
 )
 """The sizes that a quantizer can have, by field; backends declare those too."""
-
-
-_FORMATS = {
-    ("e2m1", "e8m0"): "mxfp4",
-    ("e2m1", "e4m3"): "nvfp4",
-    ("e4m3", "e8m0"): "mxfp8",
-    ("float32", "e8m0"): "float32",
-}
-"""The number formats, by elements and scale format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,13 +163,7 @@ class Quantizer:
     @property
     def format(self) -> str:
         """Name of the number format that codes and scales are in (`kernels/operand_formats.py`)."""
-        found = _FORMATS.get((self.elements, self.scale_format))
-        if found is None:
-            raise QuantizerError(
-                f"A quantizer has elements={self.elements!r} and scale_format={self.scale_format!r}, as no format has; "
-                f"expected those of one of {', '.join(_FORMATS.values())}."
-            )
-        return found
+        return format_with(self.elements, self.scale_format)
 
     @property
     def square(self) -> bool:

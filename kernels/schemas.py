@@ -6,6 +6,7 @@ by these names. In a graph, a tensor is the node that computes it; in Inductor, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, NewType, get_type_hints
@@ -240,13 +241,21 @@ def by_name(op: str, function: Callable[[Any], Any]) -> Callable:
 def op_of(node: Any) -> str | None:
     """The name in `torch.ops.quartet` of the op that a graph's node calls; None if it calls another."""
     packet = getattr(node.target, "overloadpacket", None)
+    return None if packet is None else _name_of(packet)
+
+
+@functools.cache
+def _name_of(packet: Any) -> str | None:
     space, _, name = str(packet).partition(".")
     return name if space == "quartet" else None
 
 
 def arguments_of(node: Any) -> Any:
-    """The arguments of a node that calls an op of ours, by name."""
-    return SCHEMAS[op_of(node) or ""].arguments(*node.args, **node.kwargs)
+    """The arguments of a node that calls an op of ours, by name. Raises `TypeError` for any other node."""
+    op = op_of(node)
+    if op is None:
+        raise TypeError(f"{node} calls {node.target}; expected an op of torch.ops.quartet, whose arguments have names.")
+    return SCHEMAS[op].arguments(*node.args, **node.kwargs)
 
 
 def operands_of(product: ScaledMM | ScaledGroupedMM) -> tuple[Operand, Operand]:

@@ -108,7 +108,7 @@ def of_operand(
     parts = []
     for start in range(0, x.shape[0], height):
         rows = slice(start, start + height)
-        part = Blocks(blocks.codes[rows], blocks.scales[rows], blocks.tensor_scale, mask=None)
+        part = blocks._replace(codes=blocks.codes[rows], scales=blocks.scales[rows], mask=None)
         parts.append(_sums(_rotated(x[rows], spec, signs, backend), backend.decode(part, spec), part, spec, scale))
     count, lost, beyond, error, size = torch.stack(parts).sum(0)
     return [amax, lost / count.clamp(min=1), beyond / count.clamp(min=1), torch.where(size == 0, 0.0, error / size)]
@@ -166,15 +166,17 @@ def _implement(backend: Backend) -> dict[str, Callable]:
     """The ops over one backend."""
 
     def observe(call: Observe):
-        blocks, spec = Blocks(call.codes, call.scales, call.tensor_scale, mask=None), quantizer_named(call.quantizer)
+        spec = quantizer_named(call.quantizer)
+        blocks = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
         how = dict(transpose=call.transpose, stream=call.stream, sign_seed=call.sign_seed, backend=backend)
         _write(call, "amax", of_operand(call.x, blocks, spec, **how))
         return call.scales.clone()
 
     def observe_requantized(call: ObserveRequantized):
         """The operand is the transpose of what the source's codes stand for."""
-        before = Blocks(call.source_codes, call.source_scales, call.source_tensor_scale, mask=None)
-        x = backend.decode(before, quantizer_named(call.source))
+        spec = quantizer_named(call.source)
+        before = Blocks(call.source_codes, call.source_scales, call.source_tensor_scale, None, spec.format)
+        x = backend.decode(before, spec)
         same = {name: value for name, value in call._asdict().items() if name in Observe._fields}
         return observe(Observe(x=x, transpose=True, **same))
 
@@ -200,7 +202,7 @@ def _observe_gradient(call: ObserveGradient):
 
 def _exact(x: torch.Tensor) -> Blocks:
     """An operand that nothing rounds: the format `"float32"`, without scales."""
-    return Blocks(x, x.new_empty((x.shape[0], 0), dtype=torch.uint8), x.new_empty(0), mask=None)
+    return Blocks(x, x.new_empty((x.shape[0], 0), dtype=torch.uint8), x.new_empty(0), None, "float32")
 
 
 def _fake_of_scales(call: Observe | ObserveRequantized):

@@ -21,10 +21,11 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from .._compat import region
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
-from .graph import Builder, Matrix, aten, region
+from .graph import Builder, Matrix, aten
 from .saved import Saved
 from .share import Quantized, quartet
 from .site import MatmulSite

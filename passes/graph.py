@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from .._compat import fake_like
+from .._compat import (
+    expression,
+    fake_like,
+    fake_mode_of,
+    is_tangent,
+    keep_in_backward,
+    module_stack,
+    op_name,
+    place_of,
+    region,
+)
 from ..config.names import clean
 
 aten = torch.ops.aten
@@ -37,20 +47,6 @@ CASTS = (
     aten.clone.default,
 )
 """Ops that keep the elements of a tensor up to rounding."""
-
-_COPIED_META = (
-    "seq_nr",
-    "partitioner_tag",
-    "recompute",
-    "ac_graph_id",
-    "has_backward_hook",
-    "custom",
-    "nn_module_stack",
-    "fwd_nn_module_stack",
-    "stack_trace",
-    "source_fn_stack",
-    "fwd_source_fn_stack",
-)
 
 
 class VerifyError(AssertionError):
@@ -115,13 +111,13 @@ class Values:
 
     def _key(self, node: fx.Node, whole: bool = False) -> tuple:
         root, stand_in = self._stand_in(node)
-        sizes = tuple(map(_hashable, stand_in.shape))
+        sizes = tuple(map(expression, stand_in.shape))
         strides = tuple(
-            0 if size == 1 else _hashable(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
+            0 if size == 1 else expression(stride) for size, stride in zip(sizes, stand_in.stride(), strict=True)
         )
         if len(sizes) == 3 and sizes[0] == 1 and not whole:
             sizes, strides = sizes[1:], strides[1:]
-        return root, sizes, strides, _hashable(stand_in.storage_offset())
+        return root, sizes, strides, expression(stand_in.storage_offset())
 
     def _stand_in(self, node: fx.Node) -> tuple[fx.Node, torch.Tensor]:
         found = self._stand_ins.get(node)
@@ -149,13 +145,6 @@ def strip(node: fx.Node, through: Iterable = (*VIEWS, *CASTS)) -> fx.Node:
     return node
 
 
-def description_of(description: Any) -> Any:
-    """What AOTAutograd says of an input or output; of a part of a tensor subclass (a DTensor's shard), of the whole."""
-    while hasattr(description, "base"):
-        description = description.base
-    return description
-
-
 def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that depends on one of the starts, the starts included."""
     seen = set(starts)
@@ -170,7 +159,7 @@ def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
 
 def tangents(graph: fx.Graph) -> list[fx.Node]:
     """The placeholders that carry gradients into a joint graph; none in an inference graph."""
-    return [node for node in graph.nodes if node.op == "placeholder" and "tangents" in node.target]
+    return [node for node in graph.nodes if is_tangent(node)]
 
 
 @dataclasses.dataclass
@@ -178,6 +167,7 @@ class Builder:
     """The one door for new nodes: runs the op on fake tensors for `meta["val"]`, and copies where it belongs from the
     node that it stands in for: autograd sequence number, partitioner tag, recompute policy, module and annotation.
 
+    edits: how often the graph was changed. before: the nodes that it had.
     made: the last node of each op that stands in for a node, by both.
     replaced: the nodes that were replaced, with what came in their place.
     working_on: the index of the site that is being rewritten; author: of the site that each new node was made for.
@@ -190,6 +180,10 @@ class Builder:
     _seen: dict[tuple, Any] = dataclasses.field(default_factory=dict)
     replaced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     _once: dict[tuple, Any] = dataclasses.field(default_factory=dict)
+    edits: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = frozenset(self.graph.nodes)
 
     def call(
         self, like: fx.Node, target: Any, *args: Any, backward_only: bool = False, kwargs: dict | None = None
@@ -199,12 +193,13 @@ class Builder:
         backward_only: forbid the partitioner to move it into the forward graph, though it reads no gradient.
         """
         args = fx.map_arg(args, lambda n: self.replaced.get(n, n))  # operands were found before anything was rewritten
-        name = target._schema.name.rpartition("::")[2]
+        name = op_name(target).rpartition("::")[2]
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        node.meta = {key: like.meta[key] for key in _COPIED_META if key in like.meta}
+        node.meta = place_of(like)
         if backward_only:
-            node.meta["partitioner_tag"] = "must_be_in_backward"
+            keep_in_backward(node)
         self.author[node] = self.working_on
+        self.edits += 1
         node.meta["val"] = self._run(like, target, args, kwargs or {})
         self.made[like, target] = node
         return node
@@ -221,7 +216,7 @@ class Builder:
         items = []
         for index in range(len(node.meta["val"])):
             item = self.graph.call_function(operator.getitem, (node, index))
-            item.meta = {key: node.meta[key] for key in _COPIED_META if key in node.meta}
+            item.meta = place_of(node)
             item.meta["val"] = node.meta["val"][index]
             self.author[item] = self.author.get(node)
             items.append(item)
@@ -246,7 +241,7 @@ class Builder:
         """Give every user of `old` the node `new`, which must have its shape and dtype, in the layout of `old`, which views
         that read it may count on; called where `old` is."""
         before, after = old.meta["val"], new.meta["val"]
-        if before.dtype != after.dtype or [*map(_hashable, before.shape)] != [*map(_hashable, after.shape)]:
+        if before.dtype != after.dtype or [*map(expression, before.shape)] != [*map(expression, after.shape)]:
             raise VerifyError(
                 f"{old.format_node()} is {before.dtype}{list(before.shape)}, "
                 f"its replacement {new.format_node()} is {after.dtype}{list(after.shape)}"
@@ -255,6 +250,12 @@ class Builder:
             new = self._laid_out(old, new)
         old.replace_all_uses_with(new)
         self.replaced[old] = new
+        self.edits += 1
+
+    def divert(self, node: fx.Node, copy: fx.Node) -> None:
+        """Give every other reader of `node` its copy, which reads it."""
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+        self.edits += 1
 
     def _laid_out(self, old: fx.Node, new: fx.Node) -> fx.Node:
         """The values of `new` with the strides of `old`."""
@@ -286,13 +287,8 @@ def snapshot(graph: fx.Graph) -> Callable[[], None]:
 
 def module_of(node: fx.Node) -> str:
     """The path of the innermost module that computes a node, as users write it; empty outside of modules."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return clean(list(stack.values())[-1][0]) if stack else ""
-
-
-def region(node: fx.Node) -> tuple:
-    """The checkpointed region that a node is recomputed with; the partitioner recomputes each region by itself."""
-    return node.meta.get("ac_graph_id"), node.meta.get("recompute")
+    stack = module_stack(node.meta)
+    return clean(stack[-1][0]) if stack else ""
 
 
 def _swaps(node: fx.Node) -> bool:
@@ -311,12 +307,14 @@ def _swaps(node: fx.Node) -> bool:
 
 def _layout(value: torch.Tensor) -> list:
     """The strides that matter, of dimensions with more than one element."""
-    return [_hashable(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if _hashable(size) != 1]
+    return [
+        expression(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if expression(size) != 1
+    ]
 
 
 def _dense_order(value: torch.Tensor) -> list[int] | None:
     """The dimensions from the outermost to the innermost, where memory has them without gaps; else None."""
-    sizes, strides = ([_hashable(item) for item in items] for items in (value.shape, value.stride()))
+    sizes, strides = ([expression(item) for item in items] for items in (value.shape, value.stride()))
     left = [dim for dim, size in enumerate(sizes) if size != 1]
     order, expected = [], 1
     while left:
@@ -335,7 +333,7 @@ def _swapped(dims: tuple) -> tuple:
 
 
 def _fake_mode(node: fx.Node) -> Any:
-    return node.meta["val"].fake_mode
+    return fake_mode_of(node.meta["val"])
 
 
 def _same_layout(node: fx.Node) -> torch.Tensor:
@@ -357,7 +355,7 @@ def _kind(node: fx.Node) -> Any:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         return value
-    sizes, strides = tuple(map(_hashable, value.shape)), tuple(map(_hashable, value.stride()))
+    sizes, strides = tuple(map(expression, value.shape)), tuple(map(expression, value.stride()))
     return _Operand(sizes, strides, value.dtype, value.device)
 
 
@@ -370,7 +368,3 @@ class _Operand(NamedTuple):
 
 def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _hashable(size: Any) -> Any:
-    return size if isinstance(size, int) else size.node.expr

@@ -6,8 +6,7 @@ import dataclasses
 
 from torch import fx
 
-from .._compat import BufferInput, ParamInput, PlainInput
-from .graph import description_of
+from .._compat import BufferInput, ParamInput, PlainInput, description_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ def placeholders_of(graph: fx.Graph, inputs: GraphInputs) -> Placeholders:
     """The placeholders that AOTAutograd describes, or that Dynamo knows by their position."""
     found = Placeholders({}, {}, {}, {})
     for node in graph.nodes:
-        description = description_of(node.meta.get("desc")) if node.op == "placeholder" else None
+        description = description_of(node) if node.op == "placeholder" else None
         name = None
         if isinstance(description, ParamInput):
             name = found.parameters[node] = description.target
@@ -61,4 +60,4 @@ def placeholders_of(graph: fx.Graph, inputs: GraphInputs) -> Placeholders:
 
 def is_nested(graph: fx.Graph) -> bool:
     """Whether a graph is the body of a higher-order op: AOTAutograd describes the inputs of all others."""
-    return not any(node.meta.get("desc") for node in graph.nodes)
+    return not any(description_of(node) for node in graph.nodes)

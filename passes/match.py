@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from torch import fx
 
-from .._compat import GradOutput
-from .graph import Matrix, Values, descendants, description_of, tangents
+from .._compat import GradOutput, description_of, descriptions_of, gradient_of, sequence_number
+from .graph import Matrix, Values, descendants, tangents
 from .products import is_paired_by_structure, kind_of
 from .site import MatmulSite
 from .weights import Weights
@@ -39,57 +39,56 @@ class _Reader(NamedTuple):
 
 def apply(work: Work) -> None:
     """Find the sites of a graph."""
-    work.sites = find_sites(work.graph, work.weights)
+    work.backward = frozenset(descendants(tangents(work.graph)))
+    work.sites = find_sites(work.graph, work.weights, work.backward)
 
 
-def find_sites(graph: fx.Graph, weights: Weights) -> list[MatmulSite]:
+def find_sites(graph: fx.Graph, weights: Weights, backward: frozenset[fx.Node]) -> list[MatmulSite]:
     """Every forward `mm` and `addmm` of the graph, and the other products that have a weight, in order, paired with their
-    backward matmuls."""
+    backward matmuls. backward: what depends on a gradient."""
     values = Values()
-    backward = descendants(tangents(graph))
     sites: list[MatmulSite] = []
     for node in graph.nodes:
         kind = kind_of(node) if node not in backward else None
         site = kind.site(len(sites), node, values, weights) if kind else None
         sites += [site] * (site is not None)
     if backward:
+        gradients = _Gradients(graph, [source for site in sites for source in site.sources], backward)
         by_structure = [site for site in sites if site.kind.by_structure]
-        _pair(by_structure, [n for n in graph.nodes if n in backward and is_paired_by_structure(n)], values, graph)
-        _pair_by_op([site for site in sites if not site.kind.by_structure], values, graph)
+        _pair(by_structure, [n for n in graph.nodes if n in backward and is_paired_by_structure(n)], values, gradients)
+        _pair_by_op([site for site in sites if not site.kind.by_structure], values, gradients)
     return sites
 
 
-def _pair_by_op(sites: list[MatmulSite], values: Values, graph: fx.Graph) -> None:
+def _pair_by_op(sites: list[MatmulSite], values: Values, gradients: _Gradients) -> None:
     """Pair sites whose gradients are outputs of one op: the one with their number, or the only one that there is."""
-    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
     candidates = {site.index: site.kind.backward_ops(site.node) for site in sites}
     taken: set[fx.Node] = set()
     for by_number in (True, False):
         for site in sites:
             found = [op for op in candidates[site.index] if op not in taken]
             if by_number:
-                found = [op for op in found if _number(op) == _number(site.node)]
+                found = [op for op in found if sequence_number(op) == sequence_number(site.node)]
             rivals = [other for other in sites if other is not site and other.dy is None]
             contested = any(op in candidates[other.index] for op in found for other in rivals)
             if site.dy is None and len(found) == 1 and (by_number or not contested):
                 site.kind.accept(site, found[0], values)
                 taken.add(found[0])
-    owned = {_number(op) for op in taken}
+    owned = {sequence_number(op) for op in taken}
     for site in sites:
         if site.dy is not None:
             continue
-        number, found = _number(site.node), candidates[site.index]
-        without = number is not None and (number in owned or not gradients.has_number(site, number))
+        number, found = sequence_number(site.node), candidates[site.index]
+        without = number is not None and (number in owned or not gradients.hassequence_number(site, number))
         if not taken.issuperset(found) or (not found and gradients.reaches(site) and not without):
             _give_up(site)
 
 
-def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, graph: fx.Graph) -> None:
+def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, gradients: _Gradients) -> None:
     readers = _index_readers(backward, values)
-    gradients = _Gradients(graph, [source for site in sites for source in site.sources])
     taken: set[fx.Node] = set()
     for site in sites:
-        _pair_by_number(site, sites, readers, gradients, taken)
+        _pair_bysequence_number(site, sites, readers, gradients, taken)
         taken.update(site.backward)
     for pair in (_pair_both, _pair_one):
         for site in sites:
@@ -126,16 +125,16 @@ class _Gradients:
     A graph that doesn't describe its outputs tells nothing: then every input counts as one that may get a gradient.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node], backward: frozenset[fx.Node]) -> None:
         (output,) = (node for node in graph.nodes if node.op == "output")
-        descriptions = output.meta.get("desc")
+        descriptions = descriptions_of(output)
         self.known = descriptions is not None
-        self._backward = descendants(tangents(graph))
+        self._backward = backward
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
-        sources = {description_of(node.meta.get("desc")): node for node in inputs}
-        for description, result in zip(map(description_of, descriptions or ()), output.args[0], strict=False):
-            source = sources.get(getattr(description, "grad_of", None))
+        sources = {description_of(node): node for node in inputs}
+        for description, result in zip(descriptions or (), output.args[0], strict=False):
+            source = sources.get(gradient_of(description))
             if isinstance(description, GradOutput) and isinstance(result, fx.Node) and source is not None:
                 self._follow(result, source)
 
@@ -151,9 +150,9 @@ class _Gradients:
         """The same, as far as is known."""
         return not self.known or self.ends_in(node, site)
 
-    def has_number(self, site: MatmulSite, number: int | None) -> bool:
+    def hassequence_number(self, site: MatmulSite, number: int | None) -> bool:
         """Whether the backward of this sequence number goes into the gradient of the site's weight, as far as is known."""
-        return not self.known or any(_number(n) == number and self.ends_in(n, site) for n in self._backward)
+        return not self.known or any(sequence_number(n) == number and self.ends_in(n, site) for n in self._backward)
 
     def _follow(self, result: fx.Node, source: fx.Node) -> None:
         self._differentiated.add(source)
@@ -166,7 +165,7 @@ class _Gradients:
                     stack.extend(node.all_input_nodes)
 
 
-def _pair_by_number(
+def _pair_bysequence_number(
     site: MatmulSite,
     sites: list[MatmulSite],
     readers: dict[tuple, list[_Reader]],
@@ -178,13 +177,13 @@ def _pair_by_number(
     Of sites with the same operands and number, it is the first one's: autograd counts when it records a matmul, and what
     is computed next without gradient (`no_grad`, a teacher) has the number of what was recorded last.
     """
-    number = _number(site.node)
+    number = sequence_number(site.node)
     dgrads, wgrads = (
-        [r for r in found if _number(r.node) == number is not None and r.node not in taken]
+        [r for r in found if sequence_number(r.node) == number is not None and r.node not in taken]
         for found in (_dgrads(site, readers), _wgrads(site, readers, gradients))
     )
     pairs = _of_one_gradient(dgrads, wgrads)
-    same = [other for other in sites if _number(other.node) == number and other is not site]
+    same = [other for other in sites if sequence_number(other.node) == number and other is not site]
     if len(pairs) == 1:
         _accept(site, *pairs[0])
     elif len(wgrads) == 1 and not dgrads:
@@ -193,7 +192,7 @@ def _pair_by_number(
             _accept(site, None, wgrads[0])
     elif len(dgrads) == 1 and not wgrads and site.weight is not None:
         rivals = [other for other in same if other.w.key == site.w.key and other.x.key != site.x.key]
-        if not rivals and not (gradients.reaches(site) and gradients.has_number(site, number)):
+        if not rivals and not (gradients.reaches(site) and gradients.hassequence_number(site, number)):
             _accept(site, dgrads[0], None)
 
 
@@ -248,14 +247,9 @@ def _wgrads(site: MatmulSite, readers: dict[tuple, list[_Reader]], gradients: _G
 def _only(choices: list[tuple], site: MatmulSite) -> tuple | None:
     """The one choice, or the one whose nodes carry the site's sequence number."""
     if len(choices) > 1:
-        number = _number(site.node)
-        choices = [c for c in choices if all(_number(r.node) == number is not None for r in c)]
+        number = sequence_number(site.node)
+        choices = [c for c in choices if all(sequence_number(r.node) == number is not None for r in c)]
     return choices[0] if len(choices) == 1 else None
-
-
-def _number(node: fx.Node) -> int | None:
-    """Autograd's sequence number, which a forward op and its backward have in common."""
-    return node.meta.get("seq_nr")
 
 
 def _accept(site: MatmulSite, dgrad: _Reader | None, wgrad: _Reader | None) -> None:

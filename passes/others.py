@@ -42,7 +42,7 @@ def _inside(body: object, at: fx.Node) -> list[OtherProduct]:
     for node in body.graph.nodes:
         if node.op == "get_attr":
             found += _inside(getattr(body, str(node.target), None), at)
-        elif PLAIN.owns(node) or _is_other(node):
+        elif kind_of(node) is PLAIN or _is_other(node):
             kind = op_name(node).partition("::")[2].lstrip("_")
             found.append(OtherProduct(node, kind, _shape(node), None, NESTED, at))
     return found

@@ -1,7 +1,8 @@
 """Run a list of passes on a graph: those that look at it once, those that change it until none of them fails on a site.
 
-After each pass that changes the graph, it is checked against the spec (verify.py). Where a pass or the check fails, the
-graph goes back to what it was, the site at fault stays in high precision, and the rest is rewritten again.
+After each pass that changed the graph, and once more at the end, it is checked against the spec (spec.py). Where a pass
+or the check fails, the graph goes back to what it was, the site at fault stays in high precision, and the rest is
+rewritten again.
 
 `QUARTET_DEBUG=passes` prints the graph after each of these passes; a `TORCH_TRACE` log has it too, for tlparse.
 """
@@ -53,10 +54,13 @@ def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
         undo = work.attempt()
         try:
             for step in changing:
+                edits = work.build.edits
                 _timed(seconds, step.name, step.run, work)
                 work.build.working_on = None
-                _timed(seconds, "verify", verify, work, step is changing[-1])
-                _tell(step.name, work, wanted)
+                if work.build.edits != edits:
+                    _timed(seconds, "verify", verify, work)
+                    _tell(step.name, work, wanted)
+            _timed(seconds, "verify", verify, work, True)
         except Exception as error:  # noqa: BLE001
             undo()
             keep(work, error)

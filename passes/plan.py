@@ -128,6 +128,8 @@ def _policy(
 
 def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:
     """What the user wrote that keeps a matmul of these names in high precision whatever its size; None if nothing."""
+    if policy.within and not any(matches(part, names) for part in policy.within):
+        return "in no part of the model that is compiled"
     if recipe is None:
         return "no rule of the option 'recipe' matches it; end the list with ('*', 'quartet') for the rest"
     if not recipe.rewrites:

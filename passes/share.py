@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
+from .._compat import region
 from ..kernels.quantizer import Quantizer
-from .graph import Builder, Matrix, region
+from .graph import Builder, Matrix
 
 quartet = torch.ops.quartet
 

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from .. import _compat
 from .._compat import OpOverload
 from ..kernels.schemas import SCHEMAS, Quantize, QuantizePair, Requantize, arguments_of, op_of
-from .graph import TRANSPOSES, VIEWS, descendants, description_of, tangents
+from .graph import TRANSPOSES, VIEWS, descendants, tangents
 
 _DTYPES = {
     torch.float32: "f32",
@@ -57,22 +58,22 @@ def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
 
 
 def _part(node: fx.Node, backward: set[fx.Node]) -> str:
-    if node in backward or (backward and "backward" in node.meta.get("partitioner_tag", "")):
+    if node in backward or (backward and _compat.is_tagged_backward(node)):
         return "bwd"
-    return "ckpt" if getattr(node.meta.get("recompute"), "name", "").endswith("RECOMPUTE") else "fwd"
+    return "ckpt" if _compat.is_recomputed(node) else "fwd"
 
 
 def _results(graph: fx.Graph) -> list[tuple[fx.Node, Any]]:
     """The nodes that a graph returns, each with AOTAutograd's description of it."""
     (output,) = (node for node in graph.nodes if node.op == "output")
-    descriptions = output.meta.get("desc") or range(len(output.args[0]))
-    results = zip(output.args[0], map(description_of, descriptions), strict=True)
+    descriptions = _compat.descriptions_of(output) or range(len(output.args[0]))
+    results = zip(output.args[0], descriptions, strict=True)
     return [(node, description) for node, description in results if isinstance(node, fx.Node)]
 
 
 def _output_names(graph: fx.Graph) -> dict[Any, str]:
     """A name for each output of the model, by description: `output`, or of several `output[0]`."""
-    descriptions = [d for _, d in _results(graph) if not (hasattr(d, "grad_of") or hasattr(d, "mutated_input"))]
+    descriptions = [d for _, d in _results(graph) if not (_compat.gradient_of(d) or _compat.update_of(d))]
     if len(descriptions) == 1:
         return {descriptions[0]: "output"}
     return {description: f"output[{index}]" for index, description in enumerate(descriptions)}
@@ -80,7 +81,7 @@ def _output_names(graph: fx.Graph) -> dict[Any, str]:
 
 def _gradient_names(graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, str]:
     """A name for each gradient that comes in: `output.grad`."""
-    described = {node: getattr(description_of(node.meta.get("desc")), "output", None) for node in tangents(graph)}
+    described = {node: _compat.output_of(_compat.description_of(node)) for node in tangents(graph)}
     return {node: f"{outputs[description]}.grad" for node, description in described.items() if description in outputs}
 
 
@@ -113,11 +114,11 @@ class _Printer:
     def returned(self, graph: fx.Graph, outputs: dict[Any, str]) -> dict[fx.Node, list[str]]:
         """What the graph returns of each node that has a line: `output`, `weight.grad`, an updated buffer."""
         placeholders = (node for node in graph.nodes if node.op == "placeholder")
-        inputs = {description_of(node.meta.get("desc")): self.names[node] for node in placeholders}
+        inputs = {_compat.description_of(node): self.names[node] for node in placeholders}
         returned = defaultdict(list)
         for node, description in _results(graph):
-            name = outputs.get(description) or inputs.get(getattr(description, "mutated_input", None))
-            name = name or f"{inputs.get(description.grad_of, '?')}.grad"
+            name = outputs.get(description) or inputs.get(_compat.update_of(description))
+            name = name or f"{inputs.get(_compat.gradient_of(description), '?')}.grad"
             returned[_printed(node)].append(name + ".T" * self.names[node].endswith(".T"))
         return returned
 
@@ -224,8 +225,7 @@ def _printed(node: fx.Node) -> fx.Node:
 
 
 def _op(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.partition("::")[2] if schema else str(node.target)
+    return _compat.op_name(node.target).partition("::")[2] or str(node.target)
 
 
 def _observes(node: fx.Node) -> bool:

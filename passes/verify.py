@@ -1,25 +1,26 @@
-"""Check a graph after each pass that rewrote it: a site with a mistake stays in high precision, instead of being trained
-on."""
+"""Check a graph after each pass that rewrote it (spec.py): a site with a mistake stays in high precision, instead of being
+trained on."""
 
 from __future__ import annotations
 
-from .._compat import OpOverload
-from .graph import VerifyError, descendants, tangents
+from torch import fx
+
+from .graph import VerifyError
+from .spec import AT_THE_END, SPEC, Rewritten
 from .work import Work
 
 
-def verify(work: Work, complete: bool) -> None:
-    """Raise `VerifyError` unless the graph is legal. complete: all passes have run."""
-    graph, replaced = work.graph, work.build.replaced
-    graph.lint()
-    for node in work.replaced if complete else replaced:
-        if node.users:
-            raise VerifyError(f"a replaced matmul is still read: {node.format_node()}", node)
-    backward = descendants(tangents(graph))
-    for node in graph.nodes:
-        if not (isinstance(node.target, OpOverload) and node.target.namespace == "quartet"):
-            continue
-        if "val" not in node.meta:
-            raise VerifyError(f"{node.format_node()} has no fake value", node)
-        if node in backward and node.meta.get("partitioner_tag") == "is_forward":
-            raise VerifyError(f"{node.format_node()} reads a gradient and is tagged as a forward node", node)
+def verify(work: Work, finished: bool = False) -> None:
+    """Raise `VerifyError` unless the graph is legal, with the row that says what is, the node at fault and its site.
+    finished: the last pass has run, and the graph was checked after it."""
+    graph = Rewritten(work)
+    for row in AT_THE_END if finished else SPEC:
+        for node, offence in row.offences(graph):
+            where = f"{node.format_node()}{_site(work, node)}: " if node is not None else ""
+            raise VerifyError(f"{where}{offence}; row {row.name!r}: {row.sentence}", node)
+
+
+def _site(work: Work, node: fx.Node) -> str:
+    index = work.build.author.get(node, work.replaced.get(node))
+    names = [decision.name for decision in work.decisions if decision.site.index == index]
+    return f", of the site {names[0]!r}" if names else ""

@@ -27,8 +27,8 @@ class Work:
     nested: the graph is the body of a higher-order op.
     inputs, weights: what its placeholders are, and where the values of the graph come from.
 
-    Found:  sites, every forward matmul with its backward ones; decisions, one for each; others, the products that are
-            never rewritten.
+    Found:  backward, what depends on a gradient before anything is rewritten; sites, every forward matmul with its
+            backward ones; decisions, one for each; others, the products that are never rewritten.
     Made, anew at each attempt to rewrite the graph:
     build:  the door for new nodes. saved: what the forward of each site leaves for its backward, by index.
     observed: what the rows of the graph's table are of.
@@ -42,6 +42,7 @@ class Work:
     table: str = ""
     nested: bool = False
     training: bool = True
+    backward: frozenset[fx.Node] = frozenset()
     sites: list[MatmulSite] = dataclasses.field(default_factory=list)
     decisions: list[Decision] = dataclasses.field(default_factory=list)
     others: list[OtherProduct] = dataclasses.field(default_factory=list)

@@ -1,6 +1,10 @@
 """Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
 
-from . import law
+import importlib.metadata as _metadata
+
+from . import _compat, law
+from .backend import backend_names as _backend_names
+from .backend import register_backend
 from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
 from .config.outer_blocks import first_and_last_blocks
@@ -25,6 +29,7 @@ from .export.export import export
 from .export.record import Exported, ExportedTensor
 from .frontend import watch as _watch
 from .frontend.api import quartet
+from .frontend.enable import disable, enable
 from .frontend.set_recipe import set_recipe
 from .kernels.quantizer import Quantizer, quantizer
 from .quantized import QuantizedTensor, quantize
@@ -32,6 +37,9 @@ from .report.report import Report, Site
 from .report.stats import Stats, stats
 
 _watch.install()
+_compat.extend_accelerate(_backend_names)
+
+__version__ = _metadata.version("quartet-compile")
 
 __all__ = [
     "TARGETS",
@@ -56,7 +64,10 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "__version__",
     "cross_compile",
+    "disable",
+    "enable",
     "explain",
     "export",
     "first_and_last_blocks",
@@ -71,6 +82,7 @@ __all__ = [
     "quartet",
     "recipe",
     "recipes",
+    "register_backend",
     "register_recipe",
     "save_recipe",
     "set_recipe",

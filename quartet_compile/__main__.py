@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.abc
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -93,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="python -m quartet_compile", description="What backend='quartet' does to a model."
     )
+    version = f"quartet-compile {importlib.metadata.version('quartet-compile')}"
+    root.add_argument("--version", action="version", version=version)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("recipes", help="the recipes: what runs in which format")
     command.add_argument(

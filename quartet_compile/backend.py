@@ -11,6 +11,8 @@ import functools
 import hashlib
 import importlib.metadata
 import pathlib
+import re
+import types
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,28 +22,106 @@ from torch import fx
 
 from . import _compat, kernels, passes
 from .config.marks import KEY, class_mark
-from .config.names import clean, is_parameter_key, matches, root_name
+from .config.names import clean, matches
 from .config.options import Config, configure
+from .config.presets import PRESETS
+from .errors import OptionError, suggest
 from .kernels.architectures import product_format
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
 from .process import process
+from .ranks import check_ranks
 from .report import records
 from .report.stats import remember
 
 
-def quartet_backend(
-    gm: fx.GraphModule, example_inputs: list, *, mode: str | None = None, options: Mapping[str, Any] | None = None
-) -> Any:
-    """The backend that `torch.compile(model, backend="quartet", options=..., mode=...)` finds by its entry point."""
-    with process.running.reported():
-        config = configure(options, mode)
-        compiled = compile_graph(gm, example_inputs, config)
-    warn_unmatched(config)
-    return compiled
+class NamedBackend:
+    """A backend that `torch.compile(model, backend=name, options=..., mode=...)` finds by its name.
+
+    given: the options that the name stands for; those of a call go before them.
+    """
+
+    is_quartet = is_watched = True
+
+    def __init__(self, name: str, given: Mapping[str, Any]) -> None:
+        self.__name__, self.given = name, dict(given)
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: list,
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with process.running.reported():
+            config = configure(self.options(options), mode)
+            compiled = compile_graph(gm, example_inputs, config)
+        warn_unmatched(config)
+        return compiled
+
+    def options(self, options: Mapping[str, Any] | None) -> Any:
+        """All options of a call with these."""
+        return {**self.given, **options} if isinstance(options, Mapping) else (options or self.given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NamedBackend:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return named_backend, (self.__name__,)
 
 
-quartet_backend.is_quartet = quartet_backend.is_watched = True
+def named_backend(name: str) -> NamedBackend:
+    """The backend of a preset's or a registered name. Raises `OptionError` for another one."""
+    if name not in backend_names():
+        known = backend_names()
+        raise OptionError(
+            f"Unknown backend {name!r}{suggest(name, known)}; known are {', '.join(known)}. Register it in this process "
+            f"too: quartet_compile.register_backend({name!r}, ...)."
+        )
+    return {**_PRESETS, **process.backends}[name]
+
+
+def backend_names() -> list[str]:
+    """The names of our backends: those of presets, and the registered ones."""
+    return [*_PRESETS, *process.backends]
+
+
+def name_of_preset(preset: str) -> str:
+    """The name of the backend with a preset recipe: `quartet-rtn`, `quartet-nvfp4`."""
+    return preset if preset.startswith("quartet") else f"quartet-{preset}"
+
+
+_PRESETS = {
+    name_of_preset(preset): NamedBackend(name_of_preset(preset), {} if preset == "quartet" else {"recipe": preset})
+    for preset in PRESETS
+}
+quartet_backend = _PRESETS["quartet"]
+presets = types.SimpleNamespace(**{name.replace("-", "_"): backend for name, backend in _PRESETS.items()})
+"""The backends of presets, as pyproject.toml gives them to torch."""
+
+
+def register_backend(name: str, **options: Any) -> None:
+    """Make a backend of these options for trainers that take a string: `register_backend("mine", recipe="nvfp4")`, then
+    `torch.compile(model, backend="mine")`.
+
+    name: lower-case letters, digits, `-` and `_`; some trainers change other letters. Raises `OptionError` for a name that
+    can't be or is taken by another backend or by other options, and for wrong options also `RecipeError`.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise OptionError(
+            f"register_backend got the name {name!r}; expected lower-case letters, digits, - and _, as 'my-fp4'."
+        )
+    config = configure(options)
+    known = process.backends.get(name)
+    if known is not None and configure(known.given) == config:
+        return
+    if known is not None or name in _compat.known_backends():
+        owner = "by a preset recipe" if name in _PRESETS else "by torch or another package"
+        what = owner if known is None else f"with the options {known.given}"
+        raise OptionError(f"The backend name {name!r} is taken {what}; expected a new one. Choose another name.")
+    process.backends[name] = backend = NamedBackend(name, options)
+    _compat.register_backend(backend, name)
 
 
 def compile_graph(
@@ -50,6 +130,7 @@ def compile_graph(
     """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
+    check_ranks(config)
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
     if config.policy.stats:
@@ -57,7 +138,7 @@ def compile_graph(
     run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid), text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
-    process.matched.setdefault(config.policy, set()).update(p for p in config.policy.patterns if matches(p[1], seen))
+    process.seen.setdefault(config.policy, set()).update(seen)
     _log(uuid)
     return compiled
 
@@ -68,21 +149,15 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     it."""
     parameters, state, leaves, all_names = {}, set(), set(), {}
     groups: dict[str, None] = {}
-    for index, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
-        argument = node.meta.get("grapharg")
-        if argument is None:
-            continue
-        example = argument.example
-        source = argument.source.name
-        source = source() if callable(source) else source
-        all_names[index] = names.get(id(example)) or clean(source) or root_name(source)
+    for index, (example, source) in _compat.arguments(gm).items():
+        all_names[index] = names.get(id(example)) or clean(source) or _compat.root_name(source)
         groups |= dict.fromkeys(_compat.mesh_groups(example))
         if isinstance(example, torch.nn.Parameter):
             parameters[index] = all_names[index]
-        elif "._buffers[" in source:
+        elif _compat.is_buffer(source):
             state.add(index)
         elif isinstance(example, torch.Tensor) and example.requires_grad and example.is_leaf:
-            if "._parameters[" in source or is_parameter_key(source):
+            if _compat.is_parameter(source):
                 parameters[index] = all_names[index]
             elif example.dim() == 2:
                 leaves.add(index)
@@ -97,14 +172,13 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
 
 def parameters_of(gm: fx.GraphModule) -> list[torch.nn.Parameter]:
     """The parameters that a Dynamo graph reads."""
-    arguments = (node.meta.get("grapharg") for node in gm.graph.nodes if node.op == "placeholder")
-    examples = (argument.example for argument in arguments if argument is not None)
+    examples = (argument.example for argument in _compat.arguments(gm).values())
     return [example for example in examples if isinstance(example, torch.nn.Parameter)]
 
 
 def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
     """Every module path and parameter name of a Dynamo graph."""
-    paths = {clean(path) for node in gm.graph.nodes for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
+    paths = {clean(path) for node in gm.graph.nodes for path, _ in _compat.module_stack(node.meta)}
     return {name for name in (*paths, *inputs.parameters.values()) if name}
 
 
@@ -115,10 +189,10 @@ def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     digest.update(repr(settings).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            digest.update(repr(getattr(node.meta.get("example_value"), "shape", None)).encode())
-        stack = node.meta.get("nn_module_stack") or {}
-        modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack.values()]
-        mark = (node.meta.get("custom") or {}).get(KEY)
+            digest.update(repr(_compat.example_shape(node)).encode())
+        stack = _compat.module_stack(node.meta)
+        modules = [(clean(path), _qualified(cls), class_mark(cls)) for path, cls in stack]
+        mark = _compat.annotations_of(node.meta).get(KEY)
         digest.update(repr((mark, modules)).encode())
     return digest.hexdigest()
 
@@ -141,13 +215,32 @@ def sources_hash() -> str:
 
 def warn_unmatched(config: Config) -> None:
     """Warn of each pattern of this configuration that no graph compiled so far has matched."""
-    for option, pattern in sorted(set(config.policy.patterns) - process.matched[config.policy]):
-        warnings.warn(
-            f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
-            "quartet_compile.explain(model, *inputs) lists the names; quartet_compile.quartet(model, ...) checks them "
-            "before anything is compiled.",
-            stacklevel=2,
-        )
+    seen = process.seen[config.policy]
+    for option, pattern in sorted(set(config.policy.patterns)):
+        if not matches(pattern, seen):
+            warnings.warn(
+                f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
+                f"{_inside_a_block(pattern, seen)}quartet_compile.explain(model, *inputs) lists the names; "
+                "quartet_compile.quartet(model, ...) checks them before anything is compiled.",
+                stacklevel=2,
+            )
+
+
+def _inside_a_block(pattern: str, seen: set[str]) -> str:
+    """What to say of a pattern that may be meant for a block, of which only the inside is seen."""
+    parts = pattern.split(".")
+    found = [name for at in range(1, len(parts)) for name in sorted(seen) if matches(".".join(parts[at:]), [name])]
+    roots = sorted({name.partition(".")[0] for name in seen})
+    if not found and (len(parts) == 1 or set(roots) & {parts[0], "*"}):
+        return ""
+    known = (
+        f"{found[0]!r} would be it inside of a block" if found else f"names start at {', '.join(map(repr, roots[:4]))}"
+    )
+    return (
+        f"Names start at the module that torch.compile is given, and {known}: where blocks are compiled one by one, "
+        "quartet_compile.enable(model, ...) before, or quartet_compile.quartet(model, regions=[...]) instead, gives them "
+        "the model's full names. "
+    )
 
 
 def _log(uuid: str) -> None:

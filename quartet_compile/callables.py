@@ -30,11 +30,9 @@ def variables_of(function: Any) -> list[Any]:
 
 def uncompiled(model: Any) -> Any:
     """What `torch.compile` was given, if it was; else the model itself."""
-    if isinstance(model, _compat.OptimizedModule):
-        return model._orig_mod
-    if inspect.isfunction(model):
-        return getattr(model, "_quartet_original", getattr(model, "_torchdynamo_orig_callable", model))
-    return model
+    if inspect.isfunction(model) and hasattr(model, "_quartet_original"):
+        return model._quartet_original
+    return _compat.original_of(model)
 
 
 def signature_of(model: Callable) -> list[inspect.Parameter]:

@@ -34,7 +34,7 @@ class Running(threading.local):
 @dataclasses.dataclass
 class Process:
     """reports:      `report/records.py`: what the pass did to each graph, by its uuid.
-    matched:      `backend.py`: the patterns of a policy that some graph compiled so far has matched.
+    seen:         `backend.py`: the names in the graphs compiled so far under a policy.
     graphs:       `report/stats.py`: the graphs that measure themselves, in their order, each with the `id`s of the
                   parameters that it reads.
     compilations: `report/stats.py`: how often each uuid was compiled.
@@ -45,13 +45,17 @@ class Process:
     configs:      `frontend/set_recipe.py`: the configurations among which any compiled object was switched.
     outer:        `frontend/nested.py`: the other backend that compiled a module of ours into its graph.
     running:      `frontend/watch.py`: the inspections under way.
-    watchers:     `_compat.py`: who watches a compiled object, by a number that Dynamo hands on.
-    numbers:      `_compat.py`: the next of these numbers.
-    limits:       `_compat.py`: torch's recompile limits before `set_recipe` raised them.
+    watchers:     `_compat/calls.py`: who watches a compiled object, by a number that Dynamo hands on.
+    numbers:      `_compat/calls.py`: the next of these numbers.
+    limits:       `_compat/dynamo.py`: torch's recompile limits before `set_recipe` raised them.
+    enabled:      `frontend/enable.py`: what every `torch.compile` of Inductor uses, None for Inductor itself.
+    replaces_inductor: the same: whether torch asks it.
+    backends:     `backend.py`: the backends that were registered by name.
+    said_options: `ranks.py`: whether other ranks know this one's options.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    matched: dict[Any, set[tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    seen: dict[Any, set[str]] = dataclasses.field(default_factory=dict)
     graphs: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     compilations: Counter[str] = dataclasses.field(default_factory=Counter)
     reading: MutableMapping[Any, list[str]] = dataclasses.field(default_factory=WeakIdKeyDictionary)
@@ -64,6 +68,10 @@ class Process:
     watchers: MutableMapping[int, Any] = dataclasses.field(default_factory=weakref.WeakValueDictionary)
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     limits: dict[str, int] = dataclasses.field(default_factory=dict)
+    enabled: Any = None
+    replaces_inductor: bool = False
+    backends: dict[str, Any] = dataclasses.field(default_factory=dict)
+    said_options: bool = False
 
 
 process = Process()

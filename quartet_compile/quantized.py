@@ -53,7 +53,7 @@ class QuantizedTensor:
         The shape is that of the input, except that the last dimension is `P`, the padded `C`: a rotation spreads the
         last values of a row over the whole of their group, so cutting at `C` would lose some of them. `restore` cuts.
         """
-        blocks = reference.Blocks(self.codes, self.scales, self.tensor_scale, self.codes[:, :0])
+        blocks = reference.Blocks(self.codes, self.scales, self.tensor_scale, None, self.quantizer.format)
         values = reference.decode(blocks, self.quantizer)
         return values.reshape(*self.shape[:-1], values.shape[1])
 

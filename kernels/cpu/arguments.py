@@ -10,12 +10,11 @@ import torch
 
 from ...errors import QuantizerError
 from ..numerics.reference import Blocks
-from ..operand_formats import operand_format
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import E2M1_MAX, Quantizer, padded
-from ..support import require
 from .arrays import Array
 from .entries import FIELDS, numbers
-from .supports import supports
+from .supports import CPU
 
 _FAST = {
     "scale": ("absmax", "quest"),
@@ -75,10 +74,11 @@ def request(
 ) -> tuple[Blocks, ctypes.Structure]:
     """Blocks of `[rows, columns]`, and what fills them with the codes of `quantizer`. It holds addresses: keep the blocks
     and the tensors. Raises `QuantizerError` if the kernels don't know the quantizer."""
-    require(supports(quantizer))
+    CPU.require(quantizer)
     random = quantizer.random_signs
     made = [array.empty() for array in layout(quantizer, *shape, mask)]
-    blocks = Blocks(*(part for part, _ in made))
+    parts = [part for part, _ in made]
+    blocks = Blocks(parts[0], parts[1], parts[2], parts[3], quantizer.format)
     codes, scales, tensor_scale, bits = (address for _, address in made)
     pointers = {
         "seed": _SEED.address(seed) if quantizer.noisy else None,
@@ -119,7 +119,7 @@ def require_known(*requests: ctypes.Structure | None) -> None:
 
 def layout(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> tuple[Array, Array, Array, Array]:
     """The parts of blocks of `[rows, columns]`, laid out as kernels/numerics/reference.py says."""
-    full, form = padded(columns, quantizer.block), operand_format(quantizer)
+    full, form = padded(columns, quantizer.block), OPERAND_FORMATS[quantizer.format]
     return (
         Array("codes", form.codes, (rows, full // form.packed)),
         Array("scales", form.scales, (rows, full // quantizer.group)),

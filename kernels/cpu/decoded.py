@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..numerics.reference import Blocks
-from ..operand_formats import OPERAND_FORMATS, format_of
-from ..support import require
+from ..operand_formats import OPERAND_FORMATS
 from .arguments import TENSOR_SCALE
 from .arrays import Array
 from .entries import numbers
@@ -16,11 +15,10 @@ from .supports import CPU
 
 def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """float32[rows, padded] over `shrink`; of exact formats, the codes themselves."""
-    name = format_of(x.codes.dtype, x.scales.dtype)
-    if name == "float32":
+    CPU.require_entry("operand format", x.format)
+    if x.format == "float32":
         return x.codes
-    require(CPU.reason_of("operand format", name))
-    form = OPERAND_FORMATS[name]
+    form = OPERAND_FORMATS[x.format]
     rows, groups = x.scales.shape
     width = groups * form.group
     codes, scales = x.codes.contiguous(), x.scales.contiguous()
@@ -29,7 +27,7 @@ def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
         Array("codes", form.codes, (rows, width // form.packed)).address(codes),
         numbers("elements")[form.elements],
         Array("scales", form.scales, (rows, groups)).address(scales),
-        TENSOR_SCALE.address(x.tensor_scale) if form.scale_format == "e4m3" else None,
+        TENSOR_SCALE.address(x.tensor_scale) if form.two_level else None,
         shrink,
         out_address,
         rows * groups,

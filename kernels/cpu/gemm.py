@@ -12,14 +12,13 @@ import torch
 
 from ...errors import QuartetError
 from ..numerics.reference import Blocks
-from ..operand_formats import OPERAND_FORMATS, pair
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import padded
-from ..support import require
 from .arguments import TENSOR_SCALE
 from .arrays import ELEMENT_TYPES, Address, Array
 from .decoded import decode
 from .loader import function
-from .supports import INTEGER_PRODUCTS, supports_product
+from .supports import CPU, INTEGER_PRODUCTS
 from .toolchain import isa
 
 
@@ -29,11 +28,10 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
     a: `[M, K]`; b: `[N, K]`. The sum is float32, `alpha` multiplies in float32, the result is rounded to nearest. A NaN
     scale makes its row or column of the output NaN. Bits don't depend on the number of threads, except with `torch.mm`.
     """
-    forms = pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)
-    require(supports_product(*forms))
-    if forms not in INTEGER_PRODUCTS:
+    CPU.require_product(a.format, b.format)
+    if (a.format, b.format) not in INTEGER_PRODUCTS:
         return _decoded_mm(a, b, alpha, dtype)
-    group = OPERAND_FORMATS[forms[0]].group
+    group = OPERAND_FORMATS[a.format].group
     (rows, groups), (columns, b_groups) = a.scales.shape, b.scales.shape
     if groups != b_groups:
         raise QuartetError(
@@ -62,14 +60,14 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 def _whole_groups(x: Blocks) -> Blocks:
     """The operand with whole groups of 32, contiguous."""
     codes, scales = x.codes, x.scales.view(torch.uint8)
-    if x.scales.dtype == torch.float8_e4m3fn and scales.shape[1] % 2:
+    if OPERAND_FORMATS[x.format].two_level and scales.shape[1] % 2:
         codes, scales = torch.nn.functional.pad(codes, (0, 8)), torch.nn.functional.pad(scales, (0, 1))
-    return Blocks(codes.contiguous(), scales.contiguous().view(x.scales.dtype), x.tensor_scale, None)
+    return Blocks(codes.contiguous(), scales.contiguous().view(x.scales.dtype), x.tensor_scale, None, x.format)
 
 
 def _addresses(x: Blocks) -> tuple[Address, Address, Address | None]:
     """What the kernel reads of an operand in whole groups of 32."""
-    (rows, groups), two_level = x.scales.shape, x.scales.dtype == torch.float8_e4m3fn
+    (rows, groups), two_level = x.scales.shape, OPERAND_FORMATS[x.format].two_level
     return (
         Array("codes", torch.uint8, (rows, groups * (8 if two_level else 16))).address(x.codes),
         Array("scales", x.scales.dtype, (rows, groups)).address(x.scales),

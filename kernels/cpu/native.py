@@ -16,12 +16,11 @@ import torch
 from ..numerics import philox, reference
 from ..numerics.reference import Blocks
 from ..quantizer import Quantizer, padded
-from ..support import require
 from .arguments import is_fast, request, require_known
 from .arrays import ELEMENT_TYPES, Array, matrix_address
 from .decoded import decode
 from .loader import function
-from .supports import CPU, supports
+from .supports import CPU
 
 
 def quantize(
@@ -79,8 +78,8 @@ def requantize(
     signs: torch.Tensor | None = None,
 ) -> Blocks:
     """`reference.requantize`, the transpose of a quantized operand. Signs not given come from `sign_seed`."""
-    require(supports(source_quantizer))
-    if not (is_fast(quantizer) and source.codes.dtype == source.scales.dtype == torch.uint8):
+    CPU.require(source_quantizer)
+    if not (is_fast(quantizer) and source.format == "mxfp4"):
         values = decode(source, source_quantizer.shrink)
         return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
     codes, scales = source.codes.contiguous(), source.scales.contiguous()
@@ -101,7 +100,7 @@ def requantize(
 
 def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:
     """`reference.unrotate`: `(x where mask, else 0) @ H^T` of `x: float[rows, padded]`, as `x.dtype[rows, columns]`."""
-    require(CPU.reason_of("rotation", rotation))
+    CPU.require_entry("rotation", rotation)
     if x.dtype not in ELEMENT_TYPES:
         return reference.unrotate(x, mask, rotation, columns)
     rows, full = x.shape[0], padded(max(columns, x.shape[1]), max(rotation, 16))

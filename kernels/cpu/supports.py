@@ -3,10 +3,8 @@ entries.h has."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 
-from ..quantizer import Quantizer
 from ..support import Support
 from .entries import FIELDS, numbers
 
@@ -27,15 +25,3 @@ CPU = Support(
         "product of": tuple(itertools.product(_FORMATS, repeat=2)),
     },
 )
-
-
-@functools.cache
-def supports(quantizer: Quantizer) -> str | None:
-    """Why the CPU kernels can't quantize so, or None if they can."""
-    return CPU.reason(quantizer)
-
-
-@functools.cache
-def supports_product(a: str, b: str) -> str | None:
-    """Why the CPU kernels can't multiply operands of these formats, or None if they can."""
-    return CPU.reason_of("product of", (a, b))

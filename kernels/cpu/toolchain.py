@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from ... import _compat
 from ...errors import CompilerError, OptionError, suggest
 
 ISA_VARIABLE = "QUARTET_CPU_ISA"
@@ -119,13 +120,10 @@ def _remedy(compiler: str) -> str:
 
 
 def _inductor_compiler() -> str:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        return get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise _no_compiler(os.environ.get("CXX", "g++")) from error
+    found = _compat.cpp_compiler()
+    if found is None:
+        raise _no_compiler(os.environ.get("CXX", "g++"))
+    return found
 
 
 def _no_compiler(name: str) -> CompilerError:

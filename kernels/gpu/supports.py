@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
-from ..quantizer import Quantizer
 from ..support import Support
 
 _FORMATS = ("mxfp4", "nvfp4", "mxfp8")
@@ -34,21 +32,3 @@ TEMPLATE_PRODUCTS = frozenset(itertools.product(_FORMATS, repeat=2))
 
 GROUPED_PRODUCTS = frozenset((name, name) for name in _FORMATS)
 """The same for grouped products; those of two formats are the reference's too."""
-
-
-@functools.cache
-def supports(quantizer: Quantizer) -> str | None:
-    """Why the templates can't quantize so, or None if they, or for what rounds nothing the reference, can."""
-    return GPU.reason(quantizer)
-
-
-@functools.cache
-def supports_product(a: str, b: str) -> str | None:
-    """Why operands of these formats can't be multiplied on a GPU, or None if they can."""
-    return GPU.reason_of("product of", (a, b))
-
-
-@functools.cache
-def supports_architecture(name: str) -> str | None:
-    """Why nothing can be compiled for an architecture, or None if it can."""
-    return GPU.reason_of("architecture", name)

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from ..gpu.supports import GROUPED_PRODUCTS, TEMPLATE_PRODUCTS, supports, supports_product
+from ..gpu.supports import GPU, GROUPED_PRODUCTS, TEMPLATE_PRODUCTS
 from ..quantizer import quantizer as quantizer_named
 from ..schemas import SCHEMAS
-from ..support import require
 from .grouped import scaled_grouped_mm
 from .inductor import V, fallback_handler, register_lowering
 from .products import scaled_mm
@@ -29,11 +28,10 @@ def _has_template(op: str, call: Any) -> bool:
     named = call._asdict()
     quantizers = [quantizer_named(named[field]) for field in _QUANTIZERS if field in named]
     for spec in quantizers:
-        require(supports(spec))
+        GPU.require(spec)
     if op in _PRODUCTS:
-        formats = call.a_format, call.b_format
-        require(supports_product(*formats))
-        return formats in _PRODUCTS[op]
+        GPU.require_product(call.a_format, call.b_format)
+        return (call.a_format, call.b_format) in _PRODUCTS[op]
     return all(spec.elements in _ELEMENTS[op] for spec in quantizers)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..operand_formats import operand_format
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import E2M1_MAX, Quantizer
 from . import templates
 from .device import has_fp4
@@ -62,7 +62,7 @@ def quantize_blocks(
         template = templates.largest_of_codes if decoded else templates.largest
         tensor_scale = _tensor_scale(template, inputs, source.device, length, per_row, spec, constants)
         inputs.append(realize_inputs(tensor_scale))
-    bytes_a_group = spec.group // operand_format(spec).packed
+    bytes_a_group = spec.group // OPERAND_FORMATS[spec.format].packed
     flat = Flat()
     for width_of_part in (bytes_a_group, 1, spec.group // 8) if mask else (bytes_a_group, 1):
         flat.add(length, groups * width_of_part)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..architectures import architecture, product_format
-from ..gpu.supports import GPU, supports_architecture
-from ..support import require
+from ..gpu.supports import GPU
 
 
 def architecture_of(device: torch.device) -> str:
     """An entry of `ARCHITECTURES` that the templates know. Raises `QuantizerError`."""
     name = architecture(tuple(torch.cuda.get_device_capability(device)))
-    require(supports_architecture(name))
+    GPU.require_entry("architecture", name)
     return name
 
 

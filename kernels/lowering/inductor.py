@@ -1,8 +1,8 @@
-"""The parts of Inductor that the lowerings are made of, all private to torch. Supported: torch 2.11 to 2.13."""
+"""The parts of Inductor that the lowerings are made of, all private to torch."""
 
 from __future__ import annotations
 
-import torch
+from ... import _compat
 
 try:
     from torch._inductor import config, ir
@@ -15,10 +15,7 @@ try:
     )
     from torch._inductor.virtualized import V, ops
 except ImportError as error:
-    raise ImportError(
-        f"quartet_compile needs a part of Inductor that torch {torch.__version__} lacks: {error}. "
-        "It is tested with torch 2.11 to 2.13: install one of them, or a newer quartet_compile."
-    ) from error
+    raise _compat.missing(f"a part of Inductor ({error})") from error
 
 __all__ = [
     "SymbolicGridFn",

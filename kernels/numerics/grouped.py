@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..operand_formats import packed_in
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import padded
 from .reference import Blocks
 
@@ -96,11 +96,11 @@ def product_shape(a_rows, b_rows, matrices: int, gemm: str) -> tuple:
 
 
 def _width(x: Blocks) -> int:
-    return x.codes.shape[1] * packed_in(x.codes.dtype)
+    return x.codes.shape[1] * OPERAND_FORMATS[x.format].packed
 
 
 def _rows(x: Blocks, start: int, end: int) -> Blocks:
-    return Blocks(x.codes[start:end], x.scales[start:end], x.tensor_scale, None)
+    return Blocks(x.codes[start:end], x.scales[start:end], x.tensor_scale, None, x.format)
 
 
 def _columns(x: Blocks, start: int, end: int) -> Blocks:
@@ -109,4 +109,4 @@ def _columns(x: Blocks, start: int, end: int) -> Blocks:
     def part(t: torch.Tensor) -> torch.Tensor:
         return t[:, start * t.shape[1] // width : end * t.shape[1] // width]
 
-    return Blocks(part(x.codes), part(x.scales), x.tensor_scale, None)
+    return Blocks(part(x.codes), part(x.scales), x.tensor_scale, None, x.format)

@@ -33,9 +33,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..operand_formats import format_of, operand_format, pair
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import Quantizer, padded
-from ..support import require
 from . import philox, scales_e4m3, scales_e8m0
 from .codes import (
     decode_e2m1,
@@ -48,7 +47,7 @@ from .codes import (
     unpack_nibbles,
 )
 from .square_blocks import over_square
-from .supports import REFERENCE, supports, supports_product
+from .supports import REFERENCE
 
 __all__ = [
     "Blocks",
@@ -75,12 +74,18 @@ _SMALLEST_NORMAL = 2.0**-126
 
 
 class Blocks(NamedTuple):
-    """A quantized operand; see the module docstring for layouts."""
+    """A quantized operand; see the module docstring for layouts. `format` is a name of `OPERAND_FORMATS`."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     tensor_scale: torch.Tensor
     mask: torch.Tensor | None
+    format: str
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """All that has values: `(codes, scales, tensor_scale, mask)`."""
+        return self[:4]
 
 
 def quantize(
@@ -99,7 +104,7 @@ def quantize(
     stream, seed: which random bits (see `philox`); `seed` is an int64 scalar tensor, needed if rounding is stochastic.
     signs: float32[rotation] of +-1 for a rotation with random signs; None draws them from `sign_seed`, an int64 scalar.
     """
-    require(supports(quantizer))
+    REFERENCE.require(quantizer)
     if quantizer.random_signs and signs is None:
         signs = philox.signs(sign_seed, stream, quantizer.rotation)
     x = (x.t() if transpose else x).float()
@@ -112,7 +117,7 @@ def quantize(
     if quantizer.exact:
         values = torch.where(finite, _rotate(blocks, quantizer, signs), torch.nan).reshape(rows, full)
         ones = torch.full((rows, full // 8 if mask else 0), 255, dtype=torch.uint8, device=x.device)
-        return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones)
+        return Blocks(values, _no_scales(values), _no_tensor_scale(values), ones, quantizer.format)
 
     lift = torch.zeros_like(finite, dtype=torch.int32)
     if quantizer.scale == "absmax" and not quantizer.two_level:
@@ -136,8 +141,9 @@ def quantize(
             raise REFERENCE.refusal("scale_format", other)
     codes = codes.reshape(rows, full)
     bits = pack_bits(keep.reshape(rows, full)) if mask else _no_scales(x)
-    packed = operand_format(quantizer).packed > 1
-    return Blocks(pack_nibbles(codes) if packed else codes, scales.reshape(shape[:2]), tensor_scale, bits)
+    packed = OPERAND_FORMATS[quantizer.format].packed > 1
+    codes = pack_nibbles(codes) if packed else codes
+    return Blocks(codes, scales.reshape(shape[:2]), tensor_scale, bits, quantizer.format)
 
 
 def quantize_pair(
@@ -170,8 +176,8 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
 
     Rows that are padded have codes 0 and the scale of their block.
     """
-    require(supports(quantizer))
-    group, packed = quantizer.group, operand_format(quantizer).packed > 1
+    REFERENCE.require(quantizer)
+    group, packed = quantizer.group, OPERAND_FORMATS[source.format].packed > 1
     codes = unpack_nibbles(source.codes) if packed else source.codes.view(torch.uint8)
     codes = torch.nn.functional.pad(codes, (0, 0, 0, padded(codes.shape[0], group) - codes.shape[0])).t().contiguous()
     scales = source.scales.view(torch.uint8)[::group].t().repeat_interleave(group, dim=0).contiguous()
@@ -180,6 +186,7 @@ def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
         scales.view(source.scales.dtype),
         source.tensor_scale.clone(),
         None,
+        source.format,
     )
 
 
@@ -188,7 +195,7 @@ def scaled_mm(a: Blocks, b: Blocks, alpha: float, dtype: torch.dtype) -> torch.T
 
     A group whose scale is NaN makes every output that it reaches NaN. `alpha` carries the `gain` of both quantizers.
     """
-    require(supports_product(*pair(a.codes.dtype, a.scales.dtype, b.codes.dtype, b.scales.dtype)))
+    REFERENCE.require_product(a.format, b.format)
     with torch.autocast(a.codes.device.type, enabled=False):
         return (alpha * (_decode(a) @ _decode(b).t())).to(dtype)
 
@@ -207,7 +214,7 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns:
 
 def decode(blocks: Blocks, quantizer: Quantizer) -> torch.Tensor:
     """The values that the blocks stand for, in the rotated space, the shrink undone: float32[rows, padded]."""
-    require(supports(quantizer))
+    REFERENCE.require(quantizer)
     return _decode(blocks, quantizer.shrink)
 
 
@@ -241,7 +248,7 @@ def _smallest_over_square(lift: torch.Tensor, quantizer: Quantizer) -> torch.Ten
 
 def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
     """The values over `shrink`. The scale 2^-127, subnormal, is applied in two steps, which flush-to-zero spares."""
-    match format_of(blocks.codes.dtype, blocks.scales.dtype):
+    match blocks.format:
         case "float32":
             return blocks.codes
         case "mxfp4" | "nvfp4":
@@ -255,7 +262,7 @@ def _decode(blocks: Blocks, shrink: float = 1.0) -> torch.Tensor:
         return values
     groups = values.reshape(rows, blocks.scales.shape[1], full // blocks.scales.shape[1]) / shrink
     scales = blocks.scales[..., None]
-    if scales.dtype == torch.float8_e4m3fn:
+    if OPERAND_FORMATS[blocks.format].two_level:
         return (groups * (scales.float() * blocks.tensor_scale)).reshape(rows, full)
     values = groups * decode_e8m0(scales.clamp(min=1))
     return torch.where(scales == 0, values * 0.5, values).reshape(rows, full)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
-from ..quantizer import Quantizer
 from ..support import Support
 
 _FORMATS = ("mxfp4", "nvfp4", "mxfp8", "float32")
@@ -26,15 +24,3 @@ REFERENCE = Support(
         "product of": tuple(itertools.product(_FORMATS, repeat=2)),
     },
 )
-
-
-@functools.cache
-def supports(quantizer: Quantizer) -> str | None:
-    """Why the reference can't quantize so, or None if it can."""
-    return REFERENCE.reason(quantizer)
-
-
-@functools.cache
-def supports_product(a: str, b: str) -> str | None:
-    """Why the reference can't multiply operands of these formats, or None if it can."""
-    return REFERENCE.reason_of("product of", (a, b))

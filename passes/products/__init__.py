@@ -10,12 +10,14 @@ A new kind is a subclass of `Kind` in a file here, and an entry of `KINDS`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from .batched import Batched
 from .convolution import Convolution
 from .grouped import Fallback, Grouped
-from .kind import Kind
+from .kind import Kind, op_name
 from .plain import Plain
 
 PLAIN, BATCHED, GROUPED, FALLBACK, CONVOLUTION = Plain(), Batched(), Grouped(), Fallback(), Convolution()
@@ -25,9 +27,12 @@ MATRICES = {**PLAIN.operands, **BATCHED.operands}
 """The ops that multiply matrices and nothing else, each with the place of its factors; for code that runs eagerly."""
 
 
+_BY_OP: dict[Any, Kind] = {op: kind for kind in KINDS for op in kind.operands}
+
+
 def kind_of(node: fx.Node) -> Kind | None:
     """The kind of a product; None for any other node."""
-    return next((kind for kind in KINDS if kind.owns(node)), None)
+    return _BY_OP.get(node.target) or _BY_OP.get(op_name(node))
 
 
 def is_paired_by_structure(node: fx.Node) -> bool:

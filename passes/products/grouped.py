@@ -48,14 +48,11 @@ class Grouped(Kind):
 class Fallback(Grouped):
     """transformers' `grouped_mm_fallback`, which is there once transformers is imported."""
 
-    operands: ClassVar = {}
+    operands: ClassVar = {"transformers::grouped_mm_fallback": slice(0, 2)}
     by_structure = False
 
-    def owns(self, node: fx.Node) -> bool:
-        return op_name(node) == "transformers::grouped_mm_fallback"
-
     def factors(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
-        return node.args[:2]
+        return node.args[self.operands[op_name(node)]]
 
     def site(self, index: int, node: fx.Node, values: Values, weights: Weights) -> MatmulSite | None:
         return Kind.site(self, index, node, values, weights)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import fx
 
-from ..._compat import OpOverload
+from ... import _compat
 from ..graph import Matrix, Values, strip
 from ..site import MatmulSite
 from ..weights import ACTIVATIONS, Weights
@@ -23,17 +23,13 @@ SMALLEST = 32
 class Kind:
     """A kind of product: the plain matmul, where a kind says nothing else.
 
-    operands:     its forward ops, each with the place of its two factors among the arguments.
+    operands:     its forward ops, or their names, each with the place of its two factors among the arguments.
     by_structure: its backward matmuls are products of such a kind too, and are found by what they read. Otherwise one op,
                   named as the forward one with `_backward`, gives both gradients.
     """
 
     operands: ClassVar[Mapping[Any, slice]] = {}
     by_structure = True
-
-    def owns(self, node: fx.Node) -> bool:
-        """Whether a node is a product of this kind."""
-        return node.target in self.operands
 
     def factors(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
         """The two operands that a product multiplies."""
@@ -109,7 +105,7 @@ class Kind:
 
 def op_name(node: fx.Node) -> str:
     """The qualified name of an op, `aten::mm`; empty for what is no op."""
-    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
+    return _compat.op_name(node.target)
 
 
 def output(node: fx.Node, index: int) -> fx.Node | None:

@@ -11,6 +11,7 @@ import torch
 
 from .. import _compat
 from ..callables import argument_names, modules_of, signature_of, uncompiled
+from ..compiled import compiled_by_us, same_options
 from ..config.names import parameter_names
 from ..config.options import OPTIONS, Config, configure
 from ..errors import OptionError
@@ -41,9 +42,10 @@ class Call:
 def call_of(
     model: Callable, inputs: tuple, kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> tuple[Call, Config]:
-    """A call and the configuration, both validated. Raises `OptionError`, which says so where an option that there isn't
-    is an argument of the model, and `RecipeError`."""
-    original = uncompiled(model)
+    """A call and the configuration, both validated; of a model that our backend has compiled, that of the model. Raises
+    `OptionError`, which says so where an option that there isn't is an argument of the model, or where a compiled model has
+    other options; and `RecipeError`."""
+    original, compiled = uncompiled(model), compiled_by_us(model)
     kwargs = {} if kwargs is None else kwargs
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
         raise OptionError(
@@ -55,7 +57,11 @@ def call_of(
                 f"Unknown option {key!r}, which is an argument of the model: pass it in kwargs={{{key!r}: ...}}. The "
                 f"options of backend='quartet' are: {', '.join(OPTIONS)}."
             )
-    return Call(original, inputs, dict(kwargs)), configure(options)
+    call = Call(original, inputs, dict(kwargs))
+    if compiled is None:
+        return call, configure(options)
+    config = same_options(compiled, options)
+    return call, dataclasses.replace(config, policy=dataclasses.replace(config.policy, within=compiled.within))
 
 
 def batch_hint(call: Call) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import traceback
 import types
 from collections.abc import Callable, Mapping
@@ -180,20 +179,18 @@ def capture_error(call: Call, error: Exception, graphs: list[GraphReport]) -> Ca
 
 def reason_of(error: Exception) -> str:
     """` at file:line, in function: code: Error: message` of the user's innermost line."""
-    inner = re.search(r": got (\w+\(.*\))$", str(error), re.MULTILINE)  # what Dynamo's own error wraps
-    message = inner.group(1) if inner else f"{type(error).__name__}: {str(error).partition(chr(10) * 2)[0]}"
+    message = _compat.wrapped_error(error) or f"{type(error).__name__}: {str(error).partition(chr(10) * 2)[0]}"
     return f"{_where(error)}: {message}"
 
 
 def _where(error: Exception) -> str:
     """` at file:line, in function: code` of the user's innermost line."""
-    frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", None) or ())]
+    frames = [*traceback.extract_tb(error.__traceback__), *_compat.user_stack(error)]
     users = [frame for frame in frames if is_users(frame.filename)]
     if not users:
         return ""
     last = users[-1]
-    function = re.sub(r"^torch_dynamo_resume_in_(.*)_at_\d+$", r"\1", last.name)
-    return f" at {place(last.filename, last.lineno)}, in {function}: `{last.line}`"
+    return f" at {place(last.filename, last.lineno)}, in {_compat.function_name(last.name)}: `{last.line}`"
 
 
 def _entry(model: Callable) -> Callable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -77,17 +76,12 @@ class FakeEagerProducts(EagerProducts, _compat.FakeTensorMode):
         return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
-class RealEagerProducts(EagerProducts, _compat.TorchDispatchMode):
+class RealEagerProducts(EagerProducts, _compat.TransparentMode):
     """The same where tensors have values."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__()
         self.watch(modules)
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        """Dynamo compiles under this mode, as it does under none of a user's own."""
-        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
         self.note(func, args)
@@ -113,19 +107,17 @@ def graph_breaks() -> Iterator[list[str]]:
 
 
 class _Listener(logging.Handler):
-    """Reads Dynamo's log of graph breaks: each record names the line, then the reason, then an explanation."""
+    """Reads Dynamo's log of graph breaks."""
 
     def __init__(self, reasons: list[str]) -> None:
         super().__init__()
         self._reasons = reasons
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        found = re.search(r"in user code at (.+):(\d+)\nGraph Break Reason: (.*)", text)
-        if not found:
+        found = _compat.graph_break(record.getMessage())
+        if found is None:
             return
-        explained = re.search(r"^(\S.*)\n  Explanation: ", text, re.MULTILINE)
-        reason = (explained or found).group(1 if explained else 3).removeprefix("Graph Break Reason: ")
-        line = f"{place(found.group(1), int(found.group(2)))}: {reason.strip()}"
+        file, number, reason = found
+        line = f"{place(file, number)}: {reason}"
         if line not in self._reasons:
             self._reasons.append(line)

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch.fx.traceback import annotate
 
+from .._compat import annotations_of, module_stack
 from ..errors import OptionError
 
 KEY = "quartet"
@@ -62,9 +63,8 @@ def no_fp4(target: Any = None) -> Any:
 
 def mark_of(meta: Mapping[str, Any]) -> str | None:
     """The mark of a graph node with this metadata: `"fp4"`, `"no_fp4"` or None."""
-    annotated = (meta.get("custom") or {}).get(KEY)
-    stack = meta.get("nn_module_stack") or {}
-    by_class = [mark for _, cls in stack.values() if (mark := class_mark(cls))]
+    annotated = annotations_of(meta).get(KEY)
+    by_class = [mark for _, cls in module_stack(meta) if (mark := class_mark(cls))]
     innermost = by_class[-1] if by_class else None
     return "no_fp4" if "no_fp4" in (annotated, innermost) else annotated or innermost
 

@@ -25,6 +25,7 @@ class Policy:
     scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
+    within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.
     """
 
     recipe: Rules
@@ -34,6 +35,7 @@ class Policy:
     scope: str = "all"
     strict: bool = False
     stats: bool = False
+    within: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def patterns(self) -> tuple[tuple[str, str], ...]:

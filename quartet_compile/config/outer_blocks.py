@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .._compat import original_of
 from ..errors import OptionError
 from .names import clean
 
@@ -49,7 +50,7 @@ def _stacks(model: nn.Module) -> dict[str, list[str]]:
 
 def _is_stack(module: nn.Module) -> bool:
     children = list(module.children())
-    alike = len({type(getattr(child, "_orig_mod", child)) for child in children}) == 1
+    alike = len({type(original_of(child)) for child in children}) == 1
     blocks = alike and not isinstance(children[0], (nn.Linear, nn.Embedding))
     return (
         isinstance(module, (nn.ModuleList, nn.Sequential))

@@ -68,6 +68,7 @@ _PRESETS = (
     Recipe(name="exact", fprop=_pair("exact-fixed"), dgrad=_exact, wgrad=_exact, trust_mask=True),
     Recipe(name="bf16", fprop=None, dgrad=None, wgrad=None),
 )
+PRESETS = tuple(preset.name for preset in _PRESETS)
 _RECIPES: dict[str, Recipe] = {preset.name: preset for preset in _PRESETS}
 
 

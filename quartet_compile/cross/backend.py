@@ -18,7 +18,7 @@ from ..config.options import Config
 from ..errors import QuartetError
 from ..passes.joint import QuartetPass
 from ..report.report import GraphReport
-from .fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, relabel
+from .fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, kind_of_graph, relabel
 from .gpu_graph import decompositions, to_gpu, use_gpu_attention
 from .launches import Launch, run_on_fakes
 from .targets import Target
@@ -73,8 +73,7 @@ class CrossBackend:
         number, self._count = self._count, self._count + 1
 
         def compile_part(part: fx.GraphModule, part_inputs: list, **how: Any) -> Runner:
-            kind = "backward" if how.get("is_backward") else "inference" if how.get("is_inference") else "forward"
-            return self._compile_part(f"{kind} {number}", part, part_inputs, how)
+            return self._compile_part(f"{kind_of_graph(how)} {number}", part, part_inputs, how)
 
         return compile_fx(gm, example_inputs, patches, compile_part, decompositions())
 
@@ -121,7 +120,7 @@ class CrossBackend:
                 if self.mode is not None:
                     self.mode.in_graph = False
 
-        boxed._boxed_call = True
+        _compat.mark_boxed(boxed)
         return torch.compiler.disable(boxed)
 
 
@@ -131,4 +130,5 @@ def _outputs(gm: fx.GraphModule) -> tuple:
 
 def _mode_of(*values: Any) -> Any:
     """The fake tensor mode of the first fake tensor among the values."""
-    return next(value.fake_mode for group in values for value in group if hasattr(value, "fake_mode"))
+    modes = (_compat.fake_mode_of(value) for group in values for value in group)
+    return next(mode for mode in modes if mode is not None)

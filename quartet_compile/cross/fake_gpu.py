@@ -142,6 +142,11 @@ def compile_fx(
     )
 
 
+def kind_of_graph(how: dict[str, Any]) -> str:
+    """Which part of a program a graph is, by the arguments of `inner_compile`."""
+    return "backward" if how.get("is_backward") else "inference" if how.get("is_inference") else "forward"
+
+
 def generate(gm: torch.fx.GraphModule, inputs: list, **how: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
     """The source that Inductor generates for a graph of CUDA tensors, and the constants that it reads by name, on the
     CPU; None for a graph without calls. In `fake_gpu`."""
@@ -318,6 +323,11 @@ def relabel(tensor: Any, device: torch.device = DEVICE) -> Any:
     with without_modes(), torch.no_grad(), in_kernel_invocation_manager(tensor.fake_mode):
         alias = torch.ops.aten.alias.default(tensor)
     return FakeTensor(tensor.fake_mode, alias, device)
+
+
+def storage_address(storage: torch.UntypedStorage) -> int:
+    """Which storage it is, of fake tensors too, which have no data; another may take the address once this one is freed."""
+    return storage._cdata
 
 
 @contextlib.contextmanager

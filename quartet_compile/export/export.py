@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,14 +17,14 @@ from torch import nn
 
 from ..callables import uncompiled
 from ..capture.explain import explain
+from ..compiled import compiled_by_us, same_options
 from ..config.options import configure
 from ..errors import ExportError
-from ..frontend.set_recipe import options_of
 from ..report.report import Report
 from .format import Format, Job, Writer
 from .formats import format_named
 from .packing import pack
-from .plan import Plan, named, plan
+from .plan import named, plan
 from .record import Exported, ExportedTensor
 from .skeleton import call, skeleton
 from .source import FolderSource, ModelSource, Source
@@ -88,13 +89,15 @@ def job_of(
     options: Mapping[str, Any],
 ) -> Job:
     """What is to be written, checked as far as it can be before any weight is read."""
-    source, whole = _source(model, of)
-    given = options or options_of(model) or {}
+    source, subject = _source(model, of)
+    whole: nn.Module = uncompiled(subject)
+    compiled = compiled_by_us(subject)
+    config = configure(options) if compiled is None else same_options(compiled, options)
     if report is None:
         args, keywords = call(whole, inputs, dict(kwargs or {}))
-        report = explain(whole, *args, kwargs=keywords, **given)
-    found = plan(report, whole, configure(given).policy.recipe)
-    found = Plan(recipe=found.recipe, assignments=named(found, source.names), linears=found.linears)
+        report = explain(subject, *args, kwargs=keywords, **options)
+    found = plan(report, whole, config.policy)
+    found = dataclasses.replace(found, assignments=named(found, source.names))
     shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     single = chosen.name != "bf16"
     quantizer = chosen.quantizer(found, unrotated) if single else None
@@ -107,17 +110,17 @@ def job_of(
     return job
 
 
-def _source(model: Any, of: nn.Module | None) -> tuple[Source, nn.Module]:
-    """The weights, and the model that tells what each is for."""
+def _source(model: Any, of: Any) -> tuple[Source, Any]:
+    """The weights, and the model that tells what each is for, as it was given: compiled or not."""
     if isinstance(model, (str, os.PathLike)):
         folder = pathlib.Path(model)
-        return FolderSource(folder), skeleton(folder) if of is None else uncompiled(of)
+        return FolderSource(folder), skeleton(folder) if of is None else of
     whole = uncompiled(model)
     if not isinstance(whole, nn.Module):
         raise ExportError(
             f"export got a {type(model).__name__}; expected a Module, compiled or not, or the path of a checkpoint folder."
         )
-    return ModelSource(whole), whole
+    return ModelSource(whole), model
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..config.names import clean
-from ..config.rules import Rules
+from ..config.options import Policy
+from ..config.recipe import Recipe
 from ..errors import ExportError
 from ..kernels.quantizer import Quantizer
 from ..report.report import Report, Site
@@ -77,10 +78,10 @@ class Plan:
         return next(q.quantizer for q in by_layout.values() if q.quantizer)
 
 
-def plan(report: Report, model: nn.Module, rules: Rules) -> Plan:
-    """The plan of a model from its report. rules: the option `recipe` of the report.
+def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
+    """The plan of a model from its report. policy: of the options of that report.
 
-    Raises `ExportError` for a matmul in FP4 whose weight is no tensor of the state dict, or is read in high precision
+    Raises `ExportError` for a report of other options, for a matmul in FP4 whose weight is no tensor of the state dict, or is read in high precision
     elsewhere.
     """
     if report.gap:
@@ -90,7 +91,7 @@ def plan(report: Report, model: nn.Module, rules: Rules) -> Plan:
         )
     tensors = unshared(model)
     modules = {clean(name): module for name, module in model.named_modules()}
-    recipes = {chosen.name: chosen for _, chosen in rules}
+    recipes = {chosen.name: chosen for rules in (policy.recipe, policy.eval_recipe) for _, chosen in rules}
     found: dict[str, Assignment] = {}
     for site in report.sites:
         name = next((n for n in (f"{site.name}.weight", site.name) if n in tensors), None)
@@ -122,11 +123,16 @@ def unshared(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _assignment(
-    site: Site, name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module], recipes: Mapping[str, object]
+    site: Site, name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
 ) -> Assignment:
     module = modules.get(name.rpartition(".")[0])
     linear = isinstance(module, nn.Linear) and name.endswith(".weight")
-    fprop = getattr(recipes.get(site.recipe), "fprop", None) if site.rewritten else None
+    if site.rewritten and site.recipe not in recipes:
+        raise ExportError(
+            f"The report says that {site.name!r} runs in recipe {site.recipe!r}, and the options have "
+            f"{', '.join(map(repr, recipes))}. Give the options of the report too, as recipe={site.recipe!r}."
+        )
+    fprop = recipes[site.recipe].fprop if site.rewritten else None
     if fprop is None:
         reason = site.reason if not site.rewritten else f"recipe {site.recipe!r} computes fprop in high precision"
         return Assignment(name=name, reason=reason, linear=linear)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import fx, nn
 
+from .. import _compat
 from ..backend import compile_graph, warn_unmatched
 from ..callables import argument_names, modules_of
 from ..config.names import clean, lineage, matches, names_in
@@ -83,12 +84,14 @@ def quartet(
 
 class _Family:
     """What the backends of one model share, whatever their regions and recipes: the modules whose names they know, each
-    with its name (empty for a whole model), the names of a function's arguments, and the keys by which Dynamo tells the
-    backends apart. A deep copy of a model stays in the family; a pickle doesn't keep the modules alive, nor names them.
+    with its name (empty for a whole model), modules that they compile whose names in a model aren't known (yet), the names
+    of a function's arguments, and the keys by which Dynamo tells the backends apart. A deep copy of a model stays in the
+    family; a pickle doesn't keep the modules alive, nor names them.
     """
 
     def __init__(self) -> None:
         self.models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self.unplaced: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.arguments: set[str] = set()
         self.keys: set[tuple[Any, ...]] = set()
 
@@ -105,6 +108,14 @@ class _Family:
     def whole(self) -> list[nn.Module]:
         """The whole models among the modules."""
         return [model for model, name in self.models.items() if not name]
+
+    def place(self) -> None:
+        """Take the names of modules that FSDP2 knows by now."""
+        for module in list(self.unplaced):
+            name = _compat.sharded_name(module)
+            if name:
+                self.models[module] = name
+                self.unplaced.discard(module)
 
 
 class Backend:
@@ -162,6 +173,18 @@ class Backend:
         """The backend of one module of the model, which is compiled by itself."""
         return Backend(self.config, self.options, self._family, name, _names_inside(module))
 
+    def of_module(self, module: nn.Module) -> Backend:
+        """The backend of a module that is compiled by itself: of a region, where it is a part of a known model."""
+        if self._region or module in self._family.models:
+            return self
+        for model in self._family.whole:
+            for name, inner in model.named_modules():
+                if inner is module:
+                    self.learn_part(module, clean(name))
+                    return self.of_region(clean(name), module)
+        self._family.unplaced.add(module)
+        return self
+
     def variant(self, config: Config, options: Mapping[str, Any]) -> Backend:
         """The backend of the same models under another configuration, one for each. Raises `PatternError`."""
         if config not in self._variants:
@@ -175,8 +198,9 @@ class Backend:
 
     def full_names(self) -> dict[int, str]:
         """The names of the modules and parameters that it knows, by `id`."""
+        self._family.place()
         found: dict[int, str] = {}
-        for model, prefix in list(self._family.models.items()):
+        for model, prefix in [*self._family.models.items(), *((module, "") for module in self._family.unplaced)]:
             found = {key: f"{prefix}.{name}".strip(".") for key, name in names_in(model).items()} | found
         return found
 
@@ -184,15 +208,17 @@ class Backend:
         names = self.full_names()
         with process.running.reported():
             compiled = compile_graph(gm, example_inputs, self.config, names)
-        part = _part_of(gm, names)
-        for model in self._family.whole if part else ():
+        part, whole = _part_of(gm, names), self._family.whole
+        for model in whole if part else ():
             self._warn_shared(part, {clean(name): module for name, module in model.named_modules()})
-        if not self._family.models:
+        if not whole:
+            self._warn_shared(part, {name: module for module, name in self._family.models.items()})
             warn_unmatched(self.config)
         return compiled
 
     def _warn_shared(self, part: str, modules: dict[str, nn.Module]) -> None:
-        """Warn where Dynamo gives the code of this part of a model also to parts for which the rules decide otherwise."""
+        """Warn where Dynamo gives the code of this part of a model also to parts for which the rules decide otherwise.
+        modules: those of the model by name, or, where no model is known, the blocks that were compiled one by one."""
         policy, own = self.config.policy, modules.get(part)
         alike = [name for name, module in modules.items() if name != part and type(module) is type(own)]
         if self._region:  # other regions share this one's code only where the rules agree
@@ -201,24 +227,31 @@ class Backend:
         others = [name for name in alike if _rules_for(name, _names_inside(modules[name]), policy) != rules]
         if others:
             region = re.sub(r"\b\d+\b", "*", part)
+            cause, remedy = (
+                (
+                    "a graph break made {} a graph of its own",
+                    "Remove the graph break (fullgraph=True names it)",
+                )
+                if self._family.whole
+                else (
+                    "{} was compiled by itself",
+                    "Give quartet_compile.enable(model, ...) the model before it is compiled",
+                )
+            )
             warnings.warn(
-                f"quartet: a graph break made {part!r} a graph of its own, whose code {type(own).__name__} modules share; "
-                f"so what include and exclude say of {', '.join(map(repr, others[:3]))} and {part!r} can't differ. Remove "
-                f"the graph break (torch.compile's fullgraph=True names it), or compile with regions=[{region!r}].",
+                f"quartet: {cause.format(repr(part))}, whose code {type(own).__name__} modules share; so what include and "
+                f"exclude say of {', '.join(map(repr, others[:3]))} and {part!r} can't differ. {remedy}, or compile with "
+                f"regions=[{region!r}].",
                 stacklevel=2,
             )
 
 
 def _part_of(gm: fx.GraphModule, names: Mapping[int, str]) -> str:
     """The name of the module whose call a Dynamo graph is; empty for the whole model."""
-    for node in gm.graph.nodes:
-        argument = node.meta.get("grapharg") if node.op == "placeholder" else None
-        if argument is None:
-            continue
-        name = names.get(id(argument.example))
+    for example, source in _compat.arguments(gm).values():
+        name = names.get(id(example))
         if name:
-            source = argument.source.name
-            return name.removesuffix(clean(source() if callable(source) else source)).rstrip(".")
+            return name.removesuffix(clean(source)).rstrip(".")
     return ""
 
 

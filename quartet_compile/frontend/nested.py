@@ -47,16 +47,12 @@ def message(names: Iterable[str], backend: Any) -> str:
     shown = ", ".join(map(repr, names[:6])) + " and more" * (len(names) > 6)
     return (
         f"{shown}, compiled with backend='quartet', runs inside of what torch.compile compiles with the backend "
-        f"{_name_of(backend)!r}. The outer backend compiles all of it, in high precision. Compile the outer model or "
-        "function with backend='quartet' too, or only the parts."
+        f"{_compat.backend_name(backend)!r}. The outer backend compiles all of it, in high precision. Compile the outer "
+        "model or function with backend='quartet' too, or only the parts."
     )
 
 
-def _name_of(backend: Any) -> str:
-    return getattr(backend, "compiler_name", None) or getattr(backend, "__name__", None) or type(backend).__name__
-
-
 def _is_compiled(module: nn.Module) -> bool:
-    ways = (module, vars(module).get("_compiled_call_impl"), vars(module).get("forward"))
+    ways = (module, *_compat.own_calls(module))
     slots = (_compat.backend_slot(getattr(way, "_quartet_compiled", way)) for way in ways)
     return any(slot is not None and is_ours(_compat.backend_in(slot)[0]) for slot in slots)

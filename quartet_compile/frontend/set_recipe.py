@@ -8,22 +8,19 @@ call finds nothing compiled by it and compiles; after a switch back, calls find 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from .. import _compat
-from ..backend import quartet_backend
-from ..callables import modules_of, uncompiled
+from ..backend import NamedBackend
+from ..compiled import candidates
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
 from ..config.rules import EVERYTHING, Rules, rules
 from ..errors import OptionError
 from ..process import process
 from .api import Backend, check_patterns
-from .in_place import CompiledForward
 
 
 def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tuple[str, Recipe]] | None:
@@ -47,18 +44,6 @@ def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tu
         process.switched[part.slot] = state
         _compat.put_backend(part.slot, state.variants[state.config])
     return _as_option(before[0]) if before.count(before[0]) == len(before) else None
-
-
-def options_of(model: Any) -> dict[str, Any] | None:
-    """The options in force in what `qc.quartet` or `torch.compile(..., backend="quartet")` returned; None for a model that
-    isn't compiled by us. Raises `OptionError` where its parts have different ones."""
-    parts, _ = _found(model)
-    given = [{key: value for key, value in part.state.options.items() if value is not None} for part in parts]
-    if any(options != given[0] for options in given):
-        raise OptionError(
-            f"The parts of {_describe(model)} were compiled with different options; give those that are meant, as recipe=..."
-        )
-    return given[0] if given else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +72,12 @@ class _Part:
     @property
     def state(self) -> _State:
         if self.slot not in process.switched:
-            _, given, held = _compat.backend_in(self.slot)
+            function, given, held = _compat.backend_in(self.slot)
             if self.backend:
                 options, config = self.backend.options, self.backend.config
             else:
-                config = configure(given.get("options"), given.get("mode"))
-                options = {"mode": given.get("mode"), **given.get("options", {})}
+                config = configure(function.options(given.get("options")), given.get("mode"))
+                options = {"mode": given.get("mode"), **function.options(given.get("options"))}
             process.switched[self.slot] = _State(options=options, config=config, variants={config: held})
         found: _State = process.switched[self.slot]
         return found
@@ -113,7 +98,18 @@ class _Part:
 
 def _parts(model: Any) -> list[_Part]:
     """Everything in a model that our backend compiles. Raises `OptionError` if there is nothing."""
-    found, others = _found(model)
+    found: dict[int, _Part] = {}
+    others: dict[str, None] = {}
+    for compiled, modules in candidates(model):
+        slot = _compat.backend_slot(compiled)
+        if slot is None or id(slot) in found:
+            continue
+        function, _, held = _compat.backend_in(slot)
+        if isinstance(function, (Backend, NamedBackend)):
+            backend = function if isinstance(function, Backend) else None
+            found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
+        else:
+            others[_compat.backend_name(held)] = None
     if not found:
         by = f"is compiled by {', '.join(map(repr, others))}" if others else "is not compiled, nor a part of it"
         raise OptionError(
@@ -121,56 +117,7 @@ def _parts(model: Any) -> list[_Part]:
             "backend='quartet') returned. These leave the original model as it is; model.compile(backend='quartet') and "
             "qc.quartet(model, regions=[...]) compile it in place."
         )
-    return found
-
-
-def _found(model: Any) -> tuple[list[_Part], list[str]]:
-    """Everything in a model that our backend compiles, and the other backends in it."""
-    found: dict[int, _Part] = {}
-    others: dict[str, None] = {}
-    for compiled, modules in _candidates(model):
-        slot = _compat.backend_slot(compiled)
-        if slot is None or id(slot) in found:
-            continue
-        function, _, held = _compat.backend_in(slot)
-        if isinstance(function, Backend) or function is quartet_backend:
-            backend = function if isinstance(function, Backend) else None
-            found[id(slot)] = _Part(slot=slot, modules=modules, backend=backend)
-        else:
-            others[getattr(held, "compiler_name", repr(held))] = None
-    return list(found.values()), list(others)
-
-
-def _candidates(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:
-    """What `torch.compile` may have made, with the modules that it runs: the model itself, parts, their methods."""
-    if isinstance(model, nn.Module):
-        for module in model.modules():
-            yield module, [module]
-            for method in _methods(module):
-                yield method, [module]
-    elif inspect.isclass(model):
-        yield from ((method, []) for method in _methods(model))
-    else:
-        yield _inner(model), modules_of(uncompiled(model))
-
-
-def _methods(owner: Any) -> Iterator[Any]:
-    """The methods that may be compiled: by `module.compile()`, by a decorator of the class or of its forward."""
-    for name in ("_compiled_call_impl", "forward", "_call_impl"):
-        yield _inner(getattr(owner, name, None))
-
-
-def _inner(function: Any) -> Any:
-    """The function that `torch.compile` made, where others are around it."""
-    function = getattr(function, "__func__", function)
-    while (inspect.isfunction(function) or isinstance(function, CompiledForward)) and not _compat.backend_slot(
-        function
-    ):
-        inside = getattr(function, "_quartet_compiled", getattr(function, "__wrapped__", None))
-        if inside is None:
-            break
-        function = inside
-    return function
+    return list(found.values())
 
 
 def _variants(parts: list[_Part], switches: list[_State]) -> int:

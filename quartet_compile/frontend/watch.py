@@ -28,6 +28,7 @@ from ..passes.plan import DTYPES, SMALLEST, chosen, refused
 from ..passes.products import MATRICES
 from ..places import is_users, place
 from ..process import process
+from .api import Backend
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
@@ -73,7 +74,7 @@ class Watch:
         if known is not None:
             return known
         try:
-            return configure(given.get("options"), given.get("mode"))
+            return configure(function.options(given.get("options")), given.get("mode"))
         except QuartetError:
             return None
 
@@ -93,7 +94,7 @@ class _Eager:
     why: str
 
 
-class _Inspection(_compat.DispatchMode):
+class _Inspection(_compat.TorchDispatchMode):
     """One call during which eager products are noted.
 
     full_names: gives those of modules and parameters, where the whole model is known. told: what was warned of before.
@@ -197,7 +198,7 @@ class _Inspection(_compat.DispatchMode):
         if not reasons:
             counts = _compat.reasons_not_compiled().items()
             new = [reason for reason, count in counts if count > self._reasons.get(reason, 0)]
-            loops = {_first_line(reason) for reason in new if "graph break in loop" in reason}
+            loops = {_first_line(reason) for reason in new if _compat.is_in_loop(reason)}
             reasons = [
                 f"{line}, in a loop, in which Dynamo can't go on" if line in loops else line
                 for line in dict.fromkeys(map(_first_line, new))
@@ -235,7 +236,7 @@ def _depth_of_user() -> int:
 def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
     """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
     for operand in operands:
-        root = operand if operand._base is None else operand._base
+        root = _compat.base_of(operand)
         if isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad and root.dim() == 2):
             return root
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
@@ -263,7 +264,7 @@ def _is_table(weight: torch.Tensor, modules: list[nn.Module]) -> bool:
 
 def _has_few_rows(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a graph would keep a product for its few rows: those of the operand that isn't the weight, in training."""
-    rows = b.shape[-1] if a is weight or a._base is weight else a.shape[-2]
+    rows = b.shape[-1] if _compat.base_of(a) is weight else a.shape[-2]
     return torch.is_grad_enabled() and rows < SMALLEST // 2
 
 
@@ -319,7 +320,12 @@ def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
         if not getattr(backend, "is_watched", False):
             return None
         owner = _compat.owner_of(function)
-        if owner is not None and function.__name__ == "_call_impl":
+        if isinstance(backend, Backend) and owner is not None:
+            part = backend.of_module(owner)
+            if part is not backend:
+                _compat.put_backend(slot, _compat.other_backend(held, part, {}))
+                _compat.allow_variants(part.kinds)
+        if owner is not None and _compat.is_whole_call(function):
             vars(owner)[CopiesToo.ATTRIBUTE] = CopiesToo(owner, lambda: {**_given(slot), **how})
         compiled = function if owner is None else type(owner)
         watch, outer = Watch(slot, getattr(compiled, "__qualname__", repr(compiled))), outer_of(owner)

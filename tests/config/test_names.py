@@ -9,7 +9,8 @@ import torch
 from models import Attention, Block, Net
 
 from quartet_compile import explain
-from quartet_compile.config.names import clean, lineage, matches, root_name
+from quartet_compile._compat import root_name
+from quartet_compile.config.names import clean, lineage, matches
 
 SOURCES = {
     "L['self']": "",

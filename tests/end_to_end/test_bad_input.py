@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -241,9 +243,11 @@ def test_a_wrong_shape_is_the_models_error():
 @pytest.fixture
 def reloaded():
     """Import `_compat` again, and put everything back afterwards."""
-    before = dict(vars(_compat))
-    yield lambda: importlib.reload(_compat)
-    vars(_compat).update(before)
+    modules = [module for module in vars(_compat).values() if isinstance(module, types.ModuleType)]
+    before = [(module, dict(vars(module))) for module in (_compat, *modules)]
+    yield lambda: [importlib.reload(module) for module in (_compat, _compat.inductor)]
+    for module, values in before:
+        vars(module).update(values)
 
 
 @pytest.mark.parametrize("version", ["2.10.1", "2.5.0+cpu", "1.13.1"])
@@ -255,10 +259,29 @@ def test_a_torch_that_is_too_old_says_which_is_needed(monkeypatch, reloaded, ver
     assert "pip install -U torch" in str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["2.11.0", "2.13.0+cpu", "2.14.0a0+git123", "3.0.0"])
-def test_a_torch_that_is_new_enough_is_taken(monkeypatch, reloaded, version):
+@pytest.mark.parametrize("version", ["2.11.0", "2.13.0+cpu", "2.14.0a0+git123", "2.14.1"])
+def test_a_torch_that_is_new_enough_is_taken(monkeypatch, reloaded, recwarn, version):
     monkeypatch.setattr(torch, "__version__", version)
     reloaded()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("version", ["2.15.0", "2.15.0.dev20270101+cpu", "3.0.0"])
+def test_a_torch_that_is_newer_than_those_tested_is_taken_with_a_warning(monkeypatch, reloaded, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.warns(UserWarning, match="which is newer") as caught:
+        reloaded()
+    (warning,) = caught
+    assert f"quartet_compile is tested with torch 2.11 to 2.14, found {version}, which is newer" in str(warning.message)
+    assert "report it to Quartet Compile" in str(warning.message)
+
+
+def test_the_warning_of_a_newer_torch_is_given_once_a_process():
+    program = (
+        "import torch; torch.__version__ = '3.0.0'; import quartet_compile, quartet_compile._compat as c; c.cache_dir()"
+    )
+    done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.count("UserWarning: quartet_compile is tested with torch") == 1
 
 
 def test_a_torch_that_lacks_a_private_part_says_which(monkeypatch, reloaded):
@@ -266,7 +289,7 @@ def test_a_torch_that_lacks_a_private_part_says_which(monkeypatch, reloaded):
     with pytest.raises(ImportError) as caught:
         reloaded()
     assert "needs torch._inductor.custom_graph_pass.CustomGraphPass, which torch" in str(caught.value)
-    assert "It is tested with torch 2.11 to 2.13" in str(caught.value)
+    assert "It is tested with torch 2.11 to 2.14" in str(caught.value)
 
 
 def test_a_private_module_that_is_gone_says_which(monkeypatch):

@@ -109,6 +109,28 @@ def test_fsdp_that_is_compiled_whole_by_name_says_what_runs_eagerly(two):
         assert "quartet_compile.quartet(model)" in message and found["rewritten"] == []
 
 
+def test_blocks_compiled_inside_of_enable_have_full_names_under_fsdp(two):
+    for rank in two:
+        found = rank["fsdp, enabled"]["model"]
+        expected = {f"layers.{layer}.{part}": True for layer in (0, 1) for part in LINEARS} | {"layers.1.mlp.up": False}
+        sites = {name: done for name, done in found["sites"].items() if not name.endswith("attention")}
+        assert found["worst"] < 2e-5 and sites == expected and not found["told"]
+
+
+def test_fsdp_tells_the_names_of_blocks_and_a_pattern_for_one_of_them_is_warned_of(two):
+    for rank in two:
+        found = rank["fsdp, enabled"]["alone"]
+        sites = {name: done for name, done in found["sites"].items() if not name.endswith("attention")}
+        assert found["worst"] < 2e-5 and sites == {f"layers.0.{part}": True for part in LINEARS}
+        (message,) = found["told"]
+        assert "'layers.1' and 'layers.0' can't differ" in message and "quartet_compile.enable(model, ...)" in message
+
+
+def test_a_rank_with_other_options_is_told_what_differs():
+    told = [error for rank in run_ranks("sharded:other_options", 2) for error in rank]
+    assert told and all("recipe" in error and "'exact'" in error and "exclude" not in error for error in told)
+
+
 def test_tensor_parallel_ranks_agree_on_shared_operands(two):
     one, other = (rank["tensor parallel, quartet"] for rank in two)
     assert one["replicated gradient"] == other["replicated gradient"]

@@ -139,7 +139,7 @@ def test_links_stand_for_an_installation(tmp_path):
             (others / path.name).symlink_to(path)
     program = (
         "import torch, quartet_compile; from quartet_compile.passes import joint; from quartet_compile.kernels import ops;"
-        "import torch._dynamo; assert torch._dynamo.lookup_backend('quartet').__name__ == 'quartet_backend';"
+        "import torch._dynamo; assert torch._dynamo.lookup_backend('quartet').__name__ == 'quartet';"
         "print(quartet_compile.__file__)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, others)))}

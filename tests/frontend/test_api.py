@@ -188,7 +188,7 @@ def test_dynamic_and_fullgraph_are_passed_on(graphs):
 def test_a_bare_backend_warns_of_a_pattern_that_matches_nothing(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(_compat, "compile_fx", lambda gm, inputs, config_patches: gm)
-    monkeypatch.setattr(process, "matched", {})
+    monkeypatch.setattr(process, "seen", {})
     with pytest.warns(UserWarning, match="exclude pattern 'nowhere' matches no module") as caught:
         torch.compile(Block(), backend="quartet", options={"exclude": ["up", "nowhere"]})(X)
     messages = [str(warning.message) for warning in caught if "pattern" in str(warning.message)]

@@ -12,6 +12,7 @@ import torch
 from models import Block, Net, gradients
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from ways_in import HOW, by_name, by_quartet, class_by_name, compiled_forward, decorated_class, function, regions
 
 import quartet_compile as qc
 from quartet_compile import _compat
@@ -77,91 +78,6 @@ def same(ours, theirs):
 def numbered(count):
     """Recipes that differ in name only."""
     return [dataclasses.replace(qc.recipe("quartet"), name=f"number {i}") for i in range(count)]
-
-
-# Everything that can be compiled: a function that gives what is called, and what is switched if that isn't it.
-
-
-def by_quartet(model, **options):
-    return qc.quartet(model, **options)
-
-
-def by_name(model, **options):
-    return torch.compile(model, backend="quartet", options=options)
-
-
-def in_place(model, **options):
-    model.compile(backend="quartet", options=options)
-    return model
-
-
-def regions(model, **options):
-    return qc.quartet(model, regions=["layers.*"], **options)
-
-
-def blocks_by_name(model, **options):
-    for layer in model.layers:
-        layer.compile(backend="quartet", options=options)
-    return model
-
-
-def compiled_forward(model, **options):
-    model.forward = torch.compile(model.forward, backend="quartet", options=options)
-    return model
-
-
-def function(model, **options):
-    return qc.quartet(lambda x: model(x), **options)
-
-
-def function_by_name(model, **options):
-    return torch.compile(lambda x: model(x), backend="quartet", options=options)
-
-
-def method(model, **options):
-    return qc.quartet(model.forward, **options)
-
-
-def decorated_class(model, **options):
-    model.__class__ = qc.quartet(type("Decorated", (Net,), {"forward": _forward()}), **options)
-    return model
-
-
-def class_by_name(model, **options):
-    model.__class__ = torch.compile(type("Decorated", (Net,), {}), backend="quartet", options=options)
-    return model
-
-
-def _forward():
-    """A forward with a code of its own, so that classes don't share compilations."""
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x @ self.out
-
-    return forward
-
-
-def wrapped_by_the_user(model, **options):
-    compiled = by_name(model, **options)
-    return nn.Sequential(compiled)
-
-
-HOW = [
-    by_quartet,
-    by_name,
-    in_place,
-    regions,
-    blocks_by_name,
-    compiled_forward,
-    function,
-    function_by_name,
-    method,
-    decorated_class,
-    class_by_name,
-    wrapped_by_the_user,
-]
 
 
 def of(*chosen):
@@ -449,7 +365,7 @@ def test_the_original_of_a_compiled_model_does_not_know_of_it():
 
 def test_a_torch_without_the_private_part_is_named(monkeypatch):
     compiled = torch.compile(lambda x: x, backend="quartet")
-    monkeypatch.setattr(_compat, "_BACKEND", "_not_there")
+    monkeypatch.setattr(_compat.compiled, "_BACKEND", "_not_there")
     with pytest.raises(ImportError, match="_not_there of a compiled object, which torch .* lacks. It is tested with"):
         qc.set_recipe(compiled, "bf16")
 
@@ -620,15 +536,13 @@ def test_inductors_cache_tells_recipes_apart_and_knows_what_a_switch_compiled():
         assert counters["aot_autograd"]["autograd_cache_hit"] == 1
 
 
-def test_explain_is_of_its_own_options(graphs):
+def test_explain_is_of_what_is_in_force(graphs):
     model = net()
     compiled = qc.quartet(model)
     qc.set_recipe(compiled, "quartet2")
     gradients(model, X, function=compiled)
-    report = qc.explain(compiled, X, recipe="bf16")
-    assert not any(site.rewritten for site in report.sites)
-    report = qc.explain(compiled, X, recipe="quartet2")
-    assert tuple(report.sites) == graphs.reports[-1].sites
+    assert tuple(qc.explain(compiled, X).sites) == graphs.reports[-1].sites
+    assert not any(site.rewritten for site in qc.explain(model, X, recipe="bf16").sites)
     count = len(graphs)
     gradients(model, X, function=compiled)
     assert len(graphs) == count

@@ -58,13 +58,13 @@ def assert_quantized(
     wanted = reference.quantize(
         x, quantizer(name), transpose=transpose, mask=mask, stream=stream, seed=seeds[0], sign_seed=seeds[1]
     )
-    assert_same(Blocks(*result), wanted)
+    assert_same(Blocks(*result, wanted.format), wanted)
 
 
 def assert_pair(result, dy, rows: str, columns: str, seeds) -> None:
     wanted = reference.quantize_pair(dy, quantizer(rows), quantizer(columns), seed=seeds[0], sign_seed=seeds[1])
     for got, blocks in zip((result[:3], result[3:]), wanted, strict=True):
-        assert_same(Blocks(*got, blocks.mask), blocks)
+        assert_same(Blocks(*got, blocks.mask, blocks.format), blocks)
 
 
 def operands(dtype: torch.dtype, shapes=SHAPES) -> list[torch.Tensor]:
@@ -171,7 +171,7 @@ def sources() -> list[Blocks]:
         near = torch.randint(118, 130, (rows, groups), generator=generator, dtype=torch.uint8)
         extreme = torch.arange(rows * groups).reshape(rows, groups).to(torch.uint8)
         for scales in (near, extreme, extreme % 3, torch.where(extreme % 16 == 0, extreme, near)):
-            made.append(Blocks(codes, scales, torch.empty(0), scales[:, :0]))
+            made.append(Blocks(codes, scales, torch.empty(0), None, "mxfp4"))
     return made
 
 
@@ -185,11 +185,10 @@ def test_requantize(source, name):
     cases = [(*blocks[:3], *SEEDS[0]) for blocks in sources()]
     results, _ = run_compiled(requantize, cases, ["requantize"])
     for result, (codes, scales, tensor_scale, seed, sign_seed) in zip(results, cases, strict=True):
-        wanted = reference.requantize(
-            Blocks(codes, scales, tensor_scale, None), quantizer(source), quantizer(name), stream=STREAM, seed=seed,
-            sign_seed=sign_seed,
-        )  # fmt: skip
-        assert_same(Blocks(*result, wanted.mask), wanted)
+        before = Blocks(codes, scales, tensor_scale, None, "mxfp4")
+        seeds = dict(seed=seed, sign_seed=sign_seed)
+        wanted = reference.requantize(before, quantizer(source), quantizer(name), stream=STREAM, **seeds)
+        assert_same(Blocks(*result, wanted.mask, wanted.format), wanted)
 
 
 def factors() -> list[tuple[Blocks, Blocks]]:

@@ -14,7 +14,6 @@ from block_cases import CASES
 from compiled_ops import HAS_FP4, assert_grouped, assert_within, float32_reductions, gpu, run_compiled  # noqa: F401  (a fixture)
 from generated_ops import expected_templates
 from gpu_training import batch, cosine, llama, loss_and_gradients
-from products import format_of
 
 from quartet_compile.kernels.numerics import reference
 from quartet_compile.kernels.quantizer import quantizer
@@ -45,7 +44,7 @@ def test_scaled_mm(made_by, dtype):
     alpha, make = 16 / 9, getattr(generated_ops, made_by)
     pairs = [(make(m, k, 1), make(n, k, 2)) for m, n, k in ((257, 128, 1024), (33, 72, 96), (128, 96, 544))]
     native = made_by != "mixed" and HAS_FP4
-    formats = [format_of(blocks) for blocks in pairs[0]]
+    formats = [blocks.format for blocks in pairs[0]]
     results, _ = run_compiled(
         lambda *x: quartet.scaled_mm(*x[:3], *formats[:1], *x[3:], *formats[1:], alpha, dtype),
         [(*a[:3], *b[:3]) for a, b in pairs],

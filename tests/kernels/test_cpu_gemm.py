@@ -102,7 +102,7 @@ def nvfp4(rows: int, k: int, seed: int) -> Blocks:
     codes = torch.randint(0, 16, (rows, 16 * groups), generator=drawn)
     codes[:, k:] = 0
     scales = torch.randint(0, 127, (rows, groups), generator=drawn, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    return Blocks(reference.pack_nibbles(codes), scales, torch.rand(1, generator=drawn) + 0.5, torch.empty(0))
+    return Blocks(reference.pack_nibbles(codes), scales, torch.rand(1, generator=drawn) + 0.5, None, "nvfp4")
 
 
 def decode_nvfp4(x: Blocks) -> torch.Tensor:

@@ -27,7 +27,7 @@ def sources(quantizer: Quantizer) -> list[Blocks]:
     for rows, width in ((1, 1), (31, 3), (64, 8), (260, 5)):  # width: in blocks of 32
         if quantizer.exact:
             values = torch.randn(rows, width * 32, generator=generator)
-            found.append(Blocks(values, random(0, 1, rows, 0), torch.empty(0), None))
+            found.append(Blocks(values, random(0, 1, rows, 0), torch.empty(0), None, quantizer.format))
             continue
         codes = random(0, 256, rows, width * (16 if quantizer.elements == "e2m1" else 32))
         if quantizer.elements == "e4m3":
@@ -40,7 +40,7 @@ def sources(quantizer: Quantizer) -> list[Blocks]:
         if quantizer.two_level:
             choices = [(byte & 0x7F).view(torch.float8_e4m3fn) for byte in choices]
         for scales in choices:
-            found.append(Blocks(codes, scales, torch.tensor([1.7e-3] * quantizer.two_level), None))
+            found.append(Blocks(codes, scales, torch.tensor([1.7e-3] * quantizer.two_level), None, quantizer.format))
     return found
 
 
@@ -93,7 +93,7 @@ def test_wrong_shapes_are_refused():
     for x, columns in ((torch.ones(4, 60), 60), (torch.ones(4, 64), 65), (torch.ones(5, 64), 64)):
         with pytest.raises(QuartetError, match="expected"):
             native.unrotate(x, mask, 32, columns)
-    source = Blocks(torch.zeros(4, 31, dtype=torch.uint8), mask[:, :2], torch.empty(0), mask)
+    source = Blocks(torch.zeros(4, 31, dtype=torch.uint8), mask[:, :2], torch.empty(0), mask, "mxfp4")
     with pytest.raises(QuartetError, match=r"shape \(4, 31\) .* as codes; expected torch.uint8 of shape \(4, 32\)"):
         native.requantize(source, Quantizer(), Quantizer(), stream=0, seed=None)
 

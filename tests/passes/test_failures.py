@@ -40,8 +40,8 @@ def failing_check(request, monkeypatch):
     """Finds fault, once, with what was made for `layers.0.down`; or with nothing in particular."""
     calls = []
 
-    def verify(work, complete):
-        if not complete:
+    def verify(work, finished=False):
+        if not finished:
             return
         made, replaced = [n for n in work.graph.nodes if n.name.startswith("scaled_mm")], [*work.replaced]
         nodes = {"a node of a site": made[1], "a replaced node": replaced[3], "no node": None}

@@ -130,9 +130,9 @@ def test_any_dense_layout_is_restored(shape, strides):
         old = node(graph, torch.empty_strided(shape, strides))
         new = node(graph, torch.empty(shape))
         graph.output((old,))
-        with graph.inserting_before(next(reversed(graph.nodes))):
+        with graph.inserting_before(next(iter(reversed(graph.nodes)))):
             Builder(graph).replace(old, new)
-    (result,) = next(reversed(graph.nodes)).args[0]
+    (result,) = next(iter(reversed(graph.nodes))).args[0]
     significant = [(a, b) for size, a, b in zip(shape, result.meta["val"].stride(), strides, strict=True) if size > 1]
     assert result is not old and all(a == b for a, b in significant)
 

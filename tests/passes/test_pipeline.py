@@ -16,6 +16,20 @@ X = torch.randn(64, 64)
 
 
 @pytest.fixture
+def checked(monkeypatch):
+    """Whether each check of the spec is the last one of its graph."""
+    checks = []
+    plain = pipeline.verify
+
+    def verify(work, finished=False):
+        checks.append(finished)
+        plain(work, finished)
+
+    monkeypatch.setattr(pipeline, "verify", verify)
+    return checks
+
+
+@pytest.fixture
 def ran(monkeypatch):
     """The passes of this process's graphs, with the seconds of each, as they run."""
     runs = []
@@ -30,6 +44,7 @@ def ran(monkeypatch):
 
 
 def train(**options):
+    """A step of two linears."""
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
     function, _ = compiled(model, **options)
     function(X).sum().backward()
@@ -41,9 +56,17 @@ def test_what_looks_runs_before_what_changes():
 
 
 def test_every_pass_is_timed_and_the_check_too(ran):
-    train()
+    train(stats=True)
     assert set(ran[0]) == {step.name for step in PIPELINE} | {"verify"}
     assert all(seconds > 0 for seconds in ran[0].values())
+
+
+@pytest.mark.parametrize(
+    "options, passes", [({}, 2), ({"stats": True}, 3), ({"recipe": "mxfp4-bwd"}, 1)], ids=["", "stats", "only backward"]
+)
+def test_the_graph_is_checked_after_each_pass_that_did_something(options, passes, checked):
+    train(**options)
+    assert checked == [False] * passes + [True]
 
 
 def test_a_graph_with_nothing_to_rewrite_is_only_looked_at(ran):
@@ -56,7 +79,7 @@ def test_the_graph_is_shown_after_each_pass_that_changes_it(monkeypatch, capsys)
     train()
     shown = capsys.readouterr().err
     parts = shown.split("quartet: after ")[1:]
-    assert [part.partition("\n")[0] for part in parts] == [step.name for step in PIPELINE if step.changes]
+    assert [part.partition("\n")[0] for part in parts] == ["forward", "backward"]  # `stats` had nothing to do
     assert "bwd  " in parts[0] and "requantize" not in parts[0]  # the backward comes next
     assert "requantize[mxfp4-sr]" in parts[1]
 
@@ -85,7 +108,7 @@ def test_a_pass_that_fails_once_is_run_again_without_the_site(monkeypatch):
     steps = [*looking, Pass("look", look), Pass("fails", fails_once, changes=True)]
     run = pipeline.run
     monkeypatch.setattr("quartet_compile.passes.joint.run", lambda _, work: run(steps, work))
-    monkeypatch.setattr(pipeline, "verify", lambda work, complete: None)
+    monkeypatch.setattr(pipeline, "verify", lambda work, finished=False: None)
     with pytest.warns(UserWarning, match="bug of Quartet"):
         train()
     assert calls == [[0, 1], [0]]

@@ -4,6 +4,7 @@ private modules in the few files that are there for them. Read from the import s
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -17,38 +18,84 @@ ROOMS = {
     "kernels": {"kernels"},
     "config": {"kernels.quantizer"},
     "report": {"config", "kernels.stats"},
-    "passes": {"config", "report.report", "kernels.quantizer", "kernels.schemas", "kernels.numerics.philox"},
+    "passes": {
+        "config",
+        "report.report",
+        "kernels.quantizer",
+        "kernels.operand_formats",
+        "kernels.schemas",
+        "kernels.numerics.philox",
+    },
     "law": {"config.presets"},
     "quantized": {"kernels"},
-    "backend": {"config", "report", "passes", "kernels"},
-    "frontend": {"config", "passes.plan", "passes.products", "backend"},
-    "capture": {"config", "report", "passes.joint", "passes.products", "backend"},
+    "ranks": {"config"},
+    "backend": {"config", "report", "passes", "kernels", "ranks"},
+    "compiled": {"config"},
+    "frontend": {"config", "compiled", "passes.plan", "passes.products", "backend"},
+    "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "export": {
         "config",
+        "compiled",
         "report",
         "capture",
-        "frontend",
         "quantized",
         "kernels.quantizer",
         "kernels.numerics.reference",
     },
-    "__init__": {"config", "report", "frontend", "capture", "cross", "law", "export", "quantized", "kernels.quantizer"},
+    "__init__": {
+        "config",
+        "report",
+        "backend",
+        "frontend",
+        "capture",
+        "cross",
+        "law",
+        "export",
+        "quantized",
+        "kernels.quantizer",
+    },
     "__main__": {"config", "capture", "cross", "law", "export"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 
+FENCE = "quartet_compile/_compat/"
+"""The folder that knows the private parts of torch."""
+
 PRIVATE = {
-    "quartet_compile/_compat.py": "torch._",
     "kernels/lowering/inductor.py": "torch._inductor",
     "quartet_compile/cross/fake_gpu.py": (
         "torch._",
         "torch.utils._python_dispatch",
     ),  # Inductor and Triton without a GPU
-    "kernels/cpu/toolchain.py": "torch._inductor",  # finds the compiler that Inductor would use
     "kernels/ops.py": "torch._check",
 }
-"""Files that may use private parts of torch, and which."""
+"""Other files that may use private parts of torch, and which."""
+
+NOT_THEIRS = {"_asdict", "_fields", "_replace", "_getframe", "_CFuncPtr", "_SubParsersAction"}
+"""Attributes with an underscore that are Python's, and public."""
+
+ELSEWHERE = ("aten.", "_aten.", "torch.")
+"""Operators, of which some have a name with an underscore, and the paths of modules, of which `PRIVATE` decides."""
+
+WORDS = {
+    *("ac_graph_id", "example_value", "from_node", "fwd_nn_module_stack", "fwd_source_fn_stack", "grapharg"),
+    *(
+        "has_backward_hook",
+        "nn_module_stack",
+        "partitioner_tag",
+        "seq_nr",
+        "source_fn_stack",
+        "grad_of",
+        "mutated_input",
+    ),
+    *("is_forward", "is_backward", "must_be_in_backward", "compiler_name", "real_stack", "is_infra_mode"),
+}
+"""Keys, values and attributes of torch's that are private without an underscore. Of `meta` only `val` may be used."""
+
+TEXTS = ("_torchdynamo", "torch_dynamo_resume", "_orig_mod", "_fsdp_wrapped", "_checkpoint_wrapped", "__import_", "L[")
+TEXTS = (*TEXTS, "._parameters", "._buffers", "._modules", "eval_with_key", "Graph Break Reason", "graph break in loop")
+"""Parts of what Dynamo writes."""
 
 
 def sources(*packages):
@@ -91,6 +138,59 @@ def private_parts(tree, module, is_package):
     return {name for name in found if name.startswith("torch.") and not inside(name, "torch.ops") and _private(name)}
 
 
+def private_words(tree, own):
+    """Every private name of torch's that a file reads as an attribute, as a key of a node's `meta`, or as a text; `own`: the
+    attributes with an underscore that are ours."""
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            ours = node.attr in own | NOT_THEIRS or ast.unparse(node).startswith(ELSEWHERE)
+            found |= {node.attr} if (_private(node.attr) and not ours) or node.attr in WORDS else set()
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            named = node.value in WORDS or any(text in node.value for text in TEXTS)
+            found |= {node.value} if named else set()
+        found |= set(_keys_of_meta(node)) - {"val"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
+            name = getattr(node.args[1], "value", None)
+            found |= {name} if isinstance(name, str) and _private(name) and name not in own else set()
+    return found
+
+
+def _keys_of_meta(node):
+    """The constant keys with which an expression reads or writes `meta`."""
+    keys, meta = [], None
+    if isinstance(node, ast.Subscript):
+        keys, meta = [node.slice], node.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+        keys, meta = node.args[:1], node.func.value
+    elif isinstance(node, ast.Compare):
+        keys, meta = [node.left], node.comparators[0]
+    if meta is not None and ast.unparse(meta).rpartition(".")[2] == "meta":
+        return [
+            key.value for key in keys if isinstance(key, ast.Constant) and key.value.islower()
+        ]  # Triton's are capitals
+    return []
+
+
+@functools.cache
+def own_attributes():
+    """The attributes with an underscore that the sources define: methods, fields, what they assign, `_quartet_...`."""
+    found = set()
+    for path in sources(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                if ast.unparse(node.value) == "self" or node.attr.startswith("_quartet"):
+                    found.add(node.attr)
+            elif isinstance(node, ast.keyword) and (node.arg or "").startswith("_quartet"):
+                found.add(node.arg)
+    return found
+
+
 def _private(name):
     return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
 
@@ -129,8 +229,8 @@ def test_passes_know_no_triton(path):
 
 def test_every_room_is_in_the_table():
     folders = {p.parent.relative_to(ROOT / "quartet_compile").parts for p in sources("quartet_compile")}
-    top = {p.stem for p in (ROOT / "quartet_compile").glob("*.py")} - LEAVES
-    assert {*(parts[0] for parts in folders if parts), *top, "kernels", "passes"} == set(ROOMS)
+    top = {p.stem for p in (ROOT / "quartet_compile").glob("*.py")}
+    assert {*(parts[0] for parts in folders if parts), *top, "kernels", "passes"} - LEAVES == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
@@ -140,17 +240,23 @@ def test_no_import_of_the_folders_by_their_own_names(path):
 
 @pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
 def test_private_parts_of_torch_are_in_few_files(path):
-    tree = ast.parse(path.read_text())
-    allowed = PRIVATE.get(str(path.relative_to(ROOT)), "nothing")
+    tree, name = ast.parse(path.read_text()), str(path.relative_to(ROOT))
+    allowed = "torch._" if name.startswith(FENCE) else PRIVATE.get(name, "nothing")
     used = private_parts(tree, module_name(path), path.name == "__init__.py")
-    assert not [name for name in used if not name.startswith(allowed)]
+    assert not [part for part in used if not part.startswith(allowed)]
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_private_names_of_torch_are_inside_of_the_fence(path):
+    name = str(path.relative_to(ROOT))
+    if not (name.startswith(FENCE) or name == "quartet_compile/cross/fake_gpu.py"):
+        assert not private_words(ast.parse(path.read_text()), own_attributes())
 
 
 def test_every_exception_to_the_rule_is_needed():
     for name, part in PRIVATE.items():
-        path = ROOT / name
-        if path.exists() and name != "quartet_compile/_compat.py":
-            assert any(use.startswith(part) for use in private_parts(ast.parse(path.read_text()), "x", False)), name
+        used = private_parts(ast.parse((ROOT / name).read_text()), "x", False)
+        assert any(use.startswith(part) for use in used), name
 
 
 @pytest.mark.parametrize(
@@ -183,3 +289,30 @@ def test_imports_are_read_rightly(code, module, found):
 )
 def test_private_parts_are_seen(code, expected):
     assert bool(private_parts(ast.parse(code), "x", False)) is expected
+
+
+@pytest.mark.parametrize(
+    "code, expected",
+    [
+        ("node.meta.get('desc')", {"desc"}),
+        ("node.meta['custom'] = {}", {"custom"}),
+        ("'recompute' in node.meta", {"recompute"}),
+        ("meta.get('stack_trace')", {"stack_trace"}),
+        ("KEYS = ('seq_nr', 'desc')", {"seq_nr"}),
+        ("node.meta['val']", set()),
+        ("options['custom']", set()),
+        ("meta['BLOCK_M']", set()),
+        ("x._base", {"_base"}),
+        ("x._schema.name", {"_schema"}),
+        ("x._ours", set()),
+        ("x._replace(a=1)", set()),
+        ("aten._to_copy.default", set()),
+        ("getattr(f, '_torchdynamo_inline', None)", {"_torchdynamo_inline"}),
+        ("hasattr(x, '_is_fsdp_managed_module')", {"_is_fsdp_managed_module"}),
+        ("error.real_stack", {"real_stack"}),
+        ("re.compile(r'L[.self.]')", {"L[.self.]"}),
+        ("def f():\n    'The root of L[1].'", set()),
+    ],
+)
+def test_private_names_are_seen(code, expected):
+    assert private_words(ast.parse(code), {"_ours"}) == expected

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch._inductor.config
-from products import decode, format_of
+from products import decode
 from torch._inductor.utils import run_and_get_code
 
 from quartet_compile.kernels import lowering  # noqa: F401  (registers the templates with Inductor)
@@ -143,7 +143,7 @@ def assert_grouped(gemm: str, make) -> None:
     torch.manual_seed(4)
     a, b = make(*rows), make(*columns)
 
-    left, right = format_of(a), format_of(b)
+    left, right = a.format, b.format
 
     def product(a0, a1, a2, b0, b1, b2, ends):
         how = (ends, 4, gemm, 16 / 9, torch.float32)

@@ -10,7 +10,6 @@ import torch
 from interpreted_module import (
     compile_interpreted,
 )
-from products import format_of
 
 from quartet_compile.kernels.numerics import grouped, philox, reference
 from quartet_compile.kernels.numerics.reference import Blocks
@@ -62,7 +61,7 @@ def quantize(name: str, transpose: bool, mask: bool, x: torch.Tensor) -> tuple[C
     def call(x: torch.Tensor) -> tuple:
         return ops.quantize(x, name, transpose, mask, philox.WGRAD_DY, *seeds)
 
-    return call, [x], list(made)
+    return call, [x], list(made.tensors)
 
 
 def quantize_pair(row: str, column: str, x: torch.Tensor) -> tuple[Callable, list, list]:
@@ -143,7 +142,7 @@ def nvfp4(rows: int, columns: int, seed: int) -> Blocks:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 256, (rows, columns // 2), generator=generator, dtype=torch.uint8)
     scales = torch.randint(8, 120, (rows, columns // 16), generator=generator, dtype=torch.uint8)
-    return Blocks(codes, scales.view(torch.float8_e4m3fn), torch.rand(1, generator=generator), None)
+    return Blocks(codes, scales.view(torch.float8_e4m3fn), torch.rand(1, generator=generator), None, "nvfp4")
 
 
 def run_product(
@@ -154,7 +153,7 @@ def run_product(
     a, b = globals()[made_by](m, k, 1), globals()[made_by](n, k, 2)
     if nan:
         a.scales.view(torch.uint8)[1, 0] = 255
-    left, right = format_of(a), format_of(b)
+    left, right = a.format, b.format
     compiled = compile_interpreted(lambda *x: ops.scaled_mm(*x[:3], left, *x[3:], right, alpha, dtype), target)
     with torch.no_grad():
         made = compiled(*a[:3], *b[:3])
@@ -180,7 +179,7 @@ def run_grouped(
     a, b = (globals()[made_by](*shape, seed) for seed, shape in enumerate(shapes[gemm]))
     rows, columns = grouped.product_shape(a.codes.shape[0], b.codes.shape[0], matrices, gemm)
     mask = torch.randint(0, 256, (rows, columns // 8), dtype=torch.uint8)
-    left, right = format_of(a), format_of(b)
+    left, right = a.format, b.format
 
     def call(a0, a1, a2, b0, b1, b2, ends, mask):
         how = (ends, matrices, gemm, 16 / 9, torch.float32)
@@ -223,7 +222,7 @@ def run_unrotated_product(
     a, b = globals()[made_by](m, k, 1), globals()[made_by](n, k, 2)
     mask = torch.randint(0, 256, (m, n // 8), dtype=torch.uint8) if masked else None
     given = [mask] if masked else []
-    left, right = format_of(a), format_of(b)
+    left, right = a.format, b.format
 
     def call(a0, a1, a2, b0, b1, b2, *mask):
         product = ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16)

@@ -4,22 +4,13 @@ import torch
 
 from quartet_compile.kernels.numerics import reference
 from quartet_compile.kernels.numerics.reference import Blocks
-from quartet_compile.kernels.operand_formats import OPERAND_FORMATS
 from quartet_compile.kernels.quantizer import E2M1_VALUES
 
 
 def blocks(codes: torch.Tensor, scales: torch.Tensor) -> Blocks:
     """From one code an element, `[rows, K]`, and one scale byte a group."""
     packed = reference.pack_nibbles(codes.long())
-    return Blocks(packed, scales.to(torch.uint8), torch.empty(0), torch.empty(0))
-
-
-def format_of(x: Blocks) -> str:
-    """The format that codes and scales of these types are in."""
-    (name,) = (
-        name for name, form in OPERAND_FORMATS.items() if (form.codes, form.scales) == (x.codes.dtype, x.scales.dtype)
-    )
-    return name
+    return Blocks(packed, scales.to(torch.uint8), torch.empty(0), None, "mxfp4")
 
 
 def random_blocks(rows: int, k: int, low: int = 120, high: int = 135) -> Blocks:

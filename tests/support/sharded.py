@@ -375,6 +375,43 @@ def fsdp_ways() -> dict[str, Any]:
     return found
 
 
+def fsdp_enabled() -> dict[str, Any]:
+    """Blocks that are compiled one by one inside of `enable`, then sharded, under `exact` against one process: their names
+    where `enable` knows the model, and where FSDP2 alone does."""
+    world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
+    reference = model_of()
+    plain = gradients(reference, x)[1]
+    found = {}
+    for name in ("model", "alone"):
+        model = copy.deepcopy(reference)
+        with qc.enable(*([model] if name == "model" else []), recipe="exact", exclude=["layers.1.mlp.up"]):
+            for layer in model.layers:
+                layer.compile()
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = backward(model, model, x[2 * rank : 2 * rank + 2])
+        found[name] = {
+            "worst": worst(ours, plain, world),
+            "sites": {site.name: site.rewritten for graph in reports for site in graph.sites},
+            "told": [str(w.message) for w in caught if "compiled by itself" in str(w.message)],
+        }
+    return found
+
+
+def other_options() -> list[str]:
+    """The errors of ranks of which one has other options than the rest; which rank is told is a matter of time."""
+    options = {"recipe": "exact" if dist.get_rank() else "quartet", "exclude": ["layers.1"]}
+    try:
+        with _graphs():
+            torch.compile(model_of(), backend="quartet", options=options)(batch())
+    except qc.OptionError as error:
+        return [str(error)]
+    return []
+
+
 @contextlib.contextmanager
 def _graphs() -> Iterator[list]:
     """Compile without Inductor inside; gives the reports, which fill."""
@@ -417,6 +454,7 @@ def two() -> dict[str, Any]:
         "tensor parallel, by hand": tensor_parallel_by_hand(),
         "policy": policy_by_full_names(),
         "fsdp, ways": fsdp_ways(),
+        "fsdp, enabled": fsdp_enabled(),
     }
 
 

@@ -1,0 +1,58 @@
+"""Distributed training: sharded modules and tensors, and process groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .installed import private
+
+
+def is_fully_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP2's `fully_shard` was given this module."""
+    available = torch.distributed.is_available()
+    return available and isinstance(module, private("torch.distributed.fsdp:FSDPModule"))
+
+
+def sharded_name(module: torch.nn.Module) -> str | None:
+    """The name of a module in the model that FSDP2 sharded, None if it doesn't know; it does from the first call of the
+    outermost module that `fully_shard` was given."""
+    if not is_fully_sharded(module):
+        return None
+    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
+    group = state()._fsdp_param_group
+    names = {id(inner): name for name, inner in module.named_modules()}
+    for part in group.fsdp_params if group is not None else ():
+        inside = f"{names[id(part._module_info.module)]}.{part._module_info.param_name}".strip(".")
+        if part._param_fqn is not None and part._param_fqn.endswith(f".{inside}"):
+            name: str = part._param_fqn.removesuffix(f".{inside}")
+            return name
+    return None
+
+
+def say_to_ranks(key: str, text: str) -> dict[int, str]:
+    """Say a text under a key to all ranks of the default process group; what each rank has said there so far. It waits for
+    none: a rank that has said nothing yet isn't in it. Nothing of others without a process group."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return {}
+    store = private("torch.distributed.distributed_c10d:_get_default_store")()
+    store.set(f"{key}/{distributed.get_rank()}", text)
+    ranks = range(distributed.get_world_size())
+    return {rank: store.get(f"{key}/{rank}").decode() for rank in ranks if store.check([f"{key}/{rank}"])}
+
+
+def group_ranks(name: str) -> list[int]:
+    """The global ranks of a process group, by its name."""
+    group = private("torch.distributed.distributed_c10d:_resolve_process_group")(name)
+    return torch.distributed.get_process_group_ranks(group)
+
+
+def mesh_groups(value: Any) -> tuple[str, ...]:
+    """The names of the process groups over which a DTensor is distributed, one for each dimension of its mesh; none of
+    another value."""
+    if not torch.distributed.is_available() or not isinstance(value, private("torch.distributed.tensor:DTensor")):
+        return ()
+    mesh = value.device_mesh
+    return tuple(mesh.get_group(dim).group_name for dim in range(mesh.ndim))

@@ -1,0 +1,32 @@
+"""torchtitan's models under its own parallelization and compilation of blocks, on 1 and 2 processes.
+
+Its language models take masked attention only, whose kernels need a GPU; on a CPU they get torch's own causal attention.
+"""
+
+from __future__ import annotations
+
+import pytest
+from ranks import run_ranks
+
+pytest.importorskip("torchtitan")
+
+LLAMA = ["attention.qkv_linear.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+EXPERTS = [f"moe.routed_experts.inner_experts.{weight}" for weight in ("w1_EFD", "w2_EDF", "w3_EFD")]
+QWEN = ["attention.qkv_linear.wqkv", "attention.wo", *EXPERTS]
+CASES = {
+    "llama3": (LLAMA, "llama3", 1, {}),
+    "llama3, checkpointed": (LLAMA, "llama3", 1, {"checkpointing": True}),
+    "llama3, FSDP2": (LLAMA, "llama3", 2, {"shard": 2}),
+    "qwen3 MoE": (QWEN, "qwen3_moe", 1, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_are_in_fp4_by_their_full_names(case):
+    expected, name, world, how = CASES[case]
+    for rank in run_ranks("titan:run", world, name, how, timeout=600):
+        assert rank["falls"] and rank["plain falls"] and rank["plain"] == 0, rank
+        assert 0.8 < rank["cosine"] < 0.9999, rank
+        names = {f"layers.{layer}.{part}" for layer in (0, 1) for part in expected} - {"layers.1.attention.wo"}
+        assert set(rank["rewritten"]) == names, rank
+        assert [line for line in rank["kept"] if line.startswith("layers.1.attention.wo: excluded")], rank

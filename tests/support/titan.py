@@ -1,0 +1,111 @@
+"""What each rank of tests/clients/test_torchtitan.py runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from runs import Run, cosine, train
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+import quartet_compile as qc
+
+torch._utils._get_available_device_type = lambda: "cpu"  # torchtitan takes "cuda" where there is no accelerator
+
+VOCABULARY, LENGTH = 2048, 64
+
+
+def model_of(name: str) -> tuple[nn.Module, Any]:
+    """A small model of torchtitan's, and its function that parallelizes and compiles."""
+    from torchtitan.models.common.attention import ScaledDotProductAttention
+
+    if name == "llama3":
+        from torchtitan.models import llama3 as module
+
+        spec = module.model_registry("debugmodel", attn_backend="varlen")
+    else:
+        from torchtitan.models import qwen3 as module
+
+        spec = module.model_registry("debugmodel_moe", attn_backend="varlen")
+    config = spec.model
+    config.layers = config.layers[:2]
+    for layer in config.layers:
+        layer.attention.inner_attention = ScaledDotProductAttention.Config()
+    with torch.device("meta"):
+        model = config.build()
+    return model, spec.parallelize_fn
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def trained(
+    name: str,
+    enabled: dict[str, Any] | None,
+    weights: list[torch.Tensor],
+    *,
+    shard: int = 1,
+    checkpointing: bool = False,
+) -> Run:
+    """weights: what to start from, each rank's own parts; where it is empty, torchtitan's, which then are in it."""
+    from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
+    from torchtitan.distributed import ParallelDims
+    from torchtitan.distributed.activation_checkpoint import FullAC
+
+    world = dist.get_world_size()
+    parallelism = ParallelismConfig(data_parallel_shard_degree=shard, spmd_backend="partial_dtensor")
+    dims = ParallelDims.from_config(parallelism, world)
+    dims.build_mesh()
+    model, parallelize = model_of(name)
+    qc.disable()
+    if enabled is not None:
+        qc.enable(model, **enabled)
+    model = parallelize(
+        model,
+        parallel_dims=dims,
+        training=TrainingConfig(mixed_precision_param="float32", seq_len=LENGTH),
+        parallelism=parallelism,
+        compile_config=CompileConfig(enable=True, components=["model"]),
+        ac_config=FullAC.Config() if checkpointing else None,
+        dump_folder="",
+    )
+    model.to_empty(device="cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.init_states(buffer_device=torch.device("cpu"))
+        parts = [local(parameter) for parameter in model.parameters()]
+        for part, weight in zip(parts, weights, strict=False):
+            part.copy_(weight)
+        weights[:] = [part.clone() for part in parts]
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction that torchtitan asks for
+    tokens = torch.randint(VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(5))
+    mine = tokens.chunk(shard)[dist.get_rank() % shard] if shard > 1 else tokens
+
+    def loss() -> torch.Tensor:
+        logits = model(mine)
+        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), mine[:, 1:].flatten())
+
+    return train(model, loss, steps=8)
+
+
+def run(name: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Under `enable` with the whole model, against torchtitan's own compilation by Inductor."""
+    weights: list[torch.Tensor] = []
+    plain = trained(name, None, weights, **how)
+    ours = trained(name, {"exclude": ["layers.1.attention.wo"]}, weights, **how)
+    return {
+        "falls": ours.falls,
+        "plain falls": plain.falls,
+        "losses": [ours.losses, plain.losses],
+        "plain": len(plain.sites),
+        "cosine": cosine(ours.gradients, plain.gradients),
+        "rewritten": sorted(ours.rewritten),
+        "kept": sorted({f"{site.name}: {site.reason}" for site in ours.sites if not site.rewritten}),
+    }
