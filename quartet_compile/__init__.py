@@ -27,6 +27,7 @@ from .errors import (
 )
 from .export.export import export
 from .export.record import Exported, ExportedTensor
+from .export.state import ExportedState, export_state
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.enable import disable, enable
@@ -48,6 +49,7 @@ __all__ = [
     "CrossCompileError",
     "ExportError",
     "Exported",
+    "ExportedState",
     "ExportedTensor",
     "Gemm",
     "OptionError",
@@ -70,6 +72,7 @@ __all__ = [
     "enable",
     "explain",
     "export",
+    "export_state",
     "first_and_last_blocks",
     "fp4",
     "graph_diff",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -15,19 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..callables import uncompiled
-from ..capture.explain import explain
-from ..compiled import compiled_by_us, same_options
-from ..config.options import configure
 from ..errors import ExportError
 from ..report.report import Report
 from .format import Format, Job, Writer
 from .formats import format_named
-from .packing import pack
-from .plan import named, plan
+from .job import job_of
+from .packing import errors, pack
 from .record import Exported, ExportedTensor
-from .skeleton import call, skeleton
-from .source import FolderSource, ModelSource, Source
 from .staging import new_folder
 
 
@@ -77,68 +70,28 @@ def export(
     return Exported(folder=target, format=format, tensors=tuple(tensors), warnings=warnings)
 
 
-def job_of(
-    model: Any,
-    chosen: Format,
-    *,
-    inputs: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    of: nn.Module | None,
-    report: Report | None,
-    unrotated: bool,
-    options: Mapping[str, Any],
-) -> Job:
-    """What is to be written, checked as far as it can be before any weight is read."""
-    source, subject = _source(model, of)
-    whole: nn.Module = uncompiled(subject)
-    compiled = compiled_by_us(subject)
-    config = configure(options) if compiled is None else same_options(compiled, options)
-    if report is None:
-        args, keywords = call(whole, inputs, dict(kwargs or {}))
-        report = explain(subject, *args, kwargs=keywords, **options)
-    found = plan(report, whole, config.policy)
-    found = dataclasses.replace(found, assignments=named(found, source.names))
-    shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
-    single = chosen.name != "bf16"
-    quantizer = chosen.quantizer(found, unrotated) if single else None
-    for each in found.quantized if quantizer else ():
-        chosen.check_width(each, shapes.get(each.name, (0,)), quantizer)  # type: ignore[arg-type]
-    if not found.quantized:
-        found.quantizer  # noqa: B018  raises, with the reasons
-    job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer)
-    chosen.check(job)
-    return job
-
-
-def _source(model: Any, of: Any) -> tuple[Source, Any]:
-    """The weights, and the model that tells what each is for, as it was given: compiled or not."""
-    if isinstance(model, (str, os.PathLike)):
-        folder = pathlib.Path(model)
-        return FolderSource(folder), skeleton(folder) if of is None else of
-    whole = uncompiled(model)
-    if not isinstance(whole, nn.Module):
-        raise ExportError(
-            f"export got a {type(model).__name__}; expected a Module, compiled or not, or the path of a checkpoint folder."
-        )
-    return ModelSource(whole), model
-
-
 @torch.no_grad()
 def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: bool) -> list[ExportedTensor]:
     records = []
     with _opened(chosen, job, staged) as writer:
         for name, tensor in _shown(job.source.tensors(), len(job.source.names), progress):
             assignment = job.plan.assignments[name]
-            errors: dict[str, Any] = {}
+            error, rotated = None, None
             if assignment.quantizer is None:
                 became, size = writer.keep(name, tensor)
             else:
                 weight = pack(assignment, tensor, unrotated=job.unrotated)
                 became, size = writer.packed(weight)
-                errors = dict(error=weight.error, rotated_error=weight.rotated_error)
+                error, rotated = errors(weight, tensor)
             records.append(
                 ExportedTensor(
-                    name=name, shape=tuple(tensor.shape), became=became, bytes=size, reason=assignment.reason, **errors
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    became=became,
+                    bytes=size,
+                    reason=assignment.reason,
+                    error=error,
+                    rotated_error=rotated,
                 )
             )
     return records

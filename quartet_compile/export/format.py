@@ -52,7 +52,7 @@ class Format:
     holds:     what it is, for messages and the command line.
     operands:  the number formats that it can hold.
     rotations: the sizes of rotations whose weights its loaders can use; 0 is none.
-    tensors:   what a weight becomes: the tensors of the file by name. None for a format with a writer of its own.
+    tensors:   what a weight becomes: the tensors of the file by name; None for a format whose file isn't tensors by name.
     check:     raises `ExportError` for a model that it can't hold.
     settings:  what `config.json` says of it: its `quantization_config`; empty for none.
     warnings:  what to know before it is served.
@@ -93,9 +93,9 @@ class Format:
             )
         return quantizer
 
-    def check_width(self, assignment: Assignment, shape: tuple[int, ...], quantizer: Quantizer) -> None:
+    def check_width(self, assignment: Assignment, quantizer: Quantizer) -> None:
         """Raise `ExportError` for rows that don't fill their last group."""
-        columns = shape[-2 if assignment.outputs == "columns" else -1]
+        columns = assignment.shape[-2 if assignment.outputs == "columns" else -1]
         if columns % quantizer.block:
             raise ExportError(
                 f"The weight {assignment.name!r} has rows of {columns}; expected a multiple of {quantizer.block}, as format "

@@ -28,9 +28,11 @@ class Assignment:
              are matrices of their own. `"unknown"` for a square one of which nothing says it.
     compute: the dtype that the matmul reads it in.
     linear:  whether it is the weight of an `nn.Linear`.
+    shape:   of the tensor in the model.
     """
 
     name: str
+    shape: tuple[int, ...] = ()
     quantizer: Quantizer | None = None
     outputs: str = ROWS
     compute: torch.dtype | None = None
@@ -81,8 +83,8 @@ class Plan:
 def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
     """The plan of a model from its report. policy: of the options of that report.
 
-    Raises `ExportError` for a report of other options, for a matmul in FP4 whose weight is no tensor of the state dict, or is read in high precision
-    elsewhere.
+    Raises `ExportError` for a report of other options, and for a matmul in FP4 whose weight is no tensor of the state
+    dict, or is read in high precision elsewhere.
     """
     if report.gap:
         raise ExportError(
@@ -135,13 +137,14 @@ def _assignment(
     fprop = recipes[site.recipe].fprop if site.rewritten else None
     if fprop is None:
         reason = site.reason if not site.rewritten else f"recipe {site.recipe!r} computes fprop in high precision"
-        return Assignment(name=name, reason=reason, linear=linear)
+        return Assignment(name=name, shape=tuple(tensor.shape), reason=reason, linear=linear)
     if fprop.b.exact:
         raise ExportError(
             f"The recipe {site.recipe!r} rounds nothing, so {name!r} has no codes to write. Give a recipe with FP4 weights."
         )
     return Assignment(
         name=name,
+        shape=tuple(tensor.shape),
         quantizer=fprop.b,
         outputs=ROWS if linear else _outputs(site, tensor, module),
         compute=getattr(torch, site.dtype),

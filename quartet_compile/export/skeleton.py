@@ -20,9 +20,8 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
     """The causal language model that `config.json` describes, on the meta device. Raises `ExportError`."""
     if not (folder / "config.json").is_file():
         raise ExportError(
-            f"{str(folder)!r} has no config.json, so what model it is of is not known; give it, as "
-            "model=build() (its weights "
-            "are not read; on the command line --model path/file.py:build)."
+            f"{str(folder)!r} has no config.json, so what model it is of is not known. Give it in Python, as "
+            "qc.export(folder, ..., of=build()): its weights are not read, and may be on the meta device."
         )
     try:
         import transformers
@@ -36,8 +35,7 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
     except (OSError, ValueError) as error:
         raise ExportError(
             f"config.json in {str(folder)!r} is of no causal language model that transformers knows: "
-            f"{error} Give the model, as "
-            "model=build()."
+            f"{error} Give the model in Python, as qc.export(folder, ..., of=build())."
         ) from None
     return made
 

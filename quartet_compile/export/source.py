@@ -88,6 +88,13 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
             raise ExportError(
                 f"{_INDEX} in {str(folder)!r} names files that aren't there: {', '.join(missing) or 'none at all'}."
             )
+        held = {name for file in files for name in _names(file)}
+        lost = [name for name in index["weight_map"] if name not in held]
+        if lost:
+            raise ExportError(
+                f"{_INDEX} in {str(folder)!r} lists {len(lost)} tensors that its files don't hold, as {lost[0]!r}. Copy the "
+                "checkpoint again."
+            )
         return files
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
 import pytest
 import torch
 import transformers as hf
@@ -111,6 +109,42 @@ def test_gguf(model, reports, tmp_path):
     assert torch.equal(values, qc.quantize(weight, "mxfp4-rtn-2d").restore())
 
 
+@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:MXFP4 inference")
+def test_gpt_oss_by_transformers(tmp_path):
+    """Its experts are `[E, K, N]` in the model and `[E, N, K]` in the file."""
+    torch.manual_seed(0)
+    config = hf.GptOssConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=131072,
+    )
+    moe = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    moe.set_experts_implementation("grouped_mm")
+    experts = moe.model.layers[0].mlp.experts
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    qc.export(moe, tmp_path / "served", format="gpt-oss", recipe="jetfire-fp4")
+    file = load_file(tmp_path / "served/model.safetensors")
+    assert file["model.layers.0.mlp.experts.down_proj_blocks"].shape == (4, 64, 3, 16)
+    dense = hf.Mxfp4Config(dequantize=True)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "served", quantization_config=dense)
+    for site in ("gate_up_proj", "down_proj"):
+        weight = getattr(experts, site)
+        weight.data = qc.quantize(weight.transpose(1, 2), "mxfp4-rtn-2d").restore().transpose(1, 2).bfloat16()
+    for site in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        weight = getattr(moe.model.layers[0].self_attn, site).weight
+        weight.data = qc.quantize(weight, "mxfp4-rtn-2d").restore().bfloat16()
+    loaded.set_experts_implementation("grouped_mm")
+    assert_same(loaded, moe)
+
+
 @pytest.mark.filterwarnings("ignore:quartet. exported as")
 def test_bf16(model, reports, tmp_path):
     report = reports("quartet")
@@ -146,41 +180,3 @@ def test_a_checkpoint_in_shards_by_the_command_line(model, tmp_path, capsys):
     assert torch.equal(
         tensors["model.layers.0.self_attn.q_proj.weight"], qc.quantize(weight, "mxfp4-rtn-2d").restore().bfloat16()
     )
-
-
-def refused(model, folder, match, **how):
-    with pytest.raises(qc.ExportError, match=match):
-        qc.export(model, folder, **how)
-    assert not [path for path in folder.parent.iterdir() if path != folder or folder.exists()]
-
-
-def test_what_is_refused_leaves_nothing(model, reports, tmp_path):
-    rotated = dict(format="gguf", report=reports("quartet"))
-    refused(model, tmp_path / "served", "rotated by 32", **rotated)
-    refused(model, tmp_path / "served", r"did you mean 'gguf'", format="ggu")
-    refused(model, tmp_path / "served", "type 'gpt_oss'", **{**rotated, "format": "gpt-oss", "unrotated": True})
-
-
-def test_a_nan_leaves_nothing(reports, tmp_path):
-    broken = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
-    broken.model.layers[0].mlp.up_proj.weight.data[3, 5] = torch.nan
-    refused(
-        broken, tmp_path / "served", "up_proj.weight' has 1 groups with a NaN", format="bf16", report=reports("quartet")
-    )
-
-
-def test_no_space_leaves_nothing(model, reports, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    report = reports("quartet")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))
-    try:
-        refused(model, tmp_path / "served", "can't be written", format="bf16", report=report)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_an_existing_folder_is_left_alone(model, reports, tmp_path):
-    (tmp_path / "mine").write_text("kept")
-    with pytest.raises(qc.ExportError, match="exists already"):
-        qc.export(model, tmp_path, format="bf16", report=reports("quartet"))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
