@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers as hf
+from compressed_tensors.transform import TransformConfig, apply_transform_config
+from models import relative
 from safetensors.torch import load_file
 
 import quartet_compile as qc
@@ -180,3 +184,20 @@ def test_a_checkpoint_in_shards_by_the_command_line(model, tmp_path, capsys):
     assert torch.equal(
         tensors["model.layers.0.self_attn.q_proj.weight"], qc.quantize(weight, "mxfp4-rtn-2d").restore().bfloat16()
     )
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+def test_a_rotated_file_needs_its_transform(model, reports, tmp_path):
+    """transformers reads the weights bit for bit and not the transform, so it is wrong until compressed-tensors adds it."""
+    folder, report = tmp_path / "served", reports("quartet")
+    qc.export(model, folder, format="compressed-tensors", recipe="quartet", report=report)
+    dense = hf.utils.quantization_config.CompressedTensorsConfig(dequantize=True)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=dense)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    read = loaded.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(read, qc.quantize(weight, "mxfp4-quest").dequantize().bfloat16())
+    right = expected(model, report, "mxfp4-quest")(TOKENS).logits
+    assert relative(loaded(TOKENS).logits, right) > 0.5
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]["transform_config"]
+    apply_transform_config(loaded, TransformConfig(**settings))
+    assert relative(loaded(TOKENS).logits, right) < 0.02
