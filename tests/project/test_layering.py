@@ -31,7 +31,16 @@ ROOMS = {
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
     "compiled": {"config"},
-    "frontend": {"config", "compiled", "passes.plan", "passes.products", "backend"},
+    "frontend": {
+        "config",
+        "compiled",
+        "report",
+        "passes.plan",
+        "passes.products",
+        "passes.weights",
+        "kernels.paths",
+        "backend",
+    },
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "__init__": {
