@@ -28,6 +28,7 @@ from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
 from .errors import OptionError, suggest
 from .kernels.architectures import product_format
+from .kernels.cpu.toolchain import require_compiler
 from .kernels.paths import path_of
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
@@ -135,11 +136,14 @@ def compile_graph(
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
     check_ranks(config)
+    device = device_of(example_inputs)
+    if device.type == "cpu":
+        require_compiler()  # before Inductor misses it, with less to say
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
     if config.policy.stats:
         uuid = remember(uuid, parameters_of(gm))
-    write, device = records.writer(uuid), device_of(example_inputs)
+    write = records.writer(uuid)
 
     def record(graph: GraphReport) -> None:
         write(graph)

@@ -26,7 +26,7 @@ ROOMS = {
         "kernels.schemas",
         "kernels.numerics.philox",
     },
-    "law": {"config.presets"},
+    "law": {"config.presets", "config.recipe"},
     "quantized": {"kernels"},
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},

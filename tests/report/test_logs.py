@@ -17,7 +17,12 @@ torch.compile(model, backend="quartet")(torch.randn(32, 64)).sum().backward()
 
 def said(folder, logs: str, quiet: str) -> str:
     """What a process of its own writes, with the compile cache in a folder."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), "QUARTET_QUIET": quiet, **({"TORCH_LOGS": logs} if logs else {})}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "QUARTET_QUIET": quiet,
+        **({"TORCH_LOGS": logs} if logs else {}),
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, cwd=folder, capture_output=True, text=True, timeout=200
     )
@@ -28,7 +33,13 @@ def said(folder, logs: str, quiet: str) -> str:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    runs = {"unasked": "", "quiet": "", "warm": "quartet_compile", "debug": "+quartet_compile", "warm debug": "+quartet_compile"}
+    runs = {
+        "unasked": "",
+        "quiet": "",
+        "warm": "quartet_compile",
+        "debug": "+quartet_compile",
+        "warm debug": "+quartet_compile",
+    }
     return {run: said(folder, logs, "1" if run == "quiet" else "") for run, logs in runs.items()}
 
 
