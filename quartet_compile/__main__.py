@@ -163,8 +163,8 @@ def run_recipes(options: argparse.Namespace) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = (
         "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of.\n"
-        "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where FP4 "
-        "costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
+        "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where "
+        "FP4 costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
     )
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
 

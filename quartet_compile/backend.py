@@ -16,12 +16,13 @@ import re
 import types
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from . import _compat, kernels, passes
+from .config.listed import lists_options
 from .config.marks import KEY, class_mark
 from .config.names import clean, matches
 from .config.options import Config, Policy, configure
@@ -38,6 +39,11 @@ from .report import records
 from .report.report import GraphReport
 from .report.stats import remember
 from .report.summary import products_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .config.listed import Options
 
 
 class NamedBackend:
@@ -106,7 +112,8 @@ presets = types.SimpleNamespace(**{name.replace("-", "_"): backend for name, bac
 """The backends of presets, as pyproject.toml gives them to torch."""
 
 
-def register_backend(name: str, **options: Any) -> None:
+@lists_options
+def register_backend(name: str, **options: Unpack[Options]) -> None:
     """Make a backend of these options for trainers that take a string: `register_backend("mine", recipe="nvfp4")`, then
     `torch.compile(model, backend="mine")`.
 

@@ -92,8 +92,8 @@ def original_of(compiled: Any) -> Any:
 
 
 def original_call(model: Any) -> Any:
-    """What to call instead of an instance of a Module class that `torch.compile` was given, which changes the class; anything
-    else as it is."""
+    """What to call instead of an instance of a Module class that `torch.compile` was given, which changes the class;
+    anything else as it is."""
     call = getattr(type(model), "_call_impl", None)
     original = original_of(call)
     return model if original is call else original.__get__(model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..capture.call import call_of
 from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
+from ..config.listed import lists_options
 from ..errors import QuartetError
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
@@ -20,6 +21,9 @@ from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
 from .traffic import elements_of, is_product, is_reference, marker
 
 if TYPE_CHECKING:  # at run time, Inductor and Triton are imported by the call
+    from typing_extensions import Unpack
+
+    from ..config.listed import Options
     from .backend import Generated
     from .binary import Binary
     from .launches import Launch
@@ -33,13 +37,14 @@ class CrossCompileError(QuartetError):
         self.artifact = artifact
 
 
+@lists_options
 def cross_compile(
     model: Callable[..., Any],
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     target: str | Target = "sm_100",
     progress: Callable[[str], object] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Artifact:
     """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
     compiled to PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch

@@ -7,6 +7,7 @@ import pytest
 import torch
 from quantizers import legal_quantizers
 
+import quartet_compile as qc
 from quartet_compile.errors import QuantizerError
 from quartet_compile.kernels import quantizer as formats
 from quartet_compile.kernels.numerics import reference
@@ -214,5 +215,5 @@ def test_a_name_with_fields():
 
 
 def test_a_recipes_name_is_no_quantizer():
-    with pytest.raises(qc.QuantizerError, match=r"Unknown quantizer 'quartet'.*quartet_compile.recipe\('quartet'\)"):
+    with pytest.raises(qc.QuantizerError, match=r"Unknown quantizer 'quartet'.*recipe\('quartet'\)"):
         qc.quantizer("quartet")

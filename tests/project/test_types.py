@@ -55,6 +55,12 @@ TYPES = {
 WRONG = {
     "qc.explain(model, x).site": "attr-defined",
     "qc.quartet(model, regions=1)": "call-overload",
+    "qc.quartet(model, excldue=['*'])": "call-overload",  # codespell:ignore
+    "qc.quartet(model, strict='yes')": "call-overload",
+    "qc.explain(model, x, scope='some')": "typeddict-item",
+    "qc.enable(excldue=['*'])": "call-arg",  # codespell:ignore
+    "qc.register_backend('mine', recipe=4)": "arg-type",
+    "qc.set_recipe(model, 4)": "arg-type",
     "qc.first_and_last_blocks()": "call-arg",
 }
 
