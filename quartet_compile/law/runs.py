@@ -94,8 +94,8 @@ def precisions(recipe: str, runs: Iterable[Run], *, baseline: str) -> tuple[str,
         if name not in known:
             raise LawError(
                 f"Recipe {recipe!r} has the {what} precision {name!r}, of which there is no run{suggest(name, known)}; "
-                f"expected one of {', '.join(sorted(known))}. Add runs with it to the table, or take a recipe that it has runs "
-                f"of: {', '.join(_known(forward, backward, baseline)) or 'none of those registered'}."
+                f"expected one of {', '.join(sorted(known))}. Add runs with it to the table, or take a recipe that it has "
+                f"runs of: {', '.join(_known(forward, backward, baseline)) or 'none of those registered'}."
             )
     return pair
 

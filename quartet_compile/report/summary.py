@@ -11,7 +11,7 @@ from .report import GraphReport, Site, precision
 
 
 def counted(sites: Sequence[Site]) -> str:
-    """`"14 of 17 matmuls (93 % of FLOPs outside attention) in FP4"`; without the share where sizes are dynamic, or nothing is."""
+    """`"14 of 17 matmuls (93 % of FLOPs outside attention) in FP4"`; without the share if it is 0, or not known."""
     done, found = sum(site.rewritten for site in sites), share(sites)
     percent = "" if not found else f" ({_percent(found)} of FLOPs outside attention)"
     return f"{done} of {len(sites)} matmuls{percent} in {precision(sites)}"
