@@ -47,6 +47,10 @@ DEFAULTS: Mapping[str, object] = {
 """What an option is that isn't given. An `eval` of None is the recipe itself."""
 
 
+_TYPES = {name: getattr(kind, "__forward_arg__", kind) for name, kind in Options.__annotations__.items()}
+"""The types as they are written above."""
+
+
 def lists_options(function: _F) -> _F:
     """Let `help` and `inspect.signature` show each option with its type and default in the place of `**options`.
 
@@ -55,9 +59,7 @@ def lists_options(function: _F) -> _F:
     signature = inspect.signature(function)
     kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     options = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Options.__annotations__[name]
-        )
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_TYPES[name])
         for name, default in DEFAULTS.items()
     ]
     listed = signature.replace(parameters=[*kept, *options])

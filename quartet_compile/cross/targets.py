@@ -1,9 +1,9 @@
 """The GPUs that a model can be compiled for without having one: one chip for each architecture, with its datasheet rates.
 
 Rates are dense (no 2:4 sparsity), at boost clock, with float32 accumulation. Sources, all NVIDIA's: A100 80GB SXM datasheet
-(2021); L40S datasheet (2023); H100 datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications (2025), an eighth of
-each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++ Programming Guide,
-"Technical Specifications per Compute Capability".
+(2021); L40S datasheet (2023); H100 datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications
+(2025), an eighth of each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++
+Programming Guide, "Technical Specifications per Compute Capability".
 """
 
 from __future__ import annotations
