@@ -57,9 +57,9 @@ def cross_compile(
     compiled.
 
     Raises `QuartetError` where there is no Triton; `OptionError` and `RecipeError`; `CaptureError` for code that can't be
-    captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor memory
-    than there is, or if one of ours asks for more shared memory than there is, spills registers or misses the FP4 instruction
-    that the target has.
+    captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor
+    memory than there is, or if one of ours asks for more shared memory than there is, spills registers or misses the FP4
+    instruction that the target has.
     """
     chosen, tell = find_target(target), progress or (lambda text: None)
     if importlib.util.find_spec("triton") is None:
