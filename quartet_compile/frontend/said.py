@@ -51,6 +51,10 @@ class Saying:
         """A graph is compiled, or was found in the cache."""
         self._graphs.append((graph, policy, device))
 
+    def failed(self) -> None:
+        """The call ended in an error, and its graphs with it."""
+        self._graphs = []
+
     def over(self, depth: int) -> None:
         """The call is over. depth: the `stacklevel` of a warning by the caller that shows the user's line."""
         graphs, self._graphs = self._graphs, []

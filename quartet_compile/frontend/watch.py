@@ -144,6 +144,7 @@ class _Inspection(_compat.TorchDispatchMode):
         process.running.inspections.remove(self)
         strict = self._config is not None and self._config.policy.strict
         if error is not None:
+            self.saying.failed()
             if strict and isinstance(error, _compat.NotCompiled):
                 raise StrictError(
                     f"strict=True, and a part of the model can't be compiled: {_first_line(error)}\n"

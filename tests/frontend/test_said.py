@@ -87,6 +87,28 @@ def test_all_graphs_of_a_model_are_in_the_last_line(lines):
     assert "2 of 3 matmuls" in last and not last.endswith(END)
 
 
+class Fails(Broken):
+    def forward(self, x):
+        super().forward(x)
+        torch._dynamo.graph_break()
+        if self.training:
+            raise ValueError("no")
+
+
+def test_what_a_failed_call_compiled_is_counted_once(lines):
+    model = Fails()
+    compiled = qc.quartet(model)
+    with pytest.raises(ValueError, match="no"):
+        compiled(X)
+    torch._dynamo.reset()
+    model.eval()
+    compiled(X)
+    assert [line.partition(" (")[0] for line in lines()] == [
+        "quartet: Fails: 2 of 2 matmuls",
+        "quartet: Fails: 2 of 3 matmuls",
+    ]
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "model, x, reason",
