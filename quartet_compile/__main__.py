@@ -1,4 +1,4 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | doctor`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import doctor
 from .capture.explain import explain
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except ReaderGone:
         return 1
-    return 0
+    return getattr(options, "code", 0)
 
 
 def show(text: str) -> None:
@@ -124,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
     law_cli.add_command(commands)
+    doctor.add_command(commands)
     return root
 
 
