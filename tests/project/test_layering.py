@@ -43,6 +43,15 @@ ROOMS = {
     },
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
+    "export": {
+        "config",
+        "compiled",
+        "report",
+        "capture",
+        "quantized",
+        "kernels.quantizer",
+        "kernels.numerics.reference",
+    },
     "__init__": {
         "config",
         "report",
@@ -51,11 +60,12 @@ ROOMS = {
         "capture",
         "cross",
         "law",
+        "export",
         "quantized",
         "kernels.quantizer",
     },
     "doctor": {"kernels"},
-    "__main__": {"config", "capture", "cross", "law", "doctor"},
+    "__main__": {"config", "capture", "cross", "law", "export", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 
