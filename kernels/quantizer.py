@@ -383,7 +383,7 @@ def quantizer(name: str) -> Quantizer:
         return Quantizer(**_values([base, *changes], name))
     raise QuantizerError(
         f"Unknown quantizer {name!r}{suggest(base, QUANTIZERS)}. Registered: {', '.join(QUANTIZERS)}; "
-        "or pass a quartet_compile.Quantizer(...)."
+        "or pass a quartet_compile.Quantizer(...). A recipe has several: print(quartet_compile.recipe('quartet'))."
     )
 
 

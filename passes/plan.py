@@ -29,6 +29,9 @@ _LOST_TAILS = {1: 1.0, 2: 0.13, 3: 0.046}
 columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EXCLUDED, MARKED = "excluded by", "in a region marked no_fp4"
+"""How the reasons start of what the user named to be kept."""
+
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
 
 
@@ -135,10 +138,10 @@ def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Re
     if not recipe.rewrites:
         return f"recipe {recipe.name!r} keeps high precision"
     if mark == "no_fp4":
-        return "in a region marked no_fp4"
+        return MARKED
     for pattern in policy.exclude:
         if matches(pattern, names):
-            return f"excluded by {pattern!r}"
+            return f"{EXCLUDED} {pattern!r}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | export`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | export | doctor`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import doctor
 from .capture.explain import explain
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
@@ -38,7 +39,7 @@ from .config.recipe import operands
 from .config.toml import load_recipe
 from .cross.artifact import Artifact
 from .cross.cross_compile import CrossCompileError, cross_compile
-from .cross.targets import TARGETS
+from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
 from .export import cli as export_cli
 from .law import cli as law_cli
@@ -52,7 +53,11 @@ class UsageError(Exception):
 
 
 class OutputError(Exception):
-    """Standard output that takes no more: a full disk, or a reader that is gone."""
+    """Standard output that takes no more: a full disk."""
+
+
+class ReaderGone(Exception):
+    """Standard output whose reader has left, as `head` does; that needs no words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,16 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    return 0
+    except ReaderGone:
+        return 1
+    return getattr(options, "code", 0)
 
 
 def show(text: str) -> None:
-    """Put text on standard output, now. Raises `OutputError`."""
+    """Put text on standard output, now. Raises `OutputError` or `ReaderGone`."""
     try:
         print(text, end="", flush=True)
     except OSError as error:
         with open(os.devnull, "w") as nowhere:  # for what is buffered, or Python would fail on it once more at its exit
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from None
         raise OutputError(f"the output can't be written: {error.strerror}") from None
 
 
@@ -113,12 +122,13 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("cross-compile", help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=run_cross_compile)
     _add_model_arguments(command)
-    command.add_argument("--target", default="sm_100", help=f"one of {', '.join(TARGETS)}; default: sm_100")
+    command.add_argument("--target", default="sm_100", help=f"one of {', '.join([*TARGETS, *CHIPS])}; default: sm_100")
     command.add_argument(
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
     law_cli.add_command(commands)
     export_cli.add_command(commands)
+    doctor.add_command(commands)
     return root
 
 
@@ -156,7 +166,11 @@ def run_recipes(options: argparse.Namespace) -> str:
         rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    note = "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of."
+    note = (
+        "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of.\n"
+        "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where "
+        "FP4 costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
+    )
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
 
 
@@ -178,13 +192,22 @@ def run_diff(options: argparse.Namespace) -> str:
 def run_cross_compile(options: argparse.Namespace) -> str:
     """The table of `cross_compile`; of kernels that fail too, before the error that lists them."""
     try:
-        artifact = _call(options, cross_compile, target=options.target)
+        artifact = _call(options, cross_compile, target=options.target, progress=_progress if _is_watched() else None)
     except CrossCompileError as error:
         _write(options, error.artifact)
         show((error.artifact.to_json() if options.json else str(error.artifact)) + "\n")
         raise
     _write(options, artifact)
     return artifact.to_json() if options.json else str(artifact)
+
+
+def _is_watched() -> bool:
+    """Whether a person sees what is written to stderr."""
+    return sys.stderr.isatty()
+
+
+def _progress(text: str) -> None:
+    print(f"quartet_compile cross-compile: {text}", file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:

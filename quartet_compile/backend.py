@@ -10,29 +10,40 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import pathlib
 import re
 import types
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from . import _compat, kernels, passes
+from .config.listed import lists_options
 from .config.marks import KEY, class_mark
 from .config.names import clean, matches
-from .config.options import Config, configure
+from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
 from .errors import OptionError, suggest
 from .kernels.architectures import product_format
+from .kernels.cpu.toolchain import require_compiler
+from .kernels.paths import path_of
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
 from .process import process
 from .ranks import check_ranks
 from .report import records
+from .report.report import GraphReport
 from .report.stats import remember
+from .report.summary import products_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .config.listed import Options
 
 
 class NamedBackend:
@@ -101,7 +112,8 @@ presets = types.SimpleNamespace(**{name.replace("-", "_"): backend for name, bac
 """The backends of presets, as pyproject.toml gives them to torch."""
 
 
-def register_backend(name: str, **options: Any) -> None:
+@lists_options
+def register_backend(name: str, **options: Unpack[Options]) -> None:
     """Make a backend of these options for trainers that take a string: `register_backend("mine", recipe="nvfp4")`, then
     `torch.compile(model, backend="mine")`.
 
@@ -131,16 +143,33 @@ def compile_graph(
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
     check_ranks(config)
+    device = device_of(example_inputs)
+    if device.type == "cpu":
+        require_compiler()  # before Inductor misses it, with less to say
     inputs = graph_inputs(gm, names or {})
     uuid = graph_uuid(gm, config, inputs)
     if config.policy.stats:
         uuid = remember(uuid, parameters_of(gm))
-    run = QuartetPass(config.policy, inputs, uuid, records.writer(uuid), text=records.wants_text())
+    write = records.writer(uuid)
+
+    def record(graph: GraphReport) -> None:
+        write(graph)
+        process.running.compiling(graph, config.policy, device)
+
+    run = QuartetPass(config.policy, inputs, uuid, record, text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
     process.seen.setdefault(config.policy, set()).update(seen)
-    _log(uuid)
+    for graph in records.read(uuid)[-1:]:  # the last holds what the others, of higher-order ops inside of it, do
+        process.running.compiled(graph, config.policy, device)
+    _log(uuid, config.policy, device)
     return compiled
+
+
+def device_of(example_inputs: list) -> torch.device:
+    """Where a graph runs: on the first device that isn't the CPU, if there is one."""
+    devices = [example.device for example in example_inputs if isinstance(example, torch.Tensor)]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
 def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
@@ -243,12 +272,13 @@ def _inside_a_block(pattern: str, seen: set[str]) -> str:
     )
 
 
-def _log(uuid: str) -> None:
+def _log(uuid: str, policy: Policy, device: torch.device) -> None:
     """Tell `TORCH_LOGS=quartet_compile` of a compiled graph, also one from a cache; `+quartet_compile` of its diff too."""
-    for graph in records.read(uuid):
+    for graph in records.read(uuid) if records.log.isEnabledFor(logging.INFO) else ():
         done = sum(site.rewritten for site in graph.sites)
         kind = "training" if graph.training else "inference"
-        records.log.info("%s graph: %d of %d matmuls in FP4\n%s", kind, done, len(graph.sites), graph.table())
+        path = f"; {path_of(device, products_of(policy, graph))}" if done else ""
+        records.log.info("%s graph: %d of %d matmuls in FP4%s\n%s", kind, done, len(graph.sites), path, graph.table())
         records.log.debug("%s graph, before and after\n%s", kind, graph.diff())
 
 

@@ -20,6 +20,16 @@ class Running(threading.local):
     def __init__(self) -> None:
         self.inspections: list[Any] = []
 
+    def compiling(self, *what: Any) -> None:
+        """Tell the innermost inspection of a graph that Inductor compiles next: `Saying.compiling` in frontend/said.py."""
+        if self.inspections:
+            self.inspections[-1].saying.compiling(*what)
+
+    def compiled(self, *what: Any) -> None:
+        """Tell the innermost inspection of a graph that is compiled: `Saying.compiled` in frontend/said.py."""
+        if self.inspections:
+            self.inspections[-1].saying.compiled(*what)
+
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
         """Tell the innermost inspection, if there is one, of an error that our backend raises inside: Dynamo may hide it."""
@@ -52,6 +62,7 @@ class Process:
     replaces_inductor: the same: whether torch asks it.
     backends:     `backend.py`: the backends that were registered by name.
     said_options: `ranks.py`: whether other ranks know this one's options.
+    said:         `frontend/said.py`: the lines about compiled models so far.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
@@ -72,6 +83,7 @@ class Process:
     replaces_inductor: bool = False
     backends: dict[str, Any] = dataclasses.field(default_factory=dict)
     said_options: bool = False
+    said: set[str] = dataclasses.field(default_factory=set)
 
 
 process = Process()

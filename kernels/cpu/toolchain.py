@@ -49,7 +49,7 @@ class Toolchain(NamedTuple):
 
 def toolchain() -> Toolchain:
     """The compiler and flags for this process. Raises `CompilerError` or `OptionError`."""
-    compiler = _inductor_compiler()
+    compiler = require_compiler()
     version = run([compiler, "--version"])
     openmp_compile, openmp_link = _openmp_flags("clang" in version)
     features = tuple("-m" + feature for feature in ISA_FEATURES[isa()])
@@ -119,7 +119,8 @@ def _remedy(compiler: str) -> str:
     )
 
 
-def _inductor_compiler() -> str:
+def require_compiler() -> str:
+    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`."""
     found = _compat.cpp_compiler()
     if found is None:
         raise _no_compiler(os.environ.get("CXX", "g++"))

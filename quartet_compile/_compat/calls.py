@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -40,12 +41,15 @@ def watch_calls(watcher_of: Callable[[Any, Any, dict[str, Any]], Watcher | None]
         slot = None if isinstance(made, (torch.nn.Module, type)) else backend_slot(made)
         how = {"dynamic": self._dynamic, "fullgraph": self.fullgraph}
         watcher = watcher_of(slot, function, how) if slot is not None else None
-        return made if watcher is None else _watched(made, watcher)
+        return made if watcher is None else _watched(made, watcher, _forward_of(function))
 
     context.__call__ = call
 
 
-def _watched(made: Callable, watcher: Watcher) -> Callable:
+def _watched(made: Callable, watcher: Watcher, forward: Callable | None) -> Callable:
+    """The compiled function with its calls watched. forward: what a Module's call runs, whose signature it then has:
+    trainers choose the columns of a batch by it."""
+
     @functools.wraps(made)
     def watched(*args: Any, **kwargs: Any) -> Any:
         context = watcher()
@@ -62,12 +66,23 @@ def _watched(made: Callable, watcher: Watcher) -> Callable:
         comptime(_tell_inlined)
         return inline(*args, **kwargs)
 
+    if forward is not None:
+        with contextlib.suppress(TypeError, ValueError):
+            watched.__signature__ = inspect.signature(forward)
     process.watchers[number] = watcher
     watched._torchdynamo_inline = inlined
     watched._torchdynamo_wrapper_id = id(watched)  # it stands for `made`, whose attributes it has
     watched._quartet_compiled = made
     private("torch._dynamo.eval_frame:skip_code")(watched.__code__)
     return watched
+
+
+def _forward_of(function: Any) -> Callable | None:
+    """What the call of a Module runs; None for another function."""
+    owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+    return (
+        owner.forward if isinstance(owner, torch.nn.Module) and name in ("_wrapped_call_impl", "_call_impl") else None
+    )
 
 
 def _tell_inlined(context: Any) -> None:

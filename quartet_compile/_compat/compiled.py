@@ -91,6 +91,14 @@ def original_of(compiled: Any) -> Any:
     return getattr(compiled, "_torchdynamo_orig_callable", compiled) if inspect.isfunction(compiled) else compiled
 
 
+def original_call(model: Any) -> Any:
+    """What to call instead of an instance of a Module class that `torch.compile` was given, which changes the class;
+    anything else as it is."""
+    call = getattr(type(model), "_call_impl", None)
+    original = original_of(call)
+    return model if original is call else original.__get__(model)
+
+
 def owner_of(function: Any) -> torch.nn.Module | None:
     """The module that a function which `torch.compile` was given calls: a bound method's, or one with a frame around it."""
     inner = _variable(function, "fn")

@@ -195,7 +195,8 @@ def _where(error: Exception) -> str:
 
 def _entry(model: Callable) -> Callable:
     """A function that calls the model, with a code object of its own, so that Dynamo's cache of the model's code is
-    left alone."""
+    left alone. Of an instance of a class that `torch.compile` was given, it runs what the class had as its call."""
+    model = _compat.original_call(model)
 
     def entry(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)

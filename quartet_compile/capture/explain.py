@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _compat
+from ..config.listed import lists_options
 from ..config.names import matches
 from ..config.options import Config
 from ..errors import CompilerError, StrictError
@@ -14,8 +15,16 @@ from .call import Call, call_of
 from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
 from .real_call import try_for_real, why_impossible
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def explain(model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Report:
+    from ..config.listed import Options
+
+
+@lists_options
+def explain(
+    model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> Report:
     """Which matmuls of `model(*inputs, **kwargs)` run in FP4, and why the others don't.
 
     Captures the joint graphs on fake tensors: no arithmetic, no Inductor, no memory for activations; weights, random
@@ -40,7 +49,10 @@ def explain(model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] |
     return report_of(backend, ran, captured=captured, gap=gap)
 
 
-def graph_diff(model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> str:
+@lists_options
+def graph_diff(
+    model: Callable[..., Any], *inputs: Any, kwargs: Mapping[str, Any] | None = None, **options: Unpack[Options]
+) -> str:
     """`explain(...).graph_diff()`: the joint graphs before and after as a unified diff, for snapshot tests."""
     return explain(model, *inputs, kwargs=kwargs, **options).graph_diff()
 

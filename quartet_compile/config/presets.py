@@ -19,7 +19,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from ..errors import RecipeError, suggest
-from ..kernels.quantizer import quantizer
+from ..kernels.quantizer import QUANTIZERS, quantizer
 from .recipe import ROLES, Gemm, Recipe
 
 
@@ -85,10 +85,29 @@ def recipe(name: str | Recipe) -> Recipe:
         raise RecipeError(f"Got a recipe of type {type(name).__name__}; expected a name or a quartet_compile.Recipe.")
     if name not in _RECIPES:
         raise RecipeError(
-            f"Unknown recipe {name!r}{suggest(name, _RECIPES)}. Registered: {', '.join(_RECIPES)}; "
+            f"Unknown recipe {name!r}{_meant(name)}. Registered: {', '.join(_RECIPES)}; "
             "add one with quartet_compile.register_recipe(Recipe(...))."
         )
     return _RECIPES[name]
+
+
+_FORMATS = {"mxfp4": "quartet", "fp4": "quartet", "fp8": "mxfp8"}
+"""The recipe to suggest for a number format that is no recipe's name."""
+
+
+def _meant(name: str) -> str:
+    """What a name that is no recipe's may stand for; empty if nothing is near."""
+    if name.partition(",")[0].strip() in QUANTIZERS:
+        users = [known.name for known in _RECIPES.values() if _quantizes_by(known, name)]
+        examples = f", as those of {' and '.join(map(repr, users[:2]))}" if users else ""
+        return f", which is a quantizer: a recipe has one for each operand{examples}"
+    near = _FORMATS.get(name.lower())
+    return f" (did you mean {near!r}?)" if near else suggest(name, _RECIPES)
+
+
+def _quantizes_by(recipe: Recipe, name: str) -> bool:
+    """Whether an operand of a recipe has the quantizer with this name."""
+    return any(QUANTIZERS.get(name) in (gemm.a, gemm.b) for _, gemm in recipe.gemms())
 
 
 def register_recipe(recipe: Recipe) -> Recipe:

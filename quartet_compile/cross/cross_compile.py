@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..capture.call import call_of
 from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
+from ..config.listed import lists_options
 from ..errors import QuartetError
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
@@ -19,6 +21,9 @@ from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
 from .traffic import elements_of, is_product, is_reference, marker
 
 if TYPE_CHECKING:  # at run time, Inductor and Triton are imported by the call
+    from typing_extensions import Unpack
+
+    from ..config.listed import Options
     from .backend import Generated
     from .binary import Binary
     from .launches import Launch
@@ -32,37 +37,50 @@ class CrossCompileError(QuartetError):
         self.artifact = artifact
 
 
+@lists_options
 def cross_compile(
     model: Callable[..., Any],
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     target: str | Target = "sm_100",
-    **options: Any,
+    progress: Callable[[str], object] | None = None,
+    **options: Unpack[Options],
 ) -> Artifact:
     """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
     compiled to PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch
     and Triton as they are (Triton's own cache keeps the binaries).
 
     model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
-    `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", or a `Target`. options: those of
+    `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", a chip of these, as "b200", or a
+    `Target`. progress: is told what is done next, in words, as `print`; it may take minutes. options: those of
     `torch.compile(..., backend="quartet", options=...)`. Nothing is measured: where Inductor would, its first choice is
     compiled.
 
-    Raises `OptionError` and `RecipeError`; `CaptureError` for code that can't be captured; `CrossCompileError`, which has
-    the artifact, if a kernel doesn't compile, is empty or asks for more tensor memory than there is, or if one of ours
-    asks for more shared memory than there is, spills registers or misses the FP4 instruction that the target has.
+    Raises `QuartetError` where there is no Triton; `OptionError` and `RecipeError`; `CaptureError` for code that can't be
+    captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor
+    memory than there is, or if one of ours asks for more shared memory than there is, spills registers or misses the FP4
+    instruction that the target has.
     """
+    chosen, tell = find_target(target), progress or (lambda text: None)
+    if importlib.util.find_spec("triton") is None:
+        raise QuartetError(
+            "Cross-compilation needs Triton, which is not installed here; expected the version that this torch wants. "
+            "Install it: pip install triton."
+        )
     from .backend import CrossBackend
     from .fake_gpu import code_only, fake_gpu, scratch_folder
 
-    chosen = find_target(target)
     call, config = call_of(model, inputs, kwargs, options)
     backend = CrossBackend(config, chosen, call.parameter_names())
     with scratch_folder() as folder:
+        tell(f"generating the code for {chosen.name} ({chosen.chip})")
         with code_only(folder, backend.on_joint_graph):
             ran = run_on_fakes(call, backend)
+        groups, compiled = _groups(backend.modules), []
         with fake_gpu(chosen):
-            compiled = [(_kernel(group, chosen, folder), group) for group in _groups(backend.modules)]
+            for number, group in enumerate(groups, 1):
+                tell(f"compiling kernel {number} of {len(groups)}")
+                compiled.append((_kernel(group, chosen, folder), group))
     matmuls, unfed = find_matmuls(backend.modules, _seconds(backend.modules, compiled, chosen), chosen)
     artifact = Artifact(
         target=chosen,

@@ -1,9 +1,9 @@
 """The GPUs that a model can be compiled for without having one: one chip for each architecture, with its datasheet rates.
 
 Rates are dense (no 2:4 sparsity), at boost clock, with float32 accumulation. Sources, all NVIDIA's: A100 80GB SXM datasheet
-(2021); L40S datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications (2025), an eighth of
-each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++ Programming Guide,
-"Technical Specifications per Compute Capability".
+(2021); L40S datasheet (2023); H100 datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications
+(2025), an eighth of each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++
+Programming Guide, "Technical Specifications per Compute Capability".
 """
 
 from __future__ import annotations
@@ -103,11 +103,28 @@ TARGETS: Mapping[str, Target] = {
 }  # fmt: skip
 
 
+CHIPS: Mapping[str, Target] = {
+    "a100": TARGETS["sm_80"],
+    "l40s": TARGETS["sm_89"],
+    "h100": dataclasses.replace(TARGETS["sm_90"], chip="H100 SXM", memory_bytes=80 * _GB, bandwidth=3.35 * TERA),
+    "h200": TARGETS["sm_90"],
+    "b200": TARGETS["sm_100"],
+    "b300": TARGETS["sm_103"],
+    "rtx5090": TARGETS["sm_120"],
+}
+"""The same by the names of chips; an H100 (datasheet, 2023) is an H200 with another memory."""
+
+
 def find_target(target: str | Target) -> Target:
-    """A target by its name, as `"sm_100"`; a `Target` of your own (another chip) is itself. Raises `OptionError`."""
+    """A target by its name, as `"sm_100"`, or its chip's, as `"b200"` or `"RTX 5090"`; a `Target` of your own (another chip)
+    is itself. Raises `OptionError`."""
     if isinstance(target, Target):
         return target
-    if target not in TARGETS:
-        known = ", ".join(f"{name} ({known.chip})" for name, known in TARGETS.items())
-        raise OptionError(f"Unknown target {target!r}{suggest(target, TARGETS)}. The targets are: {known}.")
-    return TARGETS[target]
+    known = {**TARGETS, **CHIPS}
+    plain = str(target).lower().translate({ord(mark): None for mark in " -"})
+    if plain not in known:
+        names = ", ".join(f"{name} ({found.chip})" for name, found in TARGETS.items())
+        raise OptionError(
+            f"Unknown target {target!r}{suggest(plain, known)}. The targets are: {names}; or by chip: {', '.join(CHIPS)}."
+        )
+    return known[plain]

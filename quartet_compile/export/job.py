@@ -43,10 +43,10 @@ def job_of(
         report = explain(subject, *args, kwargs=keywords, **options)
     found = plan(report, whole, config.policy)
     found = dataclasses.replace(found, assignments=named(found, source.names))
-    single = chosen.name != "bf16"
-    quantizer = chosen.quantizer(found, unrotated) if single else None
-    for each in found.quantized if quantizer is not None else ():
-        chosen.check_width(each, quantizer)
+    quantizer = None if chosen.name == "bf16" else chosen.quantizer(found, unrotated)
+    if quantizer is not None:
+        for each in found.quantized:
+            chosen.check_width(each, quantizer)
     if not found.quantized:
         found.quantizer  # noqa: B018  raises, with the reasons
     job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer)

@@ -12,7 +12,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
@@ -20,12 +20,18 @@ from torch import fx, nn
 from .. import _compat
 from ..backend import compile_graph, warn_unmatched
 from ..callables import argument_names, modules_of
+from ..config.listed import lists_options
 from ..config.names import clean, lineage, matches, names_in
 from ..config.options import Config, Policy, configure
 from ..errors import OptionError, PatternError, suggest
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
 from .in_place import compile_regions, unbroken_parts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..config.listed import Options
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -37,7 +43,7 @@ def quartet(
     fullgraph: bool = False,
     dynamic: bool | None = None,
     regions: Iterable[str] = (),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Callable[[_T], _T]: ...
 
 
@@ -48,17 +54,18 @@ def quartet(
     fullgraph: bool = False,
     dynamic: bool | None = None,
     regions: Iterable[str] = (),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> _T: ...
 
 
+@lists_options
 def quartet(
     model: Any = None,
     *,
     fullgraph: bool = False,
     dynamic: bool | None = None,
     regions: Iterable[str] = (),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Any:
     """Compile a model to train with FP4 matrix products: `torch.compile(model, backend="quartet", options=options)`.
 

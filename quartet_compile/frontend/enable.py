@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .. import _compat
+from ..config.listed import lists_options
 from ..config.options import Config, configure
 from ..errors import OptionError
 from ..process import process
 from .api import Backend, check_patterns
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..config.listed import Options
 
 
 class Enabled:
@@ -48,7 +54,8 @@ class Enabled:
         process.enabled = self._before.pop()
 
 
-def enable(*models: nn.Module, **options: Any) -> Enabled:
+@lists_options
+def enable(*models: nn.Module, **options: Unpack[Options]) -> Enabled:
     """Let every later `torch.compile` of Inductor, the default, compute in FP4: `qc.enable(recipe="quartet")`.
 
     It is what `backend="quartet"` with these options would be, for trainers that call `torch.compile` themselves. What was

@@ -15,6 +15,7 @@ from torch import nn
 from .. import _compat
 from ..backend import NamedBackend
 from ..compiled import candidates
+from ..config.listed import RecipeOption
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
 from ..config.rules import EVERYTHING, Rules, rules
@@ -23,7 +24,9 @@ from ..process import process
 from .api import Backend, check_patterns
 
 
-def set_recipe(model: Any, recipe: Any, *, eval: Any = None) -> Recipe | list[tuple[str, Recipe]] | None:
+def set_recipe(
+    model: Any, recipe: RecipeOption, *, eval: RecipeOption | None = None
+) -> Recipe | list[tuple[str, Recipe]] | None:
     """Compute with another recipe from the next call on, as `qc.set_recipe(model, "bf16")`. Returns the one until now, to
     go back to; None if parts of the model had different ones.
 

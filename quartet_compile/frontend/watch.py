@@ -32,6 +32,7 @@ from .api import Backend
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
+from .said import Saying
 
 _SHOWN = 6
 
@@ -42,6 +43,7 @@ class Watch:
     def __init__(self, slot: Any, name: str) -> None:
         self._slot, self._name = slot, name
         self._always = False
+        self._saying = Saying(name)
         self._tried: dict[bool, int] = {}  # with and without gradients, which may have recipes of their own
         self._told: set[tuple[str, str]] = set()
 
@@ -54,7 +56,7 @@ class Watch:
         self._tried[training] = tried
         config = self._config()
         self._always = config is not None and config.policy.strict
-        return _Inspection(config, self._full_names, self._told)
+        return _Inspection(config, self._full_names, self._told, self._saying)
 
     def inlined(self, backend: Any) -> None:
         """Warn, or with `strict=True` raise, of another backend that compiles what this object was to compile."""
@@ -98,15 +100,20 @@ class _Inspection(_compat.TorchDispatchMode):
     """One call during which eager products are noted.
 
     full_names: gives those of modules and parameters, where the whole model is known. told: what was warned of before.
-    failures: what our backend raised during the call.
+    failures: what our backend raised during the call. saying: told of the graphs that it compiles.
     """
 
     supports_higher_order_operators = True
 
     def __init__(
-        self, config: Config | None, full_names: Callable[[], dict[int, str]], told: set[tuple[str, str]]
+        self,
+        config: Config | None,
+        full_names: Callable[[], dict[int, str]],
+        told: set[tuple[str, str]],
+        saying: Saying,
     ) -> None:
         super().__init__()
+        self.saying = saying
         self.failures: list[Exception] = []
         self._config, self._full_names, self._told = config, functools.cache(full_names), told
         self._of_root: dict[int, dict[int, str]] = {}
@@ -137,12 +144,14 @@ class _Inspection(_compat.TorchDispatchMode):
         process.running.inspections.remove(self)
         strict = self._config is not None and self._config.policy.strict
         if error is not None:
+            self.saying.failed()
             if strict and isinstance(error, _compat.NotCompiled):
                 raise StrictError(
                     f"strict=True, and a part of the model can't be compiled: {_first_line(error)}\n"
                     "Remove what Dynamo names here, exclude that part from compilation, or set strict=False."
                 ) from error
             return
+        self.saying.over(_depth_of_user())
         for failure in self.failures:
             if isinstance(failure, QuartetError) and _compat.hides_errors():
                 raise failure

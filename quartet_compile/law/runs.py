@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..config.presets import recipes
+from ..config.recipe import Recipe
 from ..errors import suggest
 from .form import LawError
 from .table import positive, read_rows
@@ -86,14 +87,28 @@ def precisions(recipe: str, runs: Iterable[Run], *, baseline: str) -> tuple[str,
     backward = {run.backward for run in runs} | {baseline}
     registered = recipes()
     if ":" not in recipe and recipe not in forward & backward and recipe in registered:
-        found = registered[recipe]
-        pair = (found.fprop.a.name if found.fprop else baseline, found.dgrad.a.name if found.dgrad else baseline)
+        pair = _pair(registered[recipe], baseline)
     else:
         pair = split(recipe)
     for what, name, known in (("forward", pair[0], forward), ("backward", pair[1], backward)):
         if name not in known:
             raise LawError(
                 f"Recipe {recipe!r} has the {what} precision {name!r}, of which there is no run{suggest(name, known)}; "
-                f"expected one of {', '.join(sorted(known))}. Add runs with it to the table."
+                f"expected one of {', '.join(sorted(known))}. Add runs with it to the table, or take a recipe that it has "
+                f"runs of: {', '.join(_known(forward, backward, baseline)) or 'none of those registered'}."
             )
     return pair
+
+
+def _pair(recipe: Recipe, baseline: str) -> tuple[str, str]:
+    """The forward and backward precision of a registered recipe."""
+    return recipe.fprop.a.name if recipe.fprop else baseline, recipe.dgrad.a.name if recipe.dgrad else baseline
+
+
+def _known(forward: set[str], backward: set[str], baseline: str) -> list[str]:
+    """The registered recipes with both passes among these precisions, one of them low at least."""
+    pairs = {name: _pair(recipe, baseline) for name, recipe in recipes().items()}
+    pairs = {name: (name, name) if name in forward & backward else pair for name, pair in pairs.items()}
+    return [
+        name for name, pair in pairs.items() if {*pair} != {baseline} and pair[0] in forward and pair[1] in backward
+    ]

@@ -119,7 +119,7 @@ class Report:
         sites = self.sites
         done = sum(site.rewritten for site in sites)
         graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
-        lines = ["", f"{done} of {len(sites)} matmuls in {_precision(sites)}, in {graphs} (recipe {self.recipe!r})."]
+        lines = ["", f"{done} of {len(sites)} matmuls in {precision(sites)}, in {graphs} (recipe {self.recipe!r})."]
         lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
         lines += ["Rules, and how many matmuls each decided:"] * bool(sites)
         lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
@@ -131,7 +131,7 @@ class Report:
         return lines
 
 
-def _precision(sites: Sequence[Site]) -> str:
+def precision(sites: Sequence[Site]) -> str:
     """What those that are rewritten run in."""
     formats = {part.split(" ")[0] for site in sites if site.rewritten for part in site.runs_in.split(" + ")}
     return " or ".join(sorted(name.upper() for name in formats)) or "FP4"

@@ -14,7 +14,6 @@ from ways_in import (
     blocks_by_name,
     by_name,
     by_quartet,
-    class_by_name,
     function,
     in_place,
     regions,
@@ -28,7 +27,7 @@ OPTIONS = {"recipe": "quartet-rtn", "exclude": ["*.up"]}
 APART = [blocks_by_name, wrapped_by_the_user]
 """What is compiled here is a part, with names of its own."""
 
-WHOLE = [how for how in HOW if how not in (*APART, class_by_name)]  # Dynamo can't capture an instance of the latter
+WHOLE = [how for how in HOW if how not in APART]
 
 
 def named(how):

@@ -43,6 +43,8 @@ INVALID = {
         "expected a name or a quartet_compile",
     ),
     "eval recipe": ({"eval": "fp4"}, "Option 'eval': Unknown recipe 'fp4'", "Registered: quartet"),
+    "a format": ({"recipe": "mxfp4"}, "Unknown recipe 'mxfp4' (did you mean 'quartet'?)", "Registered: quartet"),
+    "a quantizer": ({"recipe": "mxfp4-sr"}, "'mxfp4-sr', which is a quantizer", "as those of 'quartet'"),
     "a single glob": ({"exclude": "up"}, "Option 'exclude' is 'up'", "expected a list of globs"),
     "glob's type": ({"include": [1]}, "Option 'include' is [1]", "expected a list of globs"),
     "empty glob": ({"include": [""]}, "Option 'include' is ['']", "expected a list of globs"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 
 import cross_compile_llama
 import pytest
 
 from quartet_compile.__main__ import main
 from quartet_compile.cross import binary
+from quartet_compile.cross.targets import find_target
 
 MODEL = """
 from torch import nn
@@ -74,3 +77,31 @@ def test_the_example_by_op(capsys):
     assert "wgmma.m64n128k32.e4m3" in rows["scaled_mm"]
     assert "The linear layers on a H200 SXM, predicted:" in out
     assert "graph " not in out  # the long table
+
+
+@pytest.mark.parametrize(
+    "name, architecture, chip",
+    [("b200", "sm_100", "B200"), ("RTX 5090", "sm_120", "RTX 5090"), ("H100", "sm_90", "H100 SXM")],
+)
+def test_a_target_by_its_chip(name, architecture, chip):
+    found = find_target(name)
+    assert (found.name, found.chip) == (architecture, chip)
+
+
+def test_without_triton_it_says_so_and_does_not_blame_the_model(model, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "triton" else find_spec(name, *rest)
+    )
+    assert main(["cross-compile", model, "--input", "8x64"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "needs Triton" in err and "pip install triton" in err and "apture" not in err
+
+
+def test_progress_for_a_person_who_watches(model, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules[main.__module__], "_is_watched", lambda: True)
+    assert main(["cross-compile", model, "--input", "8x64", "--recipe", "bf16", "--no-grad", "--target", "h200"]) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "quartet_compile cross-compile: generating the code for sm_90 (H200 SXM)"
+    assert err[1:] == ["quartet_compile cross-compile: compiling kernel 1 of 1"]

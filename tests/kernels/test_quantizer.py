@@ -7,6 +7,7 @@ import pytest
 import torch
 from quantizers import legal_quantizers
 
+import quartet_compile as qc
 from quartet_compile.errors import QuantizerError
 from quartet_compile.kernels import quantizer as formats
 from quartet_compile.kernels.numerics import reference
@@ -214,3 +215,8 @@ def test_a_name_with_fields():
     assert formats.quantizer("group=32,scale=quest") == QUANTIZERS["mxfp4-quest"]
     changed = formats.quantizer("nvfp4-rtn,headroom=1.0625,random_signs=True,rotation=16")
     assert (changed.headroom, changed.random_signs, changed.rotation) == (17 / 16, True, 16)
+
+
+def test_a_recipes_name_is_no_quantizer():
+    with pytest.raises(qc.QuantizerError, match=r"Unknown quantizer 'quartet'.*recipe\('quartet'\)"):
+        qc.quantizer("quartet")

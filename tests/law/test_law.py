@@ -207,6 +207,7 @@ def test_a_recipe_that_is_no_pair(recipe):
         ),
         ("mxfp4-quest:fp8", "backward precision 'fp8', of which there is no run; expected one of bf16, halo-fp4"),
         ("quartets", "forward precision 'quartets'"),
+        ("nvfp4", "take a recipe that it has runs of: quartet, quartet-rtn, jetfire-fp4"),
         ("bf16", "it is the baseline 'bf16' itself"),
         ("luq-int4:mxfp4-rtn", "no run has the pass in low precision that gives effN"),
     ],

@@ -26,12 +26,21 @@ ROOMS = {
         "kernels.schemas",
         "kernels.numerics.philox",
     },
-    "law": {"config.presets"},
+    "law": {"config.presets", "config.recipe"},
     "quantized": {"kernels"},
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
     "compiled": {"config"},
-    "frontend": {"config", "compiled", "passes.plan", "passes.products", "backend"},
+    "frontend": {
+        "config",
+        "compiled",
+        "report",
+        "passes.plan",
+        "passes.products",
+        "passes.weights",
+        "kernels.paths",
+        "backend",
+    },
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "export": {
@@ -55,7 +64,8 @@ ROOMS = {
         "quantized",
         "kernels.quantizer",
     },
-    "__main__": {"config", "capture", "cross", "law", "export"},
+    "doctor": {"kernels"},
+    "__main__": {"config", "capture", "cross", "law", "export", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 

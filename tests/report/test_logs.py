@@ -15,9 +15,14 @@ torch.compile(model, backend="quartet")(torch.randn(32, 64)).sum().backward()
 """
 
 
-def said(folder, logs: str) -> str:
+def said(folder, logs: str, quiet: str) -> str:
     """What a process of its own writes, with the compile cache in a folder."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), **({"TORCH_LOGS": logs} if logs else {})}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "QUARTET_QUIET": quiet,
+        **({"TORCH_LOGS": logs} if logs else {}),
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, cwd=folder, capture_output=True, text=True, timeout=200
     )
@@ -28,17 +33,30 @@ def said(folder, logs: str) -> str:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    runs = {"quiet": "", "warm": "quartet_compile", "debug": "+quartet_compile", "warm debug": "+quartet_compile"}
-    return {run: said(folder, logs) for run, logs in runs.items()}
+    runs = {
+        "unasked": "",
+        "quiet": "",
+        "warm": "quartet_compile",
+        "debug": "+quartet_compile",
+        "warm debug": "+quartet_compile",
+    }
+    return {run: said(folder, logs, "1" if run == "quiet" else "") for run, logs in runs.items()}
 
 
-def test_nothing_is_said_unasked(outputs):
+def test_one_line_is_said_unasked(outputs):
+    lines = [line for line in outputs["unasked"].splitlines() if "matmul" in line]
+    assert len(lines) == 1 and lines[0].startswith("quartet: Sequential: 1 of 2 matmuls (")
+    assert "CPU: emulated in" in lines[0] and lines[0].endswith("; compiling, which takes a while the first time")
+
+
+def test_nothing_is_said_where_it_is_not_wanted(outputs):
     assert "matmul" not in outputs["quiet"]
 
 
 @pytest.mark.parametrize("run", ["warm", "debug", "warm debug"])
 def test_the_table_of_each_graph(outputs, run):
     assert "training graph: 1 of 2 matmuls in FP4" in outputs[run]
+    assert "training graph: 1 of 2 matmuls in FP4; CPU: emulated in" in outputs[run]
     assert "N is 8, below the group of 32" in outputs[run]
 
 
