@@ -9,8 +9,9 @@ import torch
 from ..schemas import Operand
 from . import templates
 from .device import architecture_of
+from .flat import Flat
 from .inductor import V, ir, realize_inputs
-from .operands import Flat, place
+from .operands import place
 from .templates import over_k, select
 
 _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
@@ -44,11 +45,12 @@ def _in_fp8(codes: Any, scales: Any) -> list[Any]:
     key = (place(codes), place(scales))
     if key not in memo:
         rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
-        flat = Flat()
-        flat.add(rows, columns)
-        flat.add(rows, 1)
-        flat.add(rows, 1)
+        flat, device = Flat(ROWS=rows, COLUMNS=columns), codes.get_device()
+        flat.add("VALUES", "ROWS", "COLUMNS")
+        flat.add("LARGEST", "ROWS")
+        flat.add("BEYOND", "ROWS")
         tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
-        buffer = select(templates.decode_fp8, [codes, scales], flat.layout(codes.get_device()), [rows, columns], [tile])
-        memo[key] = realize_inputs(*flat.views(buffer))
+        given = ([codes, scales], flat.layout(device), [rows, columns], [tile])
+        buffer = select(templates.decode_fp8, *given, **flat.starts())
+        memo[key] = realize_inputs(*flat.views(buffer).values())
     return memo[key]
