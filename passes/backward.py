@@ -92,7 +92,7 @@ class _Job:
         return any(quantizer.seeded for gemm in gemms for quantizer in (gemm.a, gemm.b))
 
     def epilogue(self, role: str, operand: Quantized | None) -> Epilogue | None:
-        """What takes away what the codes of fprop leave in a gradient: their rotation, and of `operand`, what they clipped."""
+        """What takes away what the codes of fprop leave in a gradient: their rotation, and what `operand` clipped."""
         mask = operand.mask if operand is not None else None
         if mask is None and self.recipe.source(role) == "original":
             return None

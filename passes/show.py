@@ -3,7 +3,7 @@
     fwd  x.q = quantize[mxfp4-quest](x)
     fwd  weight.q = quantize[mxfp4-quest, mask](weight)
     fwd  scaled_mm: f32[64, 96] = scaled_mm(x.q, weight.q) -> output
-    bwd  scaled_mm_1: f32[96, 64] = unrotate(scaled_mm(output.grad.q, x.qt), weight.q.mask) -> weight.grad
+    bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q, x.qt, weight.q.mask) -> weight.grad
 
 `fwd` and `bwd` are the forward and the backward pass, `ckpt` what checkpointing computes in both.
 Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
@@ -207,13 +207,10 @@ class _Printer:
         return f"{op}({', '.join(self._operands(call))})"
 
     def _product(self, op: str, call: ScaledMM | ScaledGroupedMM) -> str:
-        operands = [f"{self._blocks(call.a)}", f"{self._blocks(call.b)}"]
-        if isinstance(call, ScaledGroupedMM):
-            operands += self._operands([call.ends])
-        product = f"{op}({', '.join(operands)}){_factor(call.alpha)}"
-        if epilogue_of(call) is None:
-            return product
-        return f"unrotate({', '.join([product, *self._operands([call.mask])])})"
+        ends = [call.ends] if isinstance(call, ScaledGroupedMM) else []
+        operands = [self._blocks(call.a), self._blocks(call.b), *self._operands([*ends, call.mask])]
+        option = "" if epilogue_of(call) is None else "[unrotate]"
+        return f"{op}{option}({', '.join(operands)}){_factor(call.alpha)}"
 
     def _seeds(self, call: Quantize | QuantizePair | Requantize) -> list[str]:
         """The seed of the noise, and that of the signs if it is another one."""

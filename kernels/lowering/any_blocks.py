@@ -14,7 +14,7 @@ from .device import has_fp4
 from .flat import Flat
 from .inductor import TritonTemplate, V, ir, lowerings, ops, realize_inputs
 from .operands import ELEMENTS_E4M3, SCALES_E4M3, in_float8, nothing, round_up
-from .scales import remember_blocked
+from .scales import blocked_with
 from .templates import select
 
 aten = torch.ops.aten
@@ -89,7 +89,7 @@ def quantize_blocks(
     codes = in_float8(made["CODES"], ELEMENTS_E4M3[spec.elements])
     scales = in_float8(made["SCALES"], SCALES_E4M3[spec.scale_format])
     if blocked:
-        remember_blocked(scales, made["BLOCKED"])
+        blocked_with(scales, made["BLOCKED"])
     return codes, scales, tensor_scale, made["MASK"] if mask else nothing(length, torch.uint8, source.device)
 
 

@@ -72,9 +72,3 @@ def as_bytes(x: Any) -> Any:
 
 def box(x: Any) -> ir.TensorBox:
     return x if isinstance(x, ir.TensorBox) else ir.TensorBox(x)
-
-
-def place(x: Any) -> tuple:
-    """Where a realized tensor lies: its buffer, and its part of it."""
-    layout = x.get_layout()
-    return x.get_name(), str(layout.offset), str(layout.size), str(layout.stride)

@@ -18,7 +18,7 @@ from .device import has_fp4
 from .flat import Flat
 from .inductor import realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
-from .scales import remember_blocked
+from .scales import blocked_with
 from .templates import GROUP_TILES, select
 
 _QUEST = {"absmax": False, "quest": True}
@@ -74,7 +74,7 @@ def quantize(call: Quantize):
     buffer = select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants, **flat.starts())
     made = flat.views(buffer)
     if blocked:
-        remember_blocked(made["SCALES"], made["BLOCKED"])
+        blocked_with(made["SCALES"], made["BLOCKED"])
     bits = made["MASK"] if mask else nothing(rows, torch.uint8, device)
     return made["CODES"], made["SCALES"], nothing(None, torch.float32, device), bits
 
@@ -113,7 +113,7 @@ def quantize_pair(call: QuantizePair):
     for side in sides:
         codes, scales = made[f"{side}_CODES"], made[f"{side}_SCALES"]
         if blocked[side]:
-            remember_blocked(scales, made[f"{side}_BLOCKED"])
+            blocked_with(scales, made[f"{side}_BLOCKED"])
         results += [codes, scales, nothing(None, torch.float32, device)]
     return tuple(results)
 
@@ -149,5 +149,5 @@ def requantize(call: Requantize):
     )
     made = flat.views(buffer)
     if blocked:
-        remember_blocked(made["SCALES"], made["BLOCKED"])
+        blocked_with(made["SCALES"], made["BLOCKED"])
     return made["CODES"], made["SCALES"], nothing(None, torch.float32, device)

@@ -98,8 +98,8 @@ def scaled_mm(
 def product(
     build: Builder, like: fx.Node, op: Any, arguments: tuple, gemm: Gemm, epilogue: Epilogue | None = None
 ) -> fx.Node:
-    """A product by one of our ops in the dtype of `like`, or for what multiplies it next. An epilogue is the op's own, unless
-    the product has to be cast before it."""
+    """A product by one of our ops in the dtype of `like`, or for what multiplies it next. An epilogue is the op's own,
+    unless the product has to be cast before it."""
     dtype = _output_dtype(like, gemm)
     wanted = dtype if is_scaled(like) else like.meta["val"].dtype
     own = epilogue if epilogue is not None and dtype == wanted else ()
