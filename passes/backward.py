@@ -173,16 +173,18 @@ class _Rewriter:
         else:
             codes, original, stream = saved.x, saved.x_original, philox.WGRAD_X
         after, source = getattr(recipe, role).b, recipe.source(role)
-        if source == "original":
-            return self._quantize(like, original.t, after, stream, seed, seed)
-        if source == "codes":
-            node = self.build.call(like, quartet.transposed.default, *codes[:3], after.name)
-        else:
-            before = recipe.fprop.b if role == "dgrad" else recipe.fprop.a
-            seeds = (seed, seed) if after.seeded else (None, None)
-            node = self.build.call(
-                like, quartet.requantize.default, *codes[:3], before.name, after.name, stream, *seeds
-            )
+        match source:
+            case "original":
+                return self._quantize(like, original.t, after, stream, seed, seed)
+            case "codes":
+                node = self.build.call(like, quartet.transposed.default, *codes[:3], after.name)
+            case "requantized":
+                before = recipe.fprop.b if role == "dgrad" else recipe.fprop.a
+                seeds = (seed, seed) if after.seeded else (None, None)
+                how = (before.name, after.name, stream, *seeds)
+                node = self.build.call(like, quartet.requantize.default, *codes[:3], *how)
+            case _:
+                raise NotImplementedError(f"no pass makes an operand of {source!r}, an entry of SOURCES")
         return Quantized(*self.build.outputs(node), after.format)
 
     def _quantize_dy(
