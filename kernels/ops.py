@@ -62,7 +62,7 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     def quantize(call: Quantize):
         spec = quantizer_named(call.quantizer)
         how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
-        return backend.quantize(call.x, spec, **how)[:4]
+        return backend.quantize(call.x, spec, **how).tensors
 
     def quantize_pair(call: QuantizePair):
         row, column = quantizer_named(call.row_quantizer), quantizer_named(call.column_quantizer)

@@ -82,6 +82,11 @@ class Blocks(NamedTuple):
     mask: torch.Tensor | None
     format: str
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """All that has values: `(codes, scales, tensor_scale, mask)`."""
+        return self[:4]
+
 
 def quantize(
     x: torch.Tensor,

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
+from .matmuls import Comparison, Matmul, Seconds, total
+from .roofline import ISSUE_SHARE
 from .targets import Target
 
 NAME_WIDTH = 48
@@ -24,9 +26,10 @@ class Kernel:
     registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a block.
     launches: how often each graph launches it.
     bytes, operations, instructions: of all its launches together, and of all threads; operations is None where they are
-    not known, instructions where there is a loop, or the kernel is not ours.
+    not known, instructions where a loop's trips are not (a note says so), or the kernel is not ours.
+    elements: that all its launches quantize, decode or rotate.
     predicted_seconds: of all its launches; bound: "memory", "issue" (of instructions), or the number format whose rate
-    bounds it.
+    bounds it. realistic_seconds: the same at `roofline.ISSUE_SHARE` of the issue rate.
     failures: why it would not run, or not as it should. notes: what is worth knowing.
     """
 
@@ -47,10 +50,17 @@ class Kernel:
     bytes: int = 0
     operations: int | None = 0
     instructions: int | None = None
+    elements: int = 0
     predicted_seconds: float | None = None
+    realistic_seconds: float | None = None
     bound: str = ""
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def instructions_an_element(self) -> float | None:
+        """Instructions for each element that it quantizes, decodes or rotates; None where they are not known."""
+        return self.instructions / self.elements if self.instructions and self.elements else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,8 @@ class Module:
 class Artifact:
     """A model compiled for a GPU that isn't there: compiled, not run; every time in it is predicted.
 
+    matmuls: each matrix product, in this recipe and in bf16. unfed: seconds of quantizing that feeds no product of its own
+    graph, or one whose time is not known.
     report: what was rewritten, as `explain` says it.
     """
 
@@ -93,6 +105,8 @@ class Artifact:
     kernels: tuple[Kernel, ...]
     library_calls: tuple[LibraryCall, ...]
     modules: tuple[Module, ...]
+    matmuls: tuple[Matmul, ...]
+    unfed: Seconds
     report: Report
 
     @property
@@ -101,20 +115,48 @@ class Artifact:
         return [module.graph for module in self.modules]
 
     @property
+    def quantized(self) -> Comparison | None:
+        """All quantized products together; None if there are none whose time is known."""
+        return total([one for one in self.matmuls if one.number_format], self.unfed)
+
+    @property
+    def speedup(self) -> float | None:
+        """Predicted time of the quantized products in bf16 over that in this recipe, quantizing included; None if there are
+        none. Each kernel counts with the longest of its bytes, matrix operations and instructions, at the datasheet's
+        rates."""
+        return None if self.quantized is None else self.quantized.speedup
+
+    @property
+    def realistic_speedup(self) -> float | None:
+        """The same with instructions at `roofline.ISSUE_SHARE` of the issue rate."""
+        return None if self.quantized is None else self.quantized.realistic_speedup
+
+    @property
     def failures(self) -> list[str]:
         """One line for each thing that is wrong with a kernel."""
         return [f"{kernel.name}: {failure}" for kernel in self.kernels for failure in kernel.failures]
 
     def __str__(self) -> str:
-        return "\n".join([*_table(self), "", *_summary(self)])
+        return "\n".join([*_kernel_table(self), "", *_matmul_table(self), "", *_summary(self)])
 
     def to_json(self, *, text: bool = False) -> str:
         """Everything as JSON, without cubins; text: with the sources and the PTX too."""
         texts = () if text else ("source", "ptx")
         data = {
             "target": dataclasses.asdict(self.target),
-            "kernels": [_plain(kernel, without=("cubin", *texts)) for kernel in self.kernels],
+            "kernels": [
+                {
+                    **_plain(kernel, without=("cubin", *texts)),
+                    "instructions_an_element": kernel.instructions_an_element,
+                }
+                for kernel in self.kernels
+            ],
             "library_calls": [_plain(call) for call in self.library_calls],
+            "matmuls": [_compared(one) for one in self.matmuls],
+            "quantized": self.quantized and _compared(self.quantized),
+            "speedup": self.speedup,
+            "realistic_speedup": self.realistic_speedup,
+            "issue_share": ISSUE_SHARE,
             "modules": [_plain(module, without=("constants", *texts)) for module in self.modules],
             "report": dataclasses.asdict(self.report),
             "failures": self.failures,
@@ -138,12 +180,18 @@ def _plain(item: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.name not in without}
 
 
-_COLUMNS = ("kernel", "graph", "runs", "matrix instructions", "regs", "stack", "shared", "tmem", "MB", "Gop",
-            "predicted us", "bound by")  # fmt: skip
-_LEFT = {0, 1, 3, 11}
+def _compared(item: Comparison) -> dict[str, Any]:
+    figures = {"speedup": item.speedup, "realistic_speedup": item.realistic_speedup}
+    return {**dataclasses.asdict(item), **figures, "quantizing_share": item.quantizing_share}
 
 
-def _table(artifact: Artifact) -> list[str]:
+_COLUMNS = ("kernel", "graph", "runs", "matrix instructions", "regs", "stack", "shared", "tmem", "MB", "Gop", "instr/el",
+            "predicted us", "at 60 %", "bound by")  # fmt: skip
+_MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizing us", "in all us", "at 60 %", "bf16 us",
+                   "speedup", "at 60 %")  # fmt: skip
+
+
+def _kernel_table(artifact: Artifact) -> list[str]:
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for kernel in artifact.kernels:
         numbers = (kernel.registers, kernel.stack_bytes, kernel.shared_bytes, kernel.tmem_columns)
@@ -151,10 +199,33 @@ def _table(artifact: Artifact) -> list[str]:
         rows.append((*_head(kernel), mma, *map(str, numbers), *_tail(kernel)))
     for call in artifact.library_calls:
         rows.append((*_head(call), call.kind, "", "", "", "", *_tail(call)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return aligned(rows, left={0, 1, 3, 13})
+
+
+def _matmul_table(artifact: Artifact) -> list[str]:
+    """Each matmul, all that are quantized, and all."""
+    rows: list[tuple[str, ...]] = [_MATMUL_COLUMNS]
+    for one in artifact.matmuls:
+        batch = f"{one.batch} x " if one.batch > 1 else ""
+        name = f"{batch}[{one.m}, {one.k}] @ [{one.k}, {one.n}]"
+        rows.append((name, one.number_format or "as it was", one.graph, str(one.calls), *_times(one)))
+    for name, what in (("all quantized", artifact.quantized), ("all", total(artifact.matmuls, artifact.unfed))):
+        if what is not None:
+            rows.append((name, "", "", "", *_times(what)))
+    return aligned(rows, left={0, 1, 2})
+
+
+def _times(item: Comparison) -> tuple[str, ...]:
+    seconds = (item.product.full, item.quantizing.full, item.seconds.full, item.seconds.realistic, item.bf16_seconds)
+    return (*(f"{value * 1e6:.2f}" for value in seconds), f"{item.speedup:.2f}x", f"{item.realistic_speedup:.2f}x")
+
+
+def aligned(rows: Sequence[tuple[str, ...]], left: Collection[int]) -> list[str]:
+    """A table's lines, the first row its head; the columns in `left` are aligned there."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if column in _LEFT else cell.rjust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -170,10 +241,13 @@ def _head(item: Kernel | LibraryCall) -> tuple[str, str, str]:
     return name, ", ".join(item.launches), str(sum(item.launches.values()))
 
 
-def _tail(item: Kernel | LibraryCall) -> tuple[str, str, str, str]:
+def _tail(item: Kernel | LibraryCall) -> tuple[str, ...]:
     operations = "?" if item.operations is None else f"{item.operations / 1e9:.2f}" if item.operations else ""
-    seconds = "?" if item.predicted_seconds is None else f"{item.predicted_seconds * 1e6:.2f}"
-    return f"{item.bytes / 1e6:.2f}", operations, seconds, item.bound
+    each, realistic = None, item.predicted_seconds
+    if isinstance(item, Kernel):
+        each, realistic = item.instructions_an_element, item.realistic_seconds
+    seconds = ("?" if value is None else f"{value * 1e6:.2f}" for value in (item.predicted_seconds, realistic))
+    return f"{item.bytes / 1e6:.2f}", operations, f"{each:.1f}" if each else "", *seconds, item.bound
 
 
 def _summary(artifact: Artifact) -> list[str]:
@@ -183,8 +257,16 @@ def _summary(artifact: Artifact) -> list[str]:
         f"{len(artifact.kernels)} kernels compiled for {target.name}, not run. Times are predicted: the longest of bytes, "
         "matrix operations and",
         f"instructions at the rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}; "
-        f"{target.instruction_rate / 1e12:g} T instructions/s.",
+        f"{target.instruction_rate / 1e12:g} T instructions/s, all of them or {ISSUE_SHARE:.0%}. Instructions of our own "
+        "kernels: a loop's body times its trips,",
+        "both sides of a condition, waits that succeed at once. No launch overhead, no cache between kernels.",
     ]
+    whole = artifact.quantized
+    if whole is not None:
+        lines.append(
+            f"Quantized matmuls: {whole.speedup:.2f}x bf16 predicted, {whole.realistic_speedup:.2f}x at {ISSUE_SHARE:.0%} "
+            f"of the issue rate; quantizing is {whole.quantizing_share:.0%} of their time."
+        )
     items: list[Kernel | LibraryCall] = [*artifact.kernels, *artifact.library_calls]
     for graph in artifact.graphs:
         known, unknown = _seconds(items, graph)

@@ -89,23 +89,6 @@ def resource_usage(cubin: bytes) -> tuple[int, int, int]:
     return registers, stack, shared
 
 
-def straight_instructions(cubin: bytes) -> int | None:
-    """Instructions of the kernel from its start to its exit; None if there is a loop. What is branched over counts, what
-    lies behind the exit (rare cases of a square root) doesn't."""
-    count, labels = 0, set()
-    for line in disassemble(cubin).splitlines():
-        if label := re.match(r"(\.L_\w+):", line):
-            labels.add(label[1])
-        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(@\S+\s+)?([A-Z0-9]+)(?:[^;]*`\((\.L_\w+)\))?", line):
-            predicate, instruction, to = found.groups()
-            count += instruction != "NOP"
-            if instruction == "BRA" and to in labels:
-                return None
-            if instruction == "EXIT" and not predicate:
-                return count
-    return count
-
-
 def disassemble(cubin: bytes) -> str:
     """The SASS of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -12,12 +12,15 @@ from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
 from ..errors import QuartetError
 from .artifact import Artifact, Kernel, LibraryCall, Module
-from .roofline import format_of_dtype, format_of_mma, predict
+from .matmuls import Seconds, find_matmuls
+from .roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
+from .sass import BF16_INSTRUCTIONS, UnknownTrips, issued
 from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
-from .traffic import is_product, is_reference, marker
+from .traffic import elements_of, is_product, is_reference, marker
 
 if TYPE_CHECKING:  # at run time, Inductor and Triton are imported by the call
     from .backend import Generated
+    from .binary import Binary
     from .launches import Launch
 
 
@@ -59,12 +62,15 @@ def cross_compile(
         with code_only(folder, backend.on_joint_graph):
             ran = run_on_fakes(call, backend)
         with fake_gpu(chosen):
-            kernels = tuple(_kernels(backend.modules, chosen, folder))
+            compiled = [(_kernel(group, chosen, folder), group) for group in _groups(backend.modules)]
+    matmuls, unfed = find_matmuls(backend.modules, _seconds(backend.modules, compiled, chosen), chosen)
     artifact = Artifact(
         target=chosen,
-        kernels=kernels,
+        kernels=tuple(kernel for kernel, _ in compiled),
         library_calls=tuple(_library_calls(backend.modules, chosen)),
         modules=tuple(Module(graph=m.graph, source=m.source, constants=m.constants) for m in backend.modules),
+        matmuls=tuple(matmuls),
+        unfed=unfed,
         report=report_of(backend, ran),
     )
     if artifact.failures:
@@ -77,20 +83,34 @@ def cross_compile(
     return artifact
 
 
-def _kernels(modules: Iterable[Generated], target: Target, folder: str) -> Iterable[Kernel]:
-    """Each distinct kernel, compiled once; two that differ only in their name are one."""
+def _groups(modules: Iterable[Generated]) -> list[list[tuple[str, Launch]]]:
+    """The launches of each distinct kernel, with their graphs; two kernels that differ only in their name are one."""
     groups: dict[str, list[tuple[str, Launch]]] = {}
     for module in modules:
         for launch in module.launches:
             if launch.source:
                 key = launch.source.replace(launch.name, "kernel")
                 groups.setdefault(key, []).append((module.graph, launch))
-    for group in groups.values():
-        yield _kernel(group, target, folder)
+    return list(groups.values())
+
+
+def _seconds(
+    modules: Iterable[Generated], compiled: Iterable[tuple[Kernel, list[tuple[str, Launch]]]], target: Target
+) -> dict[int, Seconds | None]:
+    """Predicted seconds of each launch, by its `id`; None where they are not known."""
+    seconds: dict[int, Seconds | None] = {}
+    for kernel, group in compiled:
+        full, realistic = kernel.predicted_seconds, kernel.realistic_seconds
+        each = None if full is None or realistic is None else Seconds(full=full, realistic=realistic) * (1 / len(group))
+        seconds.update((id(launch), each) for _, launch in group)
+    for launch in (launch for module in modules for launch in module.launches if not launch.source):
+        full, _ = predict(launch.bytes, launch.operations, format_of_dtype(launch.dtype), target)
+        seconds[id(launch)] = None if full is None else Seconds(full=full, realistic=full)
+    return seconds
 
 
 def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> Kernel:
-    from .binary import compile_kernel, straight_instructions
+    from .binary import compile_kernel
 
     first = launches[0][1]
     op, number_format = marker(first.source) or ("", "")
@@ -102,22 +122,42 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
         "launches": Counter(graph for graph, _ in launches),
         "bytes": sum(launch.bytes for _, launch in launches),
         "operations": _sum(launch.operations for _, launch in launches),
+        "elements": elements_of(first.source) * len(launches) if op else 0,
     }
     try:
         binary = compile_kernel(first.name, first.source, folder)
     except Exception as error:  # noqa: BLE001  whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
-    blocks = [launch.blocks for _, launch in launches]
-    if op and all(blocks):
-        each = straight_instructions(binary.cubin)
-        known["instructions"] = None if each is None else each * binary.threads * sum(blocks)
-    seconds, bound = predict(
-        known["bytes"], known["operations"], format_of_mma(binary.mma), target, known.get("instructions")
-    )
+    known["instructions"], remarks = _instructions(op, binary, [launch.blocks for _, launch in launches])
+    work = known["bytes"], known["operations"], format_of_mma(binary.mma), target, known["instructions"]
+    seconds, bound = predict(*work)
+    realistic, _ = predict(*work, issue_share=ISSUE_SHARE)
     read = {name: value for name, value in vars(binary).items() if name != "stores"}
-    kernel = Kernel(**known, **read, predicted_seconds=seconds, bound=bound)
+    kernel = Kernel(**known, **read, predicted_seconds=seconds, realistic_seconds=realistic, bound=bound)
     failures, notes = judge(kernel, binary.stores, target)
-    return Kernel(**{**vars(kernel), "failures": failures, "notes": notes})
+    return Kernel(**{**vars(kernel), "failures": failures, "notes": remarks + notes})
+
+
+def _instructions(op: str, binary: Binary, blocks: list[int]) -> tuple[int | None, tuple[str, ...]]:
+    """Instructions of all threads of a kernel of ours in all its launches, None if they can't be counted; and what is worth
+    a note of how."""
+    if not op:
+        return None, ()
+    if not all(blocks):
+        return None, ("its instructions are not counted: its grid is not known",)
+    from .binary import disassemble
+
+    untaken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if format_of_mma(binary.mma) == "fp8" and any(format_of_mma([kind]) == "bf16" for kind in binary.mma):
+        untaken = BF16_INSTRUCTIONS
+        notes = ("counted as if FP8 held every row's scales: its loop in bf16 counts no instruction",)
+    try:
+        text = disassemble(binary.cubin)
+        counted = sum(issued(text, count, untaken).total() * times for count, times in Counter(blocks).items())
+    except UnknownTrips as error:
+        return None, (f"its instructions are not counted: {error}",)
+    return counted * binary.threads, notes
 
 
 def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:

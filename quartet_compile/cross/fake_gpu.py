@@ -325,6 +325,11 @@ def relabel(tensor: Any, device: torch.device = DEVICE) -> Any:
     return FakeTensor(tensor.fake_mode, alias, device)
 
 
+def storage_address(storage: torch.UntypedStorage) -> int:
+    """Which storage it is, of fake tensors too, which have no data; another may take the address once this one is freed."""
+    return storage._cdata
+
+
 @contextlib.contextmanager
 def async_compile_replaced(compiler: Any) -> Iterator[None]:
     """Modules that Inductor generated, executed inside, give their kernels to this compiler."""

@@ -11,9 +11,18 @@ from typing import Any
 import torch
 
 from .. import _compat
-from .fake_gpu import DEVICE, TorchDispatchMode, relabel, without_modes
+from .fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
 from .generated import load
-from .traffic import kernel_traffic, library_traffic, tensor_bytes
+from .traffic import (
+    bytes_in_bf16,
+    kernel_traffic,
+    library_sizes,
+    library_traffic,
+    marker,
+    product_sizes,
+    tensor_bytes,
+    tensors_in,
+)
 
 _ALLOCATIONS = ("empty", "empty_strided", "new_empty", "new_empty_strided")
 
@@ -27,6 +36,9 @@ class Launch:
     operations: of its matrix products, two a multiply-add; 0 where there are none; None where they are not known.
     dtype: of the operands of a library's matrix product.
     blocks: of the grid, of a kernel that is told its grid (a template); 0 where it is not known.
+    sizes: batch, M, N, K of a matrix product; None of anything else, and where they are not known.
+    bf16_bytes: that the same product would move with operands in bf16.
+    reads, writes: the storages of its arguments, by address; all of them are kept while a graph runs.
     """
 
     name: str
@@ -35,6 +47,10 @@ class Launch:
     operations: int | None
     dtype: torch.dtype | None = None
     blocks: int = 0
+    sizes: tuple[int, int, int, int] | None = None
+    bf16_bytes: int = 0
+    reads: frozenset[int] = frozenset()
+    writes: frozenset[int] = frozenset()
 
 
 def run_on_fakes(
@@ -56,9 +72,16 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches: list[Launch] = []
+        self._kept: list[Any] = []
 
     def kernel(self, name: str, source: str) -> Any:
-        return _Kernel(name, source, self.launches)
+        return _Kernel(name, source, self)
+
+    def places(self, values: Any) -> frozenset[int]:
+        """The storages of all tensors among values, kept so that no other takes their address."""
+        storages = [tensor.untyped_storage() for tensor in tensors_in(values)]
+        self._kept += storages
+        return frozenset(map(storage_address, storages))
 
     def cpp(self, source: str) -> Any:
         return lambda *args: self.launches.append(
@@ -70,15 +93,27 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if not _is_free(func):
             moved, operations, dtype = library_traffic(func, args, kwargs, result)
-            self.launches.append(Launch(name=str(func), source="", bytes=moved, operations=operations, dtype=dtype))
+            self.launches.append(
+                Launch(
+                    name=str(func),
+                    source="",
+                    bytes=moved,
+                    operations=operations,
+                    dtype=dtype,
+                    sizes=library_sizes(func, args),
+                    bf16_bytes=moved,
+                    reads=self.places((args, {name: value for name, value in kwargs.items() if name != "out"})),
+                    writes=self.places(result),
+                )
+            )
         return result
 
 
 class _Kernel:
     """Stands in for a compiled Triton kernel."""
 
-    def __init__(self, name: str, source: str, launches: list[Launch]) -> None:
-        self._name, self._source, self._launches = name, source, launches
+    def __init__(self, name: str, source: str, recorder: _Recorder) -> None:
+        self._name, self._source, self._recorder = name, source, recorder
         found = re.findall(rf"^def {re.escape(name)}\((.*?)\):", source, re.MULTILINE | re.DOTALL)
         self._parameters = [part.split(":")[0].strip() for part in found[0].split(",")]
 
@@ -86,9 +121,20 @@ class _Kernel:
         given = dict(zip(self._parameters, args, strict=False))
         moved, operations = kernel_traffic(self._name, self._source, given)
         grid = [size for size in args[len(self._parameters) :] if isinstance(size, int)]
-        blocks = math.prod(grid) if len(grid) == 3 else 0
-        self._launches.append(
-            Launch(name=self._name, source=self._source, bytes=moved, operations=operations, blocks=blocks)
+        sizes = product_sizes(self._name, self._source, given)
+        written = [value for key, value in given.items() if re.match(r"(in_)?out_ptr", key)]
+        self._recorder.launches.append(
+            Launch(
+                name=self._name,
+                source=self._source,
+                bytes=moved,
+                operations=operations,
+                blocks=math.prod(grid) if len(grid) == 3 else 0,
+                sizes=sizes,
+                bf16_bytes=bytes_in_bf16(self._source, given) if sizes and marker(self._source) else moved,
+                reads=self._recorder.places([value for key, value in given.items() if not key.startswith("out_ptr")]),
+                writes=self._recorder.places(written),
+            )
         )
 
 

@@ -6,6 +6,7 @@ source). Of ours: what the op needs, from the sizes in the kernel's text, since 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ _MARKER = re.compile(r"# quartet: (\w+) (\w+)")
 _SIZE = re.compile(r"^ +(M|N|K|ROWS|COLUMNS) = \(?(\d+)\)?(?: \* (\d+))?\s*$", re.MULTILINE)
 _PARTS = re.compile(r"^arg_(A|B|CODES|MASK|(\w+_)?SCALES)$")
 """Arguments that are parts of a quantized operand's buffer."""
+_MATMULS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 def marker(source: str) -> tuple[str, str] | None:
@@ -42,17 +44,18 @@ def kernel_traffic(name: str, source: str, given: Mapping[str, Any]) -> tuple[in
     ours = marker(source)
     if ours is None:
         moved = tensor_bytes(given.values()) + tensor_bytes(v for k, v in given.items() if k.startswith("in_out_ptr"))
-        return moved, _template_operations(name, given)
+        sizes = product_sizes(name, source, given)
+        return moved, 2 * math.prod(sizes) if sizes else None if name.startswith("triton_tem") else 0
     op, number_format = ours
-    sizes = {found[0]: int(found[1]) * int(found[2] or 1) for found in _SIZE.findall(source)}
-    moved = tensor_bytes(value for key, value in given.items() if not _PARTS.match(key))
+    moved = _bytes_of_whole(given)
     if is_product(op):
-        if not {"M", "N", "K"} <= sizes.keys():
+        sizes = product_sizes(name, source, given)
+        if sizes is None:
             return tensor_bytes(given.values()), None
-        m, n, k = sizes["M"], sizes["N"], sizes["K"]
+        _, m, n, k = sizes
         mask = m * n // 8 if re.search(r"\bMASK\b", source) else 0
         return moved + _packed((m + n) * k, number_format) + mask, 2 * m * n * k
-    elements = sizes.get("ROWS", 0) * sizes.get("COLUMNS", 0)
+    elements = elements_of(source)
     if op.startswith("requantize"):
         moved += _packed(elements, number_format)
     if op.startswith("unrotate") and re.search(r"\bMASK\b", source):
@@ -66,26 +69,62 @@ def _packed(elements: int, number_format: str) -> int:
     return elements // (1 if number_format == "mxfp8" else 2) + elements // group
 
 
-def _template_operations(name: str, given: Mapping[str, Any]) -> int | None:
-    """2 M N K of Inductor's own GEMM templates, `arg_A` [.., M, K] and `arg_B` [.., K, N]; None of its other ones."""
-    if not name.startswith("triton_tem"):
-        return 0
+def product_sizes(name: str, source: str, given: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """Batch, M, N, K of a kernel that multiplies: ours, or Inductor's own GEMM template of `arg_A` [.., M, K] and `arg_B`
+    [.., K, N]; None of any other, and of products of groups whose rows are known only at run time."""
+    ours = marker(source)
+    if ours is not None:
+        sizes = _sizes(source)
+        if not is_product(ours[0]) or not {"M", "N", "K"} <= sizes.keys():
+            return None
+        return 1, sizes["M"], sizes["N"], sizes["K"]
     a, b = given.get("arg_A"), given.get("arg_B")
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or min(a.dim(), b.dim()) < 2:
+    if not name.startswith("triton_tem") or not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return None
-    return 2 * a.numel() * b.shape[-1]
+    if min(a.dim(), b.dim()) < 2:
+        return None
+    return math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1], a.shape[-1]
+
+
+def bytes_in_bf16(source: str, given: Mapping[str, Any]) -> int:
+    """Bytes that a product of ours would move with operands in bf16: what else it reads and writes stays as it is."""
+    sizes = _sizes(source)
+    return _bytes_of_whole(given) + 2 * (sizes["M"] + sizes["N"]) * sizes["K"]
+
+
+def elements_of(source: str) -> int:
+    """How many elements a kernel of ours quantizes, decodes or rotates; 0 of a product."""
+    sizes = _sizes(source)
+    return sizes.get("ROWS", 0) * sizes.get("COLUMNS", 0)
+
+
+def _sizes(source: str) -> dict[str, int]:
+    return {found[0]: int(found[1]) * int(found[2] or 1) for found in _SIZE.findall(source)}
+
+
+def _bytes_of_whole(given: Mapping[str, Any]) -> int:
+    """Bytes of the arguments that are not parts of a quantized operand's buffer."""
+    return tensor_bytes(value for key, value in given.items() if not _PARTS.match(key))
 
 
 def library_traffic(func: Any, args: tuple, kwargs: dict, result: Any) -> tuple[int, int | None, torch.dtype | None]:
     """Bytes, operations and the dtype of the operands of a library call; operations are None for our reference ops."""
-    moved = tensor_bytes(_tensors((args, kwargs, result)))
+    moved = tensor_bytes(tensors_in((args, kwargs, result)))
     if is_reference(str(func)):
         return moved, None, None
     count = flop_registry.get(func.overloadpacket)
-    dtypes = [tensor.dtype for tensor in _tensors(args) if tensor.is_floating_point()]
+    dtypes = [tensor.dtype for tensor in tensors_in(args) if tensor.is_floating_point()]
     if count is None or not dtypes:
         return moved, 0, None
     return moved, int(count(*args, **kwargs, out_val=result)), dtypes[0]
+
+
+def library_sizes(func: Any, args: tuple) -> tuple[int, int, int, int] | None:
+    """Batch, M, N, K of a library's matrix product; None of any other call."""
+    if func.overloadpacket.__name__ not in _MATMULS:
+        return None
+    *_, a, b = (arg for arg in args if isinstance(arg, torch.Tensor))
+    return math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1], a.shape[-1]
 
 
 def tensor_bytes(values: Iterable[Any]) -> int:
@@ -101,7 +140,8 @@ def _bytes(tensor: torch.Tensor) -> int:
     return elements * tensor.element_size()
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """All tensors of a nest of tuples, lists and dictionaries."""
     found: list[torch.Tensor] = []
     _compat.map_tensors(lambda _, tensor: found.append(tensor), "", values)
     return found

@@ -72,5 +72,5 @@ def test_the_example_by_op(capsys):
         rows
     )
     assert "wgmma.m64n128k32.e4m3" in rows["scaled_mm"]
-    assert "Quantization on a H200 SXM, of the linear layers' predicted time:" in out
+    assert "The linear layers on a H200 SXM, predicted:" in out
     assert "graph " not in out  # the long table

@@ -19,6 +19,7 @@ from quartet_compile.cross.artifact import Kernel
 from quartet_compile.cross.cross_compile import judge
 from quartet_compile.cross.fake_gpu import fake_gpu
 from quartet_compile.cross.roofline import format_of_mma, predict
+from quartet_compile.cross.sass import issued
 from quartet_compile.cross.targets import TARGETS, find_target
 from quartet_compile.cross.traffic import kernel_traffic
 
@@ -63,13 +64,48 @@ def test_fp4_products_on_blackwell(blackwell):
     assert any(kernel.conversions for kernel in blackwell.kernels if kernel.op.startswith("quantize"))
 
 
+def test_matmuls_beside_bf16(blackwell, hopper):
+    """Each product with its share of what quantizes; nothing is lost or counted twice."""
+    quantizing = [kernel for kernel in blackwell.kernels if not kernel.op.startswith("scaled_mm")]
+    whole = blackwell.quantized
+    assert sum(kernel.predicted_seconds for kernel in quantizing) == pytest.approx(whole.quantizing.full)
+    assert sum(kernel.realistic_seconds for kernel in quantizing) == pytest.approx(whole.quantizing.realistic)
+    assert sorted((one.m, one.n, one.k) for one in blackwell.matmuls) == [
+        (128, 128, 256),
+        (128, 256, 128),
+        (256, 128, 128),
+    ]
+    assert all(one.quantizing.full > 0 and one.number_format == "mxfp4" for one in blackwell.matmuls)
+    assert blackwell.unfed.full == 0 and blackwell.speedup >= blackwell.realistic_speedup > 0
+    assert {one.speedup for one in hopper.matmuls} == {1.0}
+
+
+def test_the_loops_of_a_product_hold_all_its_matrix_instructions():
+    """Trips times instructions is the work: 128 x 128 x 64 multiply-adds a UTCOMMA, whose thread issues for its block."""
+    linear = nn.Linear(4096, 1024, bias=False, device="meta", dtype=torch.bfloat16)
+    with torch.no_grad():
+        art = qc.cross_compile(linear, torch.empty(4096, 4096, device="meta", dtype=torch.bfloat16), target="sm_100")
+    (product,) = (kernel for kernel in art.kernels if kernel.op == "scaled_mm_tma")
+    blocks = min(TARGETS["sm_100"].processors, (4096 // 128) * (1024 // 128))
+    counted = issued(binary.disassemble(product.cubin), blocks)
+    assert counted["UTCOMMA"] * 128 * 128 * 64 == 4096 * 1024 * 4096
+    assert product.instructions == counted.total() * product.threads
+
+
 def test_the_table_and_the_json(blackwell, hopper):
     text = str(blackwell)
     assert "predicted us" in text.splitlines()[0]
     assert "not run. Times are predicted" in text and "8 TB/s" in text and "fp4 9000" in text
     assert [line for line in text.splitlines() if line.startswith("scaled_mm") and "tcgen05.mma.kind::mxf4" in line]
     assert "extern (library)" in str(hopper)
+    assert [line for line in text.splitlines() if line.startswith("all quantized")]
+    assert f"Quantized matmuls: {blackwell.speedup:.2f}x bf16 predicted" in text
+    assert "Quantized matmuls" not in str(hopper)
+    compared = json.loads(blackwell.to_json())
+    assert (compared["speedup"], compared["realistic_speedup"]) == (blackwell.speedup, blackwell.realistic_speedup)
+    assert len(compared["matmuls"]) == 3 and compared["quantized"]["quantizing_share"] > 0
     data = json.loads(hopper.to_json())
+    assert data["speedup"] is None and {one["number_format"] for one in data["matmuls"]} == {""}
     assert data["target"]["chip"] == "H200 SXM" and data["failures"] == []
     assert len(data["kernels"]) == len(hopper.kernels) and "ptx" not in data["kernels"][0]
     assert "ptx" in json.loads(hopper.to_json(text=True))["kernels"][0]

@@ -74,9 +74,10 @@ def products_of(backend: str, name: str) -> list[torch.Tensor]:
     product = run.scaled_mm(a, b, -16 / 9, torch.float32)
     padded = a.codes.shape[1] * (2 if a.codes.dtype == torch.uint8 else 1)
     values = x.new_full((70, padded), 0.3)
-    found = [*a, *b, *again, *pair[0], *pair[1], product, run.unrotate(values, a.mask, spec.rotation, 299)]
+    found = [t for made in (a, b, again, *pair) for t in made.tensors]
+    found += [product, run.unrotate(values, a.mask, spec.rotation, 299)]
     if spec.group_rows > 1:
-        found += run.transposed(a, spec)
+        found += run.transposed(a, spec).tensors
     decode = reference.decode(a, spec) if run is reference else decoded.decode(a, spec.shrink)
     how = dict(transpose=False, stream=STREAM, sign_seed=SIGN_SEED)
     which = _BACKENDS["CPU" if run is cpu else "CUDA"]

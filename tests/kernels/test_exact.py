@@ -302,11 +302,13 @@ def test_padding_changes_no_random_bit_and_a_row_none_of_another(name):
     x = gaussian(2 * q.group_rows, q.block + 10)
     x[0, 0] = 10.0
     whole, padded = run(x, q), run(torch.nn.functional.pad(x, (0, 3 * q.block)), q)
-    for a, b in zip(whole, padded, strict=True):
+    for a, b in zip(whole.tensors, padded.tensors, strict=True):
         a, b = as_bytes(a), as_bytes(b)
         assert torch.equal(a, b if a.dim() == 1 else b[:, : a.shape[1]])
     part = run(x[: q.group_rows], q)
-    assert all(torch.equal(as_bytes(a), as_bytes(b)[: a.shape[0]]) for a, b in zip(part, whole, strict=True))
+    assert all(
+        torch.equal(as_bytes(a), as_bytes(b)[: a.shape[0]]) for a, b in zip(part.tensors, whole.tensors, strict=True)
+    )
 
 
 @ALL
@@ -332,7 +334,7 @@ def test_flush_to_zero_mode_changes_no_bit(name):
             flushed = run(x, q)
         finally:
             torch.set_flush_denormal(False)
-        assert all(torch.equal(as_bytes(a), as_bytes(b)) for a, b in zip(plain, flushed, strict=True))
+        assert all(torch.equal(as_bytes(a), as_bytes(b)) for a, b in zip(plain.tensors, flushed.tensors, strict=True))
 
 
 def test_the_random_bits_of_eden_are_those_of_row_and_group(monkeypatch):

@@ -245,7 +245,7 @@ def test_flush_to_zero_mode_changes_no_bit(quantizer):
             flushed, decoded_then = run(x, quantizer), reference.decode(plain, quantizer)
         finally:
             torch.set_flush_denormal(False)
-        assert all(torch.equal(a, b) for a, b in zip(plain, flushed, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(plain.tensors, flushed.tensors, strict=True))
         normal = torch.where(values.abs() < 2.0**-126, 0.0, values)
         assert torch.equal(decoded_then.nan_to_num(7.0), normal.nan_to_num(7.0))
 
@@ -319,12 +319,12 @@ def test_a_row_does_not_depend_on_the_others_nor_on_strides(quantizer):
     x = gaussian(9, 64)
     whole = run(x, quantizer)
     for part, rows in ((run(x[:4], quantizer), slice(0, 4)), (run(x[:1], quantizer), slice(0, 1))):
-        assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True) if a.numel())
+        assert all(torch.equal(a, b[rows]) for a, b in zip(part.tensors, whole.tensors, strict=True) if a.numel())
     for same in (run(x.t().contiguous().t(), quantizer), run(x.t().contiguous(), quantizer, transpose=True)):
-        assert all(torch.equal(a, b) for a, b in zip(same, whole, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(same.tensors, whole.tensors, strict=True))
     for dtype in (torch.bfloat16, torch.float16):
         narrow, wide = run(x.to(dtype), quantizer), run(x.to(dtype).float(), quantizer)
-        assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(narrow.tensors, wide.tensors, strict=True))
 
 
 @ALL
@@ -332,7 +332,12 @@ def test_a_row_does_not_depend_on_the_others_nor_on_strides(quantizer):
 def test_empty_operands(quantizer, shape):
     blocks = run(torch.zeros(shape), quantizer)
     full = -(-shape[1] // 32) * 32
-    assert [t.shape for t in blocks] == [(shape[0], full // 2), (shape[0], full // 32), (0,), (shape[0], full // 8)]
+    assert [t.shape for t in blocks.tensors] == [
+        (shape[0], full // 2),
+        (shape[0], full // 32),
+        (0,),
+        (shape[0], full // 8),
+    ]
     assert reference.decode(blocks, quantizer).shape == (shape[0], full)
     other = run(torch.ones(3, shape[1]), quantizer)
     assert torch.equal(reference.scaled_mm(blocks, other, 1.0, torch.float32), torch.zeros(shape[0], 3))

@@ -100,7 +100,7 @@ def requantize(source: Blocks, before: Quantizer, after: Quantizer) -> Blocks:
 
 def assert_same(actual: Blocks, wanted: Blocks) -> None:
     assert actual.format == wanted.format
-    for name, a, b in zip(Blocks._fields[:4], actual[:4], wanted[:4], strict=True):
+    for name, a, b in zip(Blocks._fields[:4], actual.tensors, wanted.tensors, strict=True):
         if a is b is None:
             continue
         assert (a.shape, a.dtype) == (b.shape, b.dtype), name

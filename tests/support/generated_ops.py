@@ -61,7 +61,7 @@ def quantize(name: str, transpose: bool, mask: bool, x: torch.Tensor) -> tuple[C
     def call(x: torch.Tensor) -> tuple:
         return ops.quantize(x, name, transpose, mask, philox.WGRAD_DY, *seeds)
 
-    return call, [x], list(made[:4])
+    return call, [x], list(made.tensors)
 
 
 def quantize_pair(row: str, column: str, x: torch.Tensor) -> tuple[Callable, list, list]:
