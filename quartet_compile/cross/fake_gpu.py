@@ -210,6 +210,7 @@ def fake_gpu(target: Target) -> Iterator[None]:
         replace(interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties))
         replace(torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
         replace(triton_helpers, "set_driver_to_gpu", lambda: None)
+        replace(torch._inductor.compile_fx, "_warn_tf32_disabled", lambda: None)  # of the process, not of the target
         replace(driver, "_active", _Driver(target))
         for name, function in _UNGUARDED.items():
             replace(FakeTensor, name, function)
