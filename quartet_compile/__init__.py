@@ -16,6 +16,7 @@ from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import TARGETS, Target
 from .errors import (
     CaptureError,
+    ExportError,
     OptionError,
     PatternError,
     QuantizerError,
@@ -24,6 +25,9 @@ from .errors import (
     StatsError,
     StrictError,
 )
+from .export.export import export
+from .export.record import Exported, ExportedTensor
+from .export.state import ExportedState, export_state
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.enable import disable, enable
@@ -43,6 +47,10 @@ __all__ = [
     "Artifact",
     "CaptureError",
     "CrossCompileError",
+    "ExportError",
+    "Exported",
+    "ExportedState",
+    "ExportedTensor",
     "Gemm",
     "OptionError",
     "PatternError",
@@ -63,6 +71,8 @@ __all__ = [
     "disable",
     "enable",
     "explain",
+    "export",
+    "export_state",
     "first_and_last_blocks",
     "fp4",
     "graph_diff",

@@ -1,10 +1,11 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | export`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
     python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
     python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
     python -m quartet_compile law regions --recipe quartet
+    python -m quartet_compile export runs/checkpoint served --format compressed-tensors --recipe quartet2
 
 What was asked wrongly is one line on stderr, and exit code 2; so is a result that can't be written, with exit code 1.
 """
@@ -39,6 +40,7 @@ from .cross.artifact import Artifact
 from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import TARGETS
 from .errors import QuartetError, suggest
+from .export import cli as export_cli
 from .law import cli as law_cli
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
@@ -116,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
     law_cli.add_command(commands)
+    export_cli.add_command(commands)
     return root
 
 

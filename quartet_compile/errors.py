@@ -43,6 +43,10 @@ class CaptureError(QuartetError):
     """A model that could not be captured as graphs."""
 
 
+class ExportError(QuartetError):
+    """Weights that can't be written as asked."""
+
+
 class CompilerError(QuartetError):
     """No C++ compiler, or one that can't build the CPU kernels."""
 

@@ -34,6 +34,15 @@ ROOMS = {
     "frontend": {"config", "compiled", "passes.plan", "passes.products", "backend"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
+    "export": {
+        "config",
+        "compiled",
+        "report",
+        "capture",
+        "quantized",
+        "kernels.quantizer",
+        "kernels.numerics.reference",
+    },
     "__init__": {
         "config",
         "report",
@@ -42,10 +51,11 @@ ROOMS = {
         "capture",
         "cross",
         "law",
+        "export",
         "quantized",
         "kernels.quantizer",
     },
-    "__main__": {"config", "capture", "cross", "law"},
+    "__main__": {"config", "capture", "cross", "law", "export"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 

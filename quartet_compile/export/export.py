@@ -1,0 +1,131 @@
+"""`export`: a trained model's FP4 weights as a folder that other code loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import warnings as python_warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ExportError
+from ..report.report import Report
+from .format import Format, Job, Writer
+from .formats import format_named
+from .job import job_of
+from .packing import errors, pack
+from .record import Exported, ExportedTensor
+from .staging import new_folder
+
+
+def export(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    format: str,
+    inputs: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    of: nn.Module | None = None,
+    report: Report | None = None,
+    unrotated: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Exported:
+    """Write the weights that a model's FP4 forward pass computes with, for `format`: compressed-tensors, gguf, gpt-oss,
+    fp-quant or bf16 (docs/export.md says who loads each).
+
+    model: a Module, compiled or not; or the path of a checkpoint folder with safetensors, which is read a tensor at a
+        time. of: the model that such a checkpoint is of, weights or none (on the meta device); by default what its
+        config.json describes.
+    folder: must not exist. It appears as a whole when all is written, with config.json and, of a checkpoint, what lay
+        beside the weights (tokenizer).
+    inputs, kwargs: what the model is called with to see which matmuls run in FP4; shapes matter, values don't. By default
+        a batch of tokens, for a language model of transformers. report: that of `explain` with these options, if it is
+        there already.
+    unrotated: quantize rotated weights again without their rotation, for loaders that can't rotate.
+    options: those of training, as `recipe` and `exclude`; by default those that the model was compiled with.
+
+    A weight becomes FP4 exactly if the report says so of its matmul; everything else becomes bfloat16, integers stay.
+    Raises `ExportError` with nothing written: for a folder that exists, a forward pass that the format can't express,
+    groups with a NaN, no space left.
+    """
+    chosen, target = format_named(format), pathlib.Path(folder)
+    job = job_of(
+        model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
+    )
+    with new_folder(target) as staged:
+        tensors = _write(job, chosen, staged, progress)
+        _write_config(job, chosen, staged)
+        for path in job.source.companions:
+            shutil.copyfile(path, staged / path.name)
+    warnings = tuple(chosen.warnings(job))
+    for warning in warnings:
+        python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
+    return Exported(folder=target, format=format, tensors=tuple(tensors), warnings=warnings)
+
+
+@torch.no_grad()
+def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: bool) -> list[ExportedTensor]:
+    records = []
+    with _opened(chosen, job, staged) as writer:
+        for name, tensor in _shown(job.source.tensors(), len(job.source.names), progress):
+            assignment = job.plan.assignments[name]
+            error, rotated = None, None
+            if assignment.quantizer is None:
+                became, size = writer.keep(name, tensor)
+            else:
+                weight = pack(assignment, tensor, unrotated=job.unrotated)
+                became, size = writer.packed(weight)
+                error, rotated = errors(weight, tensor)
+            records.append(
+                ExportedTensor(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    became=became,
+                    bytes=size,
+                    reason=assignment.reason,
+                    error=error,
+                    rotated_error=rotated,
+                )
+            )
+    return records
+
+
+@contextlib.contextmanager
+def _opened(chosen: Format, job: Job, staged: pathlib.Path) -> Iterator[Writer]:
+    writer = chosen.writer(job, staged)
+    try:
+        yield writer
+    except BaseException:
+        with contextlib.suppress(OSError):
+            writer.abandon()
+        raise
+    writer.close()
+
+
+def _write_config(job: Job, chosen: Format, staged: pathlib.Path) -> None:
+    settings = chosen.settings(job)
+    config = {**job.config, **({"dtype": "bfloat16"} if job.config else {})}
+    config.pop("torch_dtype", None)
+    if settings:
+        config["quantization_config"] = settings
+    if config:
+        (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _shown(tensors: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
+    """The tensors, with a bar on stderr where somebody watches it."""
+    if not progress:
+        return tensors
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ExportError("A progress bar needs tqdm: pip install 'quartet-compile[export]'.") from None
+    bar: Iterable[Any] = tqdm(tensors, total=count, unit="tensor", disable=None)
+    return bar

@@ -1,0 +1,48 @@
+"""A folder that is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from ..errors import ExportError
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `folder`, which gets that name at the end of the block; after an error it is removed.
+
+    Raises `ExportError` for a folder that is there already, and for what can't be written, as on a full disk.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise ExportError(
+            f"The folder {str(folder)!r} exists already; expected a new one, since an export is written as a whole. Name "
+            "another, or remove it."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise ExportError(f"The folder {str(folder)!r} can't be made: {error.strerror}. Name another.") from None
+    try:
+        yield staged
+        staged.chmod(0o777 & ~_umask())
+        staged.rename(folder)
+    except OSError as error:
+        free = shutil.disk_usage(folder.parent).free
+        raise ExportError(
+            f"The export can't be written to {str(folder)!r}: {error.strerror or error}. {free:,} bytes are free there; "
+            "nothing was left behind. Make room, or name a folder elsewhere."
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
