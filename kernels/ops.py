@@ -36,6 +36,7 @@ from .schemas import (
     Transposed,
     Unrotate,
     by_name,
+    epilogue_of,
     operands_of,
 )
 
@@ -80,12 +81,16 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
 
     def scaled_mm(call: ScaledMM):
         left, right = map(_checked, operands_of(call))
-        return backend.scaled_mm(left, right, call.alpha, call.dtype)
+        return ended(call, backend.scaled_mm(left, right, call.alpha, call.dtype))
 
     def scaled_grouped_mm(call: ScaledGroupedMM):
         left, right = map(_checked, operands_of(call))
         how = (call.ends, call.matrices, call.gemm, call.alpha, call.dtype)
-        return grouped.scaled_grouped_mm(left, right, *how, backend.scaled_mm)
+        return ended(call, grouped.scaled_grouped_mm(left, right, *how, backend.scaled_mm))
+
+    def ended(call: ScaledMM | ScaledGroupedMM, product: torch.Tensor):
+        epilogue = epilogue_of(call)
+        return product if epilogue is None else backend.unrotate(product, *epilogue)
 
     def separate_groups(call: SeparateGroups):
         return grouped.separate_groups(*call)
@@ -156,14 +161,17 @@ def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Qua
 def _fake_scaled_mm(call: ScaledMM):
     widths = [_width(operand) for operand in operands_of(call)]
     torch._check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
-    return call.a.new_empty((call.a.shape[0], call.b.shape[0]), dtype=call.dtype)
+    return _fake_product(call, call.a.shape[0], call.b.shape[0])
 
 
 def _fake_scaled_grouped_mm(call: ScaledGroupedMM):
     for operand in operands_of(call):
         _width(operand)
-    shape = grouped.product_shape(call.a.shape[0], call.b.shape[0], call.matrices, call.gemm)
-    return call.a.new_empty(shape, dtype=call.dtype)
+    return _fake_product(call, *grouped.product_shape(call.a.shape[0], call.b.shape[0], call.matrices, call.gemm))
+
+
+def _fake_product(call: ScaledMM | ScaledGroupedMM, rows, columns):
+    return call.a.new_empty((rows, columns if call.columns is None else call.columns), dtype=call.dtype)
 
 
 def _width(operand: Operand):

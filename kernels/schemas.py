@@ -79,8 +79,16 @@ class Transposed(NamedTuple):
     quantizer: str
 
 
+class Epilogue(NamedTuple):
+    """What ends a product: `(product where mask, else 0) H^T`, the first `columns` of it, as `Unrotate` says."""
+
+    mask: Tensor | None
+    rotation: int
+    columns: Size
+
+
 class ScaledMM(NamedTuple):
-    """`alpha a b^T`."""
+    """`alpha a b^T`, and an epilogue if `columns` is given."""
 
     a: Tensor
     a_scales: Tensor
@@ -92,10 +100,14 @@ class ScaledMM(NamedTuple):
     b_format: str
     alpha: float
     dtype: torch.dtype
+    mask: Tensor | None = None
+    rotation: int = 0
+    columns: Size | None = None
 
 
 class ScaledGroupedMM(NamedTuple):
-    """`alpha a b^T` for groups of rows with a matrix each; `gemm` says which of `numerics/grouped.py`."""
+    """`alpha a b^T` for groups of rows with a matrix each, and an epilogue if `columns` is given; `gemm` says which of
+    `numerics/grouped.py`."""
 
     a: Tensor
     a_scales: Tensor
@@ -110,6 +122,9 @@ class ScaledGroupedMM(NamedTuple):
     gemm: str
     alpha: float
     dtype: torch.dtype
+    mask: Tensor | None = None
+    rotation: int = 0
+    columns: Size | None = None
 
 
 class SeparateGroups(NamedTuple):
@@ -193,9 +208,10 @@ class Schema(NamedTuple):
     results: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """As torch writes it: `(Tensor x, bool mask) -> (Tensor codes, Tensor scales)`."""
-        types = get_type_hints(self.arguments)
-        arguments = ", ".join(f"{_TYPES[types[name]]} {name}" for name in self.arguments._fields)
+        """As torch writes it: `(Tensor x, bool mask=False) -> (Tensor codes, Tensor scales)`."""
+        types, defaults = get_type_hints(self.arguments), self.arguments._field_defaults
+        given = {name: f"={defaults[name]}" if name in defaults else "" for name in self.arguments._fields}
+        arguments = ", ".join(f"{_TYPES[types[name]]} {name}{default}" for name, default in given.items())
         results = ", ".join(f"Tensor {name}" for name in self.results)
         return f"({arguments}) -> " + (f"({results})" if results else "Tensor")
 
@@ -205,6 +221,7 @@ _TYPES: dict[Any, str] = {
     Tensor | None: "Tensor?",
     Sequence[str]: "str[]",
     Size: "SymInt",
+    Size | None: "SymInt?",
     torch.device: "Device",
     torch.dtype: "ScalarType",
     **{kind: kind.__name__ for kind in (str, int, float, bool)},
@@ -265,3 +282,8 @@ def operands_of(product: ScaledMM | ScaledGroupedMM) -> tuple[Operand, Operand]:
         Operand(p.a, p.a_scales, p.a_tensor_scale, p.a_format),
         Operand(p.b, p.b_scales, p.b_tensor_scale, p.b_format),
     )
+
+
+def epilogue_of(product: ScaledMM | ScaledGroupedMM) -> Epilogue | None:
+    """What ends a product; None if nothing does."""
+    return None if product.columns is None else Epilogue(product.mask, product.rotation, product.columns)

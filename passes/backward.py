@@ -4,14 +4,14 @@ Before:  dx = mm(dy, w)                          dw = mm(dy^T, x)
 After:   dyr, dyc = quantize_pair(dy)            both directions from one read, fresh signs and noise
          wt = requantize(wq)                     the transpose of the saved codes, rotated along N
          xt = requantize(xq)                     the same along M, shared between the sites that share X
-         dx = unrotate(scaled_mm(dyr, wt), mask of x)
-         dw = unrotate(scaled_mm(dyc, xt), mask of w)
+         dx = scaled_mm(dyr, wt), unrotated where the mask of x lets it pass
+         dw = scaled_mm(dyc, xt), unrotated where the mask of w lets it pass
 
 Other recipes quantize W^T or X^T from the tensor itself, or use the codes of square blocks transposed as they are.
 
 Legal because both operands of each GEMM are rotated by the same signs along its contraction dimension, and what is
-left, the rotation of the forward pass along K of an operand made of codes, is undone by `unrotate` (arXiv 2505.14669,
-algorithm 1).
+left, the rotation of the forward pass along K of an operand made of codes, is undone by the product's epilogue (arXiv
+2505.14669, algorithm 1).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .._compat import region
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
+from ..kernels.schemas import Epilogue
 from .graph import Builder, Matrix, aten
 from .saved import Saved
 from .share import Quantized, quartet
@@ -90,6 +91,14 @@ class _Job:
         gemms = [self.recipe.dgrad] * (self.dgrad is not None) + [self.recipe.wgrad] * (self.wgrad is not None)
         return any(quantizer.seeded for gemm in gemms for quantizer in (gemm.a, gemm.b))
 
+    def epilogue(self, role: str, operand: Quantized | None) -> Epilogue | None:
+        """What takes away what the codes of fprop leave in a gradient: their rotation, and what `operand` clipped."""
+        mask = operand.mask if operand is not None else None
+        if mask is None and self.recipe.source(role) == "original":
+            return None
+        rotation = self.recipe.fprop.a.rotation
+        return Epilogue(mask, rotation, self.site.shape[2]) if rotation or mask is not None else None
+
     @property
     def x_value(self) -> tuple:
         """What X^T is made of and how: its values, wherever they are computed."""
@@ -139,16 +148,16 @@ class _Rewriter:
         if job.dgrad is not None:
             with self.build.graph.inserting_before(job.dgrad):
                 wt = self._second(job, "dgrad", job.dgrad, seed)
-                product = form.dgrad(rows, wt, recipe.dgrad)
-                mask = job.saved.x.mask if job.saved.x else None
-                self.build.replace(job.dgrad, form.dx(self._unrotated(job, "dgrad", job.dgrad, product, mask)))
+                epilogue = job.epilogue("dgrad", job.saved.x)
+                product = form.dgrad(rows, wt, recipe.dgrad, epilogue)
+                self.build.replace(job.dgrad, form.dx(self._cropped(job, job.dgrad, product)))
         if job.wgrad is not None:
             with self.build.graph.inserting_before(job.wgrad):
                 if job.x_key not in self._transposed_x:
                     self._transposed_x[job.x_key] = self._second(job, "wgrad", job.wgrad, x_seed)
-                product = form.wgrad(columns, self._transposed_x[job.x_key], recipe.wgrad)
-                mask = job.saved.w.mask if job.saved.w else None
-                self.build.replace(job.wgrad, form.dw(self._unrotated(job, "wgrad", job.wgrad, product, mask)))
+                epilogue = job.epilogue("wgrad", job.saved.w)
+                product = form.wgrad(columns, self._transposed_x[job.x_key], recipe.wgrad, epilogue)
+                self.build.replace(job.wgrad, form.dw(self._cropped(job, job.wgrad, product)))
         form.finish(dy)
 
     def _seed(self, index: int, like: fx.Node) -> fx.Node:
@@ -164,16 +173,18 @@ class _Rewriter:
         else:
             codes, original, stream = saved.x, saved.x_original, philox.WGRAD_X
         after, source = getattr(recipe, role).b, recipe.source(role)
-        if source == "original":
-            return self._quantize(like, original.t, after, stream, seed, seed)
-        if source == "codes":
-            node = self.build.call(like, quartet.transposed.default, *codes[:3], after.name)
-        else:
-            before = recipe.fprop.b if role == "dgrad" else recipe.fprop.a
-            seeds = (seed, seed) if after.seeded else (None, None)
-            node = self.build.call(
-                like, quartet.requantize.default, *codes[:3], before.name, after.name, stream, *seeds
-            )
+        match source:
+            case "original":
+                return self._quantize(like, original.t, after, stream, seed, seed)
+            case "codes":
+                node = self.build.call(like, quartet.transposed.default, *codes[:3], after.name)
+            case "requantized":
+                before = recipe.fprop.b if role == "dgrad" else recipe.fprop.a
+                seeds = (seed, seed) if after.seeded else (None, None)
+                how = (before.name, after.name, stream, *seeds)
+                node = self.build.call(like, quartet.requantize.default, *codes[:3], *how)
+            case _:
+                raise NotImplementedError(f"no pass makes an operand of {source!r}, an entry of SOURCES")
         return Quantized(*self.build.outputs(node), after.format)
 
     def _quantize_dy(
@@ -205,13 +216,9 @@ class _Rewriter:
         )
         return Quantized(*self.build.outputs(node)[:3], quantizer.format)
 
-    def _unrotated(self, job: _Job, role: str, like: fx.Node, product: fx.Node, mask: fx.Node | None) -> fx.Node:
-        """The product without what the codes of fprop left in it: their rotation, their padding, what they clipped."""
-        if job.recipe.source(role) == "original" and mask is None:
-            return product
-        rotation, columns = job.recipe.fprop.a.rotation, job.site.shape[2]
-        if rotation or mask is not None:
-            return self.build.call(like, quartet.unrotate.default, product, mask, rotation, columns)
+    def _cropped(self, job: _Job, like: fx.Node, product: fx.Node) -> fx.Node:
+        """The product without the padding that the codes of fprop left in it."""
+        columns = job.site.shape[2]
         if product.meta["val"].shape[1] == columns:
             return product
         return self.build.call(like, aten.slice.Tensor, product, 1, 0, columns)

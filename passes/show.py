@@ -3,7 +3,7 @@
     fwd  x.q = quantize[mxfp4-quest](x)
     fwd  weight.q = quantize[mxfp4-quest, mask](weight)
     fwd  scaled_mm: f32[64, 96] = scaled_mm(x.q, weight.q) -> output
-    bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
+    bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q, x.qt, weight.q.mask) -> weight.grad
 
 `fwd` and `bwd` are the forward and the backward pass, `ckpt` what checkpointing computes in both.
 Views are folded into the operand that they rename (`w.T`; a reshaped `x` is `x`), the outputs of a quantize op are one
@@ -26,7 +26,17 @@ from torch import fx
 
 from .. import _compat
 from .._compat import OpOverload
-from ..kernels.schemas import SCHEMAS, Quantize, QuantizePair, Requantize, arguments_of, op_of
+from ..kernels.schemas import (
+    SCHEMAS,
+    Quantize,
+    QuantizePair,
+    Requantize,
+    ScaledGroupedMM,
+    ScaledMM,
+    arguments_of,
+    epilogue_of,
+    op_of,
+)
 from .graph import TRANSPOSES, VIEWS, descendants, tangents
 
 _DTYPES = {
@@ -190,11 +200,17 @@ class _Printer:
             return f"requantize[{call.quantizer}]({', '.join([self._blocks(call.codes) + '.T', *self._seeds(call)])})"
         if op == "transposed":
             return f"transposed({self._blocks(call.codes)})"
-        if op == "scaled_mm":
-            return f"scaled_mm({self._blocks(call.a)}, {self._blocks(call.b)}){_factor(call.alpha)}"
+        if isinstance(call, (ScaledMM, ScaledGroupedMM)):
+            return self._product(op, call)
         if op == "unrotate":
             return f"unrotate({', '.join(self._operands([call.x, call.mask]))})"
         return f"{op}({', '.join(self._operands(call))})"
+
+    def _product(self, op: str, call: ScaledMM | ScaledGroupedMM) -> str:
+        ends = [call.ends] if isinstance(call, ScaledGroupedMM) else []
+        operands = [self._blocks(call.a), self._blocks(call.b), *self._operands([*ends, call.mask])]
+        option = "" if epilogue_of(call) is None else "[unrotate]"
+        return f"{op}{option}({', '.join(operands)}){_factor(call.alpha)}"
 
     def _seeds(self, call: Quantize | QuantizePair | Requantize) -> list[str]:
         """The seed of the noise, and that of the signs if it is another one."""

@@ -23,11 +23,14 @@ from ..kernels.operand_formats import OPERAND_FORMATS, PRODUCT_FORMATS
 from ..kernels.quantizer import quantizer
 from ..kernels.schemas import (
     SCHEMAS,
+    Epilogue,
     QuantizePair,
     Requantize,
     ScaledGroupedMM,
     Transposed,
+    Unrotate,
     arguments_of,
+    epilogue_of,
     op_of,
     operands_of,
 )
@@ -325,18 +328,18 @@ def unrotated(graph: Rewritten) -> Iterator[Offence]:
         left = source.spec.rotation if source is not None else 0
         operand = saved.x if product.role == "dgrad" else saved.w
         mask = operand.mask if operand is not None else None
-        for reader in _readers(product.node):
-            if op_of(reader) != "unrotate":
+        for node, call in _endings(product):
+            if call is None:
                 if left or mask is not None:
-                    yield reader, f"reads {product.node} as it is, which is rotated by {left} or masked"
+                    yield product.node, f"is read by {node} as it is, rotated by {left} or masked"
                 continue
-            call, columns = arguments_of(reader), product.site.shape[2]
+            columns = product.site.shape[2]
             if call.rotation != left:
-                yield reader, f"undoes a rotation of {call.rotation}, and fprop's is {left}"
+                yield node, f"undoes a rotation of {call.rotation}, and fprop's is {left}"
             if call.mask is not mask:
-                yield reader, f"has the mask {call.mask}, and fprop made {mask}"
+                yield node, f"has the mask {call.mask}, and fprop made {mask}"
             if expression(call.columns) != expression(columns):
-                yield reader, f"leaves {call.columns} columns of {columns}"
+                yield node, f"leaves {call.columns} columns of {columns}"
 
 
 def _rotation(operand: Traced) -> tuple:
@@ -365,6 +368,17 @@ def _what(operand: Traced, values: Values) -> tuple:
         quantizers.append(source.quantizer)
         source = source.source
     return (matrix.t if operand.transposed else matrix).key, *quantizers
+
+
+def _endings(product: Product) -> list[tuple[fx.Node, Epilogue | Unrotate | None]]:
+    """What takes the rotation and the mask of fprop away: the product itself, or else each of its readers, through casts;
+    None for one that doesn't."""
+    own = epilogue_of(product.call)
+    if own is not None:
+        return [(product.node, own)]
+    return [
+        (reader, arguments_of(reader) if op_of(reader) == "unrotate" else None) for reader in _readers(product.node)
+    ]
 
 
 def _readers(product: fx.Node) -> list[fx.Node]:

@@ -1,7 +1,7 @@
 """Statistics inside the graph, for `stats=True`: a step after the rewriting, which adds nodes and changes no other.
 
-Before:  codes, scales, ts = quantize(x, q)               g = unrotate(scaled_mm(dy, wt))
-After:   codes, scales, ts = quantize(x, q)               g = unrotate(scaled_mm(dy, wt))
+Before:  codes, scales, ts = quantize(x, q)               g = scaled_mm(dy, wt)
+After:   codes, scales, ts = quantize(x, q)               g = scaled_mm(dy, wt)
          scales' = observe(x, codes, scales, ts, q)       g' = observe_gradient(g, dY, W^T)
 
 An op writes one row of the graph's table and returns a copy of `scales` (of `g`), which every reader now reads instead:

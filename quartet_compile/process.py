@@ -61,6 +61,7 @@ class Process:
     enabled:      `frontend/enable.py`: what every `torch.compile` of Inductor uses, None for Inductor itself.
     replaces_inductor: the same: whether torch asks it.
     backends:     `backend.py`: the backends that were registered by name.
+    recipes:      `config/presets.py`: the recipes that were registered by name.
     said_options: `ranks.py`: whether other ranks know this one's options.
     said:         `frontend/said.py`: the lines about compiled models so far.
     """
@@ -82,6 +83,7 @@ class Process:
     enabled: Any = None
     replaces_inductor: bool = False
     backends: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipes: dict[str, Any] = dataclasses.field(default_factory=dict)
     said_options: bool = False
     said: set[str] = dataclasses.field(default_factory=set)
 

@@ -14,12 +14,8 @@ import torch
 from ..gpu.supports import GPU, GROUPED_PRODUCTS, TEMPLATE_PRODUCTS
 from ..quantizer import quantizer as quantizer_named
 from ..schemas import SCHEMAS
-from .grouped import scaled_grouped_mm
+from . import grouped, products, quantize, transposed, unrotate
 from .inductor import V, fallback_handler, register_lowering
-from .products import scaled_mm
-from .quantize import quantize, quantize_pair, requantize
-from .transposed import transposed
-from .unrotate import unrotate
 
 
 def _has_template(op: str, call: Any) -> bool:
@@ -62,5 +58,13 @@ def _register(name: str, lower: Callable) -> None:
         return lower(given) if templated else call(*args, **kwargs)
 
 
-for _lower in (quantize, quantize_pair, requantize, transposed, scaled_mm, scaled_grouped_mm, unrotate):
+for _lower in (
+    quantize.quantize,
+    quantize.quantize_pair,
+    quantize.requantize,
+    transposed.transposed,
+    products.scaled_mm,
+    grouped.scaled_grouped_mm,
+    unrotate.unrotate,
+):
     _register(_lower.__name__, _lower)

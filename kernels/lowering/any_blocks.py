@@ -11,9 +11,10 @@ from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import E2M1_MAX, Quantizer
 from . import templates
 from .device import has_fp4
+from .flat import Flat
 from .inductor import TritonTemplate, V, ir, lowerings, ops, realize_inputs
-from .operands import ELEMENTS_E4M3, SCALES_E4M3, Flat, in_float8, nothing, round_up
-from .scales import remember_blocked
+from .operands import ELEMENTS_E4M3, SCALES_E4M3, in_float8, nothing, round_up
+from .scales import blocked_with
 from .templates import select
 
 aten = torch.ops.aten
@@ -63,10 +64,13 @@ def quantize_blocks(
         tensor_scale = _tensor_scale(template, inputs, source.device, length, per_row, spec, constants)
         inputs.append(realize_inputs(tensor_scale))
     bytes_a_group = spec.group // OPERAND_FORMATS[spec.format].packed
-    flat = Flat()
-    for width_of_part in (bytes_a_group, 1, spec.group // 8) if mask else (bytes_a_group, 1):
-        flat.add(length, groups * width_of_part)
-    blocked = flat.add_blocked(length, groups, source.device)
+    names = ("LENGTH", "GROUPS_A_ROW")
+    flat = Flat(LENGTH=length, GROUPS_A_ROW=groups)
+    flat.add("CODES", *names, bytes_a_group)
+    flat.add("SCALES", *names)
+    if mask:
+        flat.add("MASK", *names, spec.group // 8)
+    blocked = flat.add_blocked("BLOCKED", *names, source.device)
     buffer = select(
         templates.requantize_any if decoded else templates.quantize_any,
         inputs,
@@ -79,13 +83,14 @@ def quantize_blocks(
         MASKED=mask,
         BLOCKED=blocked,
         NATIVE=has_fp4(source.device),
+        **flat.starts(),
     )
-    codes, scales, *more = flat.views(buffer)
-    codes = in_float8(codes, ELEMENTS_E4M3[spec.elements])
-    scales = in_float8(scales, SCALES_E4M3[spec.scale_format])
+    made = flat.views(buffer)
+    codes = in_float8(made["CODES"], ELEMENTS_E4M3[spec.elements])
+    scales = in_float8(made["SCALES"], SCALES_E4M3[spec.scale_format])
     if blocked:
-        remember_blocked(scales, more.pop())
-    return codes, scales, tensor_scale, more[0] if mask else nothing(length, torch.uint8, source.device)
+        blocked_with(scales, made["BLOCKED"])
+    return codes, scales, tensor_scale, made["MASK"] if mask else nothing(length, torch.uint8, source.device)
 
 
 def _all_fields(spec: Quantizer) -> dict[str, Any]:

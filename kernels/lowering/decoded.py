@@ -9,8 +9,9 @@ import torch
 
 from ..operand_formats import OPERAND_FORMATS, OperandFormat
 from ..schemas import Operand
-from .inductor import V, ir, lowerings, ops, realize_inputs
-from .operands import as_bytes, place
+from .derived import derived
+from .inductor import ir, lowerings, ops, realize_inputs
+from .operands import as_bytes
 
 aten = torch.ops.aten
 
@@ -37,12 +38,8 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 def _decoded(operand: Operand) -> Any:
     """bf16[rows, n] of codes and their scales, without the tensor scale; one buffer for all products that read it."""
-    memo = V.graph.__dict__.setdefault("quartet_decoded", {})
     codes, scales = realize_inputs(operand.codes, operand.scales)
-    key = (place(codes), place(scales))
-    if key not in memo:
-        memo[key] = _decode(codes, scales, OPERAND_FORMATS[operand.format])
-    return memo[key]
+    return derived("bf16", lambda: _decode(codes, scales, OPERAND_FORMATS[operand.format]), codes, scales)
 
 
 def _decode(codes: Any, scales: Any, form: OperandFormat) -> ir.TensorBox:

@@ -8,9 +8,10 @@ import torch
 
 from ..schemas import Operand
 from . import templates
+from .derived import derived
 from .device import architecture_of
-from .inductor import V, ir, realize_inputs
-from .operands import Flat, place
+from .flat import Flat
+from .inductor import ir, realize_inputs
 from .templates import over_k, select
 
 _FP8_TILES = {  # 256 columns would spill: the sums of 128 products need registers beside those of all
@@ -40,15 +41,16 @@ def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
 def _in_fp8(codes: Any, scales: Any) -> list[Any]:
     """E4M3 values uint8[rows, n], the row's scale and whether it isn't exact, uint8[rows, 1] each; one buffer for all
     products that read them."""
-    memo = V.graph.__dict__.setdefault("quartet_fp8", {})
-    key = (place(codes), place(scales))
-    if key not in memo:
+
+    def decode() -> list[Any]:
         rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
-        flat = Flat()
-        flat.add(rows, columns)
-        flat.add(rows, 1)
-        flat.add(rows, 1)
+        flat = Flat(ROWS=rows, COLUMNS=columns)
+        flat.add("VALUES", "ROWS", "COLUMNS")
+        flat.add("LARGEST", "ROWS")
+        flat.add("BEYOND", "ROWS")
         tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
-        buffer = select(templates.decode_fp8, [codes, scales], flat.layout(codes.get_device()), [rows, columns], [tile])
-        memo[key] = realize_inputs(*flat.views(buffer))
-    return memo[key]
+        layout = flat.layout(codes.get_device())
+        buffer = select(templates.decode_fp8, [codes, scales], layout, [rows, columns], [tile], **flat.starts())
+        return realize_inputs(*flat.views(buffer).values())
+
+    return derived("fp8", decode, codes, scales)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..numerics.grouped import product_shape
 from ..operand_formats import OPERAND_FORMATS
-from ..schemas import ScaledGroupedMM, operands_of
+from ..schemas import ScaledGroupedMM, epilogue_of, operands_of
 from . import templates
 from .device import architecture_of, has_fp4
 from .inductor import ir, realize_inputs
 from .operands import fields_of
 from .templates import select
-from .unrotate import following_unrotate, rotated_back
+from .unrotate import ended, in_template
 
 _GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
     ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
@@ -32,13 +32,14 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
     left, right = operands_of(call)
     a, a_scales, b, b_scales, ends = realize_inputs(left.codes, left.scales, right.codes, right.scales, call.ends)
     rows, columns = product_shape(a.get_size()[0], b.get_size()[0], call.matrices, call.gemm)
-    following = following_unrotate()
-    mask, width = following or (None, columns)
+    epilogue = epilogue_of(call)
+    inside = epilogue if in_template(epilogue) else None
+    mask, width = (inside.mask, inside.columns) if inside else (None, columns)
     stacked = call.gemm == "wgrad"
     form, native = OPERAND_FORMATS[left.format], has_fp4(device)
     tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
     scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
-    result = select(
+    product = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
         [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],
         ir.FixedLayout(device, call.dtype, [rows, width]),
@@ -51,9 +52,7 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
         MATRICES=call.matrices,
         WIDTH=2 ** call.matrices.bit_length(),
         NATIVE=native,
-        UNROTATED=following is not None,
+        UNROTATED=inside is not None,
         MASKED=mask is not None,
     )
-    if following is not None:
-        rotated_back().add(result.get_name())
-    return result
+    return product if inside else ended(product, epilogue)

@@ -1,15 +1,12 @@
-"""Quantized operands as Inductor knows them: one flat buffer of bytes, `[codes, scales, mask]` with each part padded to
-16 bytes, and views of it, since a template has one output."""
+"""Quantized operands as Inductor knows them, and what templates are told of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import sympy
 import torch
 
 from ..operand_formats import OPERAND_FORMATS
-from .device import through_tensor_memory
 from .inductor import V, empty_strided, ir, lowerings, realize_inputs
 
 aten = torch.ops.aten
@@ -17,32 +14,6 @@ E4M3 = torch.float8_e4m3fn
 ELEMENTS_E4M3 = {"e2m1": False, "e4m3": True}
 SCALES_E4M3 = {"e8m0": False, "e4m3": True}
 """What the templates call elements and scale formats."""
-
-
-class Flat:
-    """The parts of quantized operands in one buffer of bytes."""
-
-    def __init__(self) -> None:
-        self.size: Any = sympy.Integer(0)
-        self.parts: list[tuple[Any, Any, Any]] = []
-
-    def add(self, rows: Any, columns: Any) -> None:
-        self.parts.append((self.size, rows, columns))
-        self.size = self.size + round_up(rows * columns, 16)
-
-    def add_blocked(self, rows: Any, groups: Any, device: torch.device) -> bool:
-        """Scales a second time, as tensor memory takes them, if products of the device do and no block is part empty."""
-        wanted = through_tensor_memory(device) and V.graph.sizevars.statically_known_multiple_of(groups, 4)
-        if wanted:
-            self.add(round_up(rows, 128), groups)
-        return wanted
-
-    def layout(self, device: torch.device) -> ir.FixedLayout:
-        return ir.FixedLayout(device, torch.uint8, [self.size])
-
-    def views(self, buffer: ir.TensorBox) -> list[ir.TensorBox]:
-        view = lowerings[aten.as_strided.default]
-        return [view(buffer, [rows, columns], [columns, 1], start) for start, rows, columns in self.parts]
 
 
 def round_up(size: Any, multiple: int) -> Any:
@@ -101,9 +72,3 @@ def as_bytes(x: Any) -> Any:
 
 def box(x: Any) -> ir.TensorBox:
     return x if isinstance(x, ir.TensorBox) else ir.TensorBox(x)
-
-
-def place(x: Any) -> tuple:
-    """Where a realized tensor lies: its buffer, and its part of it."""
-    layout = x.get_layout()
-    return x.get_name(), str(layout.offset), str(layout.size), str(layout.stride)

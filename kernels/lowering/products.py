@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..operand_formats import OPERAND_FORMATS
-from ..schemas import ScaledMM, operands_of
+from ..schemas import ScaledMM, epilogue_of, operands_of
 from . import templates
 from .decoded import decoded_mm
 from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
@@ -17,7 +17,7 @@ from .inductor import V, ir, realize_inputs
 from .operands import fields_of
 from .scales import blocked_scales
 from .templates import over_k, select
-from .unrotate import following_unrotate, rotated_back
+from .unrotate import ended, in_template
 
 _TILES = {  # 128 columns have registers for themselves, not for a long epilogue as well
     4: [
@@ -49,19 +49,20 @@ product would become one of bf16; nor 256 columns warp-specialised: the compiler
 def scaled_mm(call: ScaledMM):
     device = call.a.get_device()
     left, right = operands_of(call)
+    epilogue = epilogue_of(call)
     if left.format == right.format == "mxfp4" and multiplies_in_fp8(device):
-        return fp8_mm(left, right, call.alpha, call.dtype)
+        return ended(fp8_mm(left, right, call.alpha, call.dtype), epilogue)
     if left.format != right.format or not has_fp4(device):
-        return decoded_mm(left, right, call.alpha, call.dtype)
+        return ended(decoded_mm(left, right, call.alpha, call.dtype), epilogue)
     form = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * form.packed
-    following = following_unrotate()
-    mask, columns = following or (None, n)
+    inside = epilogue if in_template(epilogue) else None
+    mask, columns = (inside.mask, inside.columns) if inside else (None, n)
     extra = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
     extra += [] if mask is None else [realize_inputs(mask)]
     constants = dict(fields_of(left.format), ALPHA=call.alpha, GROUP_M=8)
-    constants |= dict(UNROTATED=following is not None, MASKED=mask is not None)
+    constants |= dict(UNROTATED=inside is not None, MASKED=mask is not None)
     template, tiles = templates.scaled_mm, _TILES[form.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
     one_step = form.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[form.bits][0]["BLOCK_K"])
@@ -69,7 +70,7 @@ def scaled_mm(call: ScaledMM):
         template, tiles = templates.scaled_mm_tma, _TMA_TILES[form.bits]
         a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
-    result = select(
+    product = select(
         template,
         [a, a_scales, b, b_scales, *extra],
         ir.FixedLayout(device, call.dtype, [m, columns]),
@@ -77,9 +78,7 @@ def scaled_mm(call: ScaledMM):
         over_k(tiles, k),
         **constants,
     )
-    if following is not None:
-        rotated_back().add(result.get_name())
-    return result
+    return product if inside else ended(product, epilogue)
 
 
 def _describable(codes: Any) -> bool:

@@ -16,9 +16,10 @@ from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
 from .device import has_fp4, through_tensor_memory
+from .flat import Flat
 from .inductor import realize_inputs
-from .operands import Flat, groups_of_32, nothing, realize_fusably, seeds_of, vector
-from .scales import remember_blocked
+from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
+from .scales import blocked_with
 from .templates import GROUP_TILES, select
 
 _QUEST = {"absmax": False, "quest": True}
@@ -64,23 +65,25 @@ def quantize(call: Quantize):
     if not _is_plain_mxfp4(spec):
         source = Source(inputs=[x], device=device, transposed=transpose)
         return quantize_blocks(source, rows, columns, spec, mask, stream, seeds)
-    flat = Flat()
-    groups = groups_of_32(columns)
-    for width in (16, 1, 4) if mask else (16, 1):
-        flat.add(rows, groups * width)
-    blocked = flat.add_blocked(rows, groups, device)
+    names = ("COLUMNS", "PER_COLUMN") if transpose else ("ROWS", "PER_ROW")
+    flat = Flat(**dict(zip(names, (rows, groups_of_32(columns)), strict=True)))
+    flat.add("CODES", *names, 16)
+    flat.add("SCALES", *names)
+    if mask:
+        flat.add("MASK", *names, 4)
+    blocked = flat.add_blocked("BLOCKED", *names, device)
     constants = dict(
         _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, SEEDED=bool(seeds), **_instructions(device)
     )
     if not transpose:
         constants["VEC"] = vector(x.get_dtype())
     template, tiles = (templates.quantize_transposed, _SQUARE_TILES) if transpose else (templates.quantize, GROUP_TILES)
-    buffer = select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants)
-    codes, scales, *more = flat.views(buffer)
+    buffer = select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants, **flat.starts())
+    made = flat.views(buffer)
     if blocked:
-        remember_blocked(scales, more.pop())
-    bits = more[0] if mask else nothing(rows, torch.uint8, device)
-    return codes, scales, nothing(None, torch.float32, device), bits
+        blocked_with(made["SCALES"], made["BLOCKED"])
+    bits = made["MASK"] if mask else nothing(rows, torch.uint8, device)
+    return made["CODES"], made["SCALES"], nothing(None, torch.float32, device), bits
 
 
 def quantize_pair(call: QuantizePair):
@@ -93,12 +96,12 @@ def quantize_pair(call: QuantizePair):
     device = dy.get_device()
     rows, columns = dy.get_size()
     dy = realize_fusably(dy)
-    flat = Flat()
-    for length, groups in ((rows, groups_of_32(columns)), (columns, groups_of_32(rows))):
-        flat.add(length, groups * 16)
-        flat.add(length, groups)
-    row_blocked = flat.add_blocked(rows, groups_of_32(columns), device)
-    column_blocked = flat.add_blocked(columns, groups_of_32(rows), device)
+    flat = Flat(ROWS=rows, PER_ROW=groups_of_32(columns), COLUMNS=columns, PER_COLUMN=groups_of_32(rows))
+    sides = {"ROW": ("ROWS", "PER_ROW"), "COLUMN": ("COLUMNS", "PER_COLUMN")}
+    for side, names in sides.items():
+        flat.add(f"{side}_CODES", *names, 16)
+        flat.add(f"{side}_SCALES", *names)
+    blocked = {side: flat.add_blocked(f"{side}_BLOCKED", *names, device) for side, names in sides.items()}
     buffer = select(
         templates.quantize_pair,
         [dy, *realize_inputs(seed, call.sign_seed)],
@@ -109,16 +112,17 @@ def quantize_pair(call: QuantizePair):
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
         **_instructions(device),
-        ROW_BLOCKED=row_blocked,
-        COLUMN_BLOCKED=column_blocked,
+        ROW_BLOCKED=blocked["ROW"],
+        COLUMN_BLOCKED=blocked["COLUMN"],
+        **flat.starts(),
     )
-    row_codes, row_scales, column_codes, column_scales, *more = flat.views(buffer)
-    if column_blocked:
-        remember_blocked(column_scales, more.pop())
-    if row_blocked:
-        remember_blocked(row_scales, more.pop())
-    empty = [nothing(None, torch.float32, device) for _ in range(2)]
-    return row_codes, row_scales, empty[0], column_codes, column_scales, empty[1]
+    made, results = flat.views(buffer), []
+    for side in sides:
+        codes, scales = made[f"{side}_CODES"], made[f"{side}_SCALES"]
+        if blocked[side]:
+            blocked_with(scales, made[f"{side}_BLOCKED"])
+        results += [codes, scales, nothing(None, torch.float32, device)]
+    return tuple(results)
 
 
 def requantize(call: Requantize):
@@ -131,10 +135,11 @@ def requantize(call: Requantize):
         inputs = [codes, scales, *([realize_inputs(call.tensor_scale)] if before.two_level else [])]
         given = Source(inputs=inputs, device=device, transposed=True, quantizer=before)
         return quantize_blocks(given, columns, rows, spec, False, call.stream, seeds)[:3]
-    flat = Flat()
-    flat.add(columns, groups_of_32(rows) * 16)
-    flat.add(columns, groups_of_32(rows))
-    blocked = flat.add_blocked(columns, groups_of_32(rows), device)
+    names = ("COLUMNS", "PER_COLUMN")
+    flat = Flat(COLUMNS=columns, PER_COLUMN=groups_of_32(rows))
+    flat.add("CODES", *names, 16)
+    flat.add("SCALES", *names)
+    blocked = flat.add_blocked("BLOCKED", *names, device)
     buffer = select(
         templates.requantize,
         [codes, scales, *seeds],
@@ -147,8 +152,9 @@ def requantize(call: Requantize):
         SEEDED=bool(seeds),
         BLOCKED=blocked,
         **_instructions(device),
+        **flat.starts(),
     )
-    new_codes, new_scales, *more = flat.views(buffer)
+    made = flat.views(buffer)
     if blocked:
-        remember_blocked(new_scales, *more)
-    return new_codes, new_scales, nothing(None, torch.float32, device)
+        blocked_with(made["SCALES"], made["BLOCKED"])
+    return made["CODES"], made["SCALES"], nothing(None, torch.float32, device)

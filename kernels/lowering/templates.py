@@ -22,6 +22,10 @@ def _tiles_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+_START = """{% macro at(start) %}({{start|trim("'")}}){% endmacro %}"""
+"""Where a part of the output starts, as `Flat.starts` gives it."""
+
+
 def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> TritonTemplate:
     """op: what the generated kernel says that it is, if not its template's name."""
     nvfp4 = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
@@ -31,7 +35,7 @@ def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> Tri
         "from quartet_compile.kernels.gpu import rotation, rounding, scales\n"
         f"# quartet: {op or name} {number_format}, tile functions {_tiles_hash()}\n"
     )
-    source = (_GPU / "templates" / f"{name}.py.jinja").read_text()
+    source = _START + (_GPU / "templates" / f"{name}.py.jinja").read_text()
     return TritonTemplate(
         name=f"quartet_{op or name}{variant and '_' + variant}", grid=SymbolicGridFn(grid), source=head + source
     )

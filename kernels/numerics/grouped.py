@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from ...errors import QuartetError
 from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import padded
 from .reference import Blocks
@@ -89,10 +90,18 @@ def separate_rows(rows, groups: int, block: int):
 
 
 def product_shape(a_rows, b_rows, matrices: int, gemm: str) -> tuple:
-    """The shape of a grouped product, from the rows of its operands."""
-    if gemm == "fprop":
-        return a_rows, b_rows // matrices
-    return (matrices * a_rows if gemm == "wgrad" else a_rows), b_rows
+    """The shape of a grouped product, from the rows of its operands. Raises `QuartetError` for a product that isn't in the
+    table above."""
+    match gemm:
+        case "fprop":
+            return a_rows, b_rows // matrices
+        case "dgrad":
+            return a_rows, b_rows
+        case "wgrad":
+            return matrices * a_rows, b_rows
+    raise QuartetError(
+        f"Got the grouped product {gemm!r}; expected fprop, dgrad or wgrad. Write its code beside theirs."
+    )
 
 
 def _width(x: Blocks) -> int:

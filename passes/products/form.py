@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
 from ...config.recipe import Gemm
+from ...kernels.schemas import Epilogue
 from ..graph import Builder, Matrix, Values, aten
 from ..share import Quantized, quartet
 from ..site import MatmulSite
@@ -51,13 +53,13 @@ class Form:
         product = self._like(self.site.node, scaled_mm(self.build, self.site.node, a, b, gemm))
         return affine(self.build, self.site.node, product)
 
-    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm) -> fx.Node:
-        """dX, still rotated along K."""
-        return scaled_mm(self.build, self.site.dgrad, dy, wt, gemm)
+    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm, epilogue: Epilogue | None) -> fx.Node:
+        """dX [M, K]. epilogue: what takes away the rotation along K that the codes of fprop left."""
+        return scaled_mm(self.build, self.site.dgrad, dy, wt, gemm, epilogue)
 
-    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm) -> fx.Node:
-        """dW, still rotated along K."""
-        return scaled_mm(self.build, self.site.wgrad, dy, xt, gemm)
+    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm, epilogue: Epilogue | None) -> fx.Node:
+        """dW [N, K], likewise."""
+        return scaled_mm(self.build, self.site.wgrad, dy, xt, gemm, epilogue)
 
     def dx(self, result: fx.Node) -> fx.Node:
         return self._oriented(self.site.dgrad, result, self.site.dgrad_transposed)
@@ -86,19 +88,27 @@ class Form:
         return self.build.call(like, aten.unsqueeze.default, result, 0) if like.meta["val"].dim() == 3 else result
 
 
-def scaled_mm(build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm) -> fx.Node:
+def scaled_mm(
+    build: Builder, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, epilogue: Epilogue | None = None
+) -> fx.Node:
     """A node `a b^T` in the dtype of `like`."""
-    product = build.call(like, quartet.scaled_mm.default, *a[:4], *b[:4], gemm.gain, output_dtype(like, gemm))
-    return cast(build, like, product)
+    return product(build, like, quartet.scaled_mm.default, (*a[:4], *b[:4]), gemm, epilogue)
 
 
-def output_dtype(like: fx.Node, gemm: Gemm) -> torch.dtype:
+def product(
+    build: Builder, like: fx.Node, op: Any, arguments: tuple, gemm: Gemm, epilogue: Epilogue | None = None
+) -> fx.Node:
+    """A product by one of our ops in the dtype of `like`, or for what multiplies it next. An epilogue is the op's own,
+    unless the product has to be cast before it."""
+    dtype = _output_dtype(like, gemm)
+    wanted = dtype if is_scaled(like) else like.meta["val"].dtype
+    own = epilogue if epilogue is not None and dtype == wanted else ()
+    node = convert(build, like, build.call(like, op, *arguments, gemm.gain, dtype, *own), wanted)
+    return node if epilogue is None or own else build.call(like, quartet.unrotate.default, node, *epilogue)
+
+
+def _output_dtype(like: fx.Node, gemm: Gemm) -> torch.dtype:
     """What a product is rounded to. One that `alpha` multiplies next is not rounded before, as torch's isn't."""
     if gemm.output != "same":
         return getattr(torch, gemm.output)
     return torch.float32 if is_scaled(like) else like.meta["val"].dtype
-
-
-def cast(build: Builder, like: fx.Node, product: fx.Node) -> fx.Node:
-    """The product in the dtype of the graph, or for what multiplies it next."""
-    return product if is_scaled(like) else convert(build, like, product, like.meta["val"].dtype)

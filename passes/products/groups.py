@@ -8,10 +8,11 @@ from torch import fx
 
 from ...config.recipe import Gemm
 from ...kernels.quantizer import padded
+from ...kernels.schemas import Epilogue
 from ..graph import Matrix, aten
 from ..share import Quantized, quartet
 from .affine import affine
-from .form import Form, cast, output_dtype
+from .form import Form, product
 
 
 @dataclasses.dataclass
@@ -19,14 +20,14 @@ class Groups(Form):
     """What a batch and groups of rows share: one GEMM for all of them, and W stacked as [E * N, K]."""
 
     def fprop(self, x: Quantized, w: Quantized, gemm: Gemm) -> fx.Node:
-        product = self._unstacked_y(self._product(self.site.node, x, w, gemm, "fprop"))
-        return affine(self.build, self.site.node, product)
+        y = self._unstacked_y(self._product(self.site.node, x, w, gemm, "fprop"))
+        return affine(self.build, self.site.node, y)
 
-    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm) -> fx.Node:
-        return self._product(self.site.dgrad, dy, wt, gemm, "dgrad")
+    def dgrad(self, dy: Quantized, wt: Quantized, gemm: Gemm, epilogue: Epilogue | None) -> fx.Node:
+        return self._product(self.site.dgrad, dy, wt, gemm, "dgrad", epilogue)
 
-    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm) -> fx.Node:
-        return self._product(self.site.wgrad, dy, xt, gemm, "wgrad")
+    def wgrad(self, dy: Quantized, xt: Quantized, gemm: Gemm, epilogue: Epilogue | None) -> fx.Node:
+        return self._product(self.site.wgrad, dy, xt, gemm, "wgrad", epilogue)
 
     def w(self) -> Matrix:
         return self._stack(self.site.w)
@@ -34,14 +35,11 @@ class Groups(Form):
     def dw(self, result: fx.Node) -> fx.Node:
         return self._unstacked(self.site.wgrad, result, self.site.w.shape[0], self.site.wgrad_transposed)
 
-    def _product(self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str) -> fx.Node:
-        matrices = self.site.matrices
-        operands = (*a[:4], *b[:4])
-        dtype = output_dtype(like, gemm)
-        product = self.build.call(
-            like, quartet.scaled_grouped_mm.default, *operands, self._ends(), matrices, role, gemm.gain, dtype
-        )
-        return cast(self.build, like, product)
+    def _product(
+        self, like: fx.Node, a: Quantized, b: Quantized, gemm: Gemm, role: str, epilogue: Epilogue | None = None
+    ) -> fx.Node:
+        arguments = (*a[:4], *b[:4], self._ends(), self.site.matrices, role)
+        return product(self.build, like, quartet.scaled_grouped_mm.default, arguments, gemm, epilogue)
 
     def _stack(self, operand: Matrix) -> Matrix:
         """X or W, stacked."""

@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from ..errors import RecipeError, suggest
 from ..kernels.quantizer import QUANTIZERS, quantizer
+from ..process import process
 from .recipe import ROLES, Gemm, Recipe
 
 
@@ -69,12 +70,11 @@ _PRESETS = (
     Recipe(name="bf16", fprop=None, dgrad=None, wgrad=None),
 )
 PRESETS = tuple(preset.name for preset in _PRESETS)
-_RECIPES: dict[str, Recipe] = {preset.name: preset for preset in _PRESETS}
 
 
 def recipes() -> MappingProxyType[str, Recipe]:
-    """Every registered recipe by name."""
-    return MappingProxyType(_RECIPES)
+    """Every recipe by name: the presets, and those registered so far."""
+    return MappingProxyType({preset.name: preset for preset in _PRESETS} | process.recipes)
 
 
 def recipe(name: str | Recipe) -> Recipe:
@@ -83,12 +83,13 @@ def recipe(name: str | Recipe) -> Recipe:
         return name
     if not isinstance(name, str):
         raise RecipeError(f"Got a recipe of type {type(name).__name__}; expected a name or a quartet_compile.Recipe.")
-    if name not in _RECIPES:
+    known = recipes()
+    if name not in known:
         raise RecipeError(
-            f"Unknown recipe {name!r}{_meant(name)}. Registered: {', '.join(_RECIPES)}; "
+            f"Unknown recipe {name!r}{_meant(name)}. Registered: {', '.join(known)}; "
             "add one with quartet_compile.register_recipe(Recipe(...))."
         )
-    return _RECIPES[name]
+    return known[name]
 
 
 _FORMATS = {"mxfp4": "quartet", "fp4": "quartet", "fp8": "mxfp8"}
@@ -98,11 +99,11 @@ _FORMATS = {"mxfp4": "quartet", "fp4": "quartet", "fp8": "mxfp8"}
 def _meant(name: str) -> str:
     """What a name that is no recipe's may stand for; empty if nothing is near."""
     if name.partition(",")[0].strip() in QUANTIZERS:
-        users = [known.name for known in _RECIPES.values() if _quantizes_by(known, name)]
+        users = [known.name for known in recipes().values() if _quantizes_by(known, name)]
         examples = f", as those of {' and '.join(map(repr, users[:2]))}" if users else ""
         return f", which is a quantizer: a recipe has one for each operand{examples}"
     near = _FORMATS.get(name.lower())
-    return f" (did you mean {near!r}?)" if near else suggest(name, _RECIPES)
+    return f" (did you mean {near!r}?)" if near else suggest(name, recipes())
 
 
 def _quantizes_by(recipe: Recipe, name: str) -> bool:
@@ -114,10 +115,10 @@ def register_recipe(recipe: Recipe) -> Recipe:
     """Make a recipe known by its name. Raises `RecipeError` if the name is taken by a different recipe."""
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"Got a {type(recipe).__name__}; expected a quartet_compile.Recipe.")
-    known = _RECIPES.get(recipe.name)
+    known = recipes().get(recipe.name)
     if known is not None and known != recipe:
         raise RecipeError(f"Recipe {recipe.name!r} is registered already, with other operands; choose another name.")
-    _RECIPES[recipe.name] = recipe
+    process.recipes[recipe.name] = recipe
     return recipe
 
 

@@ -218,13 +218,13 @@ def test_scaled_mm(dtype, alpha):
 
 
 @pytest.mark.usefixtures("float32_reductions")
-def test_scaled_mm_then_unrotate():
-    """The product of a backward pass, whose mask and rotation may be in its epilogue where there is FP4."""
+def test_scaled_mm_with_an_epilogue():
+    """The product of a backward pass, whose mask and rotation are in its template where there is FP4."""
     alpha, dtype = 16 / 9, BF16
 
     def function(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, mask):
-        y = quartet.scaled_mm(a, a_scales, a_tensor_scale, "mxfp4", b, b_scales, b_tensor_scale, "mxfp4", alpha, dtype)
-        return quartet.unrotate(y, mask, 32, y.shape[1] - 3)
+        operands = (a, a_scales, a_tensor_scale, "mxfp4", b, b_scales, b_tensor_scale, "mxfp4")
+        return quartet.scaled_mm(*operands, alpha, dtype, mask, 32, b.shape[0] - 3)
 
     pairs = [(random_blocks(m, k), random_blocks(n, k)) for m, n, k in ((257, 128, 1024), (33, 96, 96))]
     masks = [torch.randint(0, 256, (len(a.codes), len(b.codes) // 8), dtype=torch.uint8) for a, b in pairs]

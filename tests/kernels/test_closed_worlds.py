@@ -161,7 +161,7 @@ def test_the_numbers_are_those_of_the_compiler(tmp_path):
     text = '#include "entries.h"\n'
     for enum, numbers in entries.enumerations().items():
         text += "".join(f"static_assert((int64_t){enum}::{key} == {n});\n" for key, n in numbers.items())
-    assert text.count("static_assert") == 2 + 2 + 3 + 4 + 3 + 3
+    assert text.count("static_assert") >= 2 + 2 + 3 + 4 + 3 + 3
     source = tmp_path / "numbers.cpp"
     source.write_text(text)
     toolchain.run([toolchain.toolchain().compiler, "-std=c++17", "-fsyntax-only", f"-I{loader.SOURCES}", str(source)])

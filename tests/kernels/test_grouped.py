@@ -12,6 +12,7 @@ from module_swap import swap_linears
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile.errors import QuartetError
 from quartet_compile.kernels import cpu
 from quartet_compile.kernels.numerics import grouped, reference
 from quartet_compile.kernels.numerics.reference import Blocks
@@ -144,3 +145,9 @@ def test_experts_equal_a_linear_layer_each(shape):
     noise = relative(theirs[0], theirs[1])
     assert noise > 0.1
     assert relative(torch.stack(ours).mean(0), torch.stack(theirs).mean(0)) < 1.1 * noise / 48**0.5
+
+
+def test_a_product_that_is_not_in_the_table_is_refused():
+    a, ends = quantized(torch.randn(32, 64)), torch.tensor([32])
+    with pytest.raises(QuartetError, match="grouped product 'transposed'; expected fprop, dgrad or wgrad"):
+        grouped.scaled_grouped_mm(a, a, ends, 1, "transposed", 1.0, torch.float32, cpu.scaled_mm)

@@ -32,7 +32,8 @@ def test_a_schema_as_torch_writes_it():
     """By hand: a renamed, reordered or retyped argument of the op that every graph has changes saved graphs."""
     assert str(SCHEMAS["scaled_mm"]) == (
         "(Tensor a, Tensor a_scales, Tensor a_tensor_scale, str a_format, Tensor b, Tensor b_scales,"
-        " Tensor b_tensor_scale, str b_format, float alpha, ScalarType dtype) -> Tensor"
+        " Tensor b_tensor_scale, str b_format, float alpha, ScalarType dtype, Tensor? mask=None, int rotation=0,"
+        " SymInt? columns=None) -> Tensor"
     )
     assert str(SCHEMAS["seed"]) == "(SymInt length, Device device, str[] shared_by) -> Tensor"
     assert str(SCHEMAS["requantize"]) == (

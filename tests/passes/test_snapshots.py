@@ -28,7 +28,7 @@ def test_one_linear():
         """\
 --- before
 +++ after
-@@ -1,3 +1,11 @@
+@@ -1,3 +1,9 @@
 -fwd  mm: f32[32, 96] = mm(input, weight.T) -> output
 -bwd  mm_1: f32[96, 64] = mm(output.grad.T, input) -> weight.grad
 -bwd  mm_2: f32[32, 64] = mm(output.grad, weight) -> input.grad
@@ -38,11 +38,9 @@ def test_one_linear():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize_pair[mxfp4-sr](output.grad, seed[0])
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
-+bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q.columns, input.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
++bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q.columns, input.qt, weight.q.mask) * 16/9 -> weight.grad
 +bwd  weight.qt = requantize[mxfp4-sr](weight.q.T, seed[0])
-+bwd  scaled_mm_2: f32[32, 64] = scaled_mm(output.grad.q.rows, weight.qt) * 16/9
-+bwd  unrotate_1: f32[32, 64] = unrotate(scaled_mm_2, input.q.mask) -> input.grad
++bwd  scaled_mm_2: f32[32, 64] = scaled_mm[unrotate](output.grad.q.rows, weight.qt, input.q.mask) * 16/9 -> input.grad
 """,
     )
 
@@ -53,7 +51,7 @@ def test_without_a_gradient_of_the_input_there_is_no_dgrad():
         """\
 --- before
 +++ after
-@@ -1,2 +1,8 @@
+@@ -1,2 +1,7 @@
 -fwd  mm: f32[32, 96] = mm(input, weight.T) -> output
 -bwd  mm_1: f32[96, 64] = mm(output.grad.T, input) -> weight.grad
 +fwd  input.q = quantize[mxfp4-quest](input)
@@ -62,8 +60,7 @@ def test_without_a_gradient_of_the_input_there_is_no_dgrad():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad.T, seed[0])
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
-+bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, input.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
++bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q, input.qt, weight.q.mask) * 16/9 -> weight.grad
 """,
     )
 
@@ -74,7 +71,7 @@ def test_a_bias_is_added_after_the_product():
         """\
 --- before
 +++ after
-@@ -1,3 +1,10 @@
+@@ -1,3 +1,9 @@
 -fwd  addmm: f32[32, 96] = addmm(bias, input, weight.T) -> output
 -bwd  mm: f32[96, 64] = mm(output.grad.T, input) -> weight.grad
 +fwd  input.q = quantize[mxfp4-quest](input)
@@ -84,8 +81,7 @@ def test_a_bias_is_added_after_the_product():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad.T, seed[0])
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
-+bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, input.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, weight.q.mask) -> weight.grad
++bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q, input.qt, weight.q.mask) * 16/9 -> weight.grad
  bwd  sum_1: f32[1, 96] = sum(output.grad, [0], True) -> bias.grad
 """,
     )
@@ -106,7 +102,7 @@ def test_q_k_and_v_share_one_quantized_input_and_one_transpose():
         """\
 --- before
 +++ after
-@@ -1,6 +1,18 @@
+@@ -1,6 +1,15 @@
 -fwd  mm: f32[32, 96] = mm(x, q.weight.T) -> output[0]
 -fwd  mm_1: f32[32, 96] = mm(x, k.weight.T) -> output[1]
 -fwd  mm_2: f32[32, 96] = mm(x, v.weight.T) -> output[2]
@@ -123,14 +119,11 @@ def test_q_k_and_v_share_one_quantized_input_and_one_transpose():
 +bwd  seed: i64[3] = seed(3)
 +bwd  output[2].grad.q = quantize[mxfp4-sr](output[2].grad.T, seed[2], signs seed[0])
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
-+bwd  scaled_mm_3: f32[96, 64] = scaled_mm(output[2].grad.q, x.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_3, v.weight.q.mask) -> v.weight.grad
++bwd  scaled_mm_3: f32[96, 64] = scaled_mm[unrotate](output[2].grad.q, x.qt, v.weight.q.mask) * 16/9 -> v.weight.grad
 +bwd  output[1].grad.q = quantize[mxfp4-sr](output[1].grad.T, seed[1], signs seed[0])
-+bwd  scaled_mm_4: f32[96, 64] = scaled_mm(output[1].grad.q, x.qt) * 16/9
-+bwd  unrotate_1: f32[96, 64] = unrotate(scaled_mm_4, k.weight.q.mask) -> k.weight.grad
++bwd  scaled_mm_4: f32[96, 64] = scaled_mm[unrotate](output[1].grad.q, x.qt, k.weight.q.mask) * 16/9 -> k.weight.grad
 +bwd  output[0].grad.q = quantize[mxfp4-sr](output[0].grad.T, seed[0])
-+bwd  scaled_mm_5: f32[96, 64] = scaled_mm(output[0].grad.q, x.qt) * 16/9
-+bwd  unrotate_2: f32[96, 64] = unrotate(scaled_mm_5, q.weight.q.mask) -> q.weight.grad
++bwd  scaled_mm_5: f32[96, 64] = scaled_mm[unrotate](output[0].grad.q, x.qt, q.weight.q.mask) * 16/9 -> q.weight.grad
 """,
     )
 
@@ -149,7 +142,7 @@ def test_a_checkpointed_region_stays_recomputed():
         """\
 --- before
 +++ after
-@@ -1,6 +1,12 @@
+@@ -1,6 +1,11 @@
 -ckpt mm: f32[32, 96] = mm(x, up.weight.T)
 -ckpt cos: f32[32, 96] = cos(mm) -> output
 -bwd  sin: f32[32, 96] = sin(mm)
@@ -164,8 +157,7 @@ def test_a_checkpointed_region_stays_recomputed():
 +bwd  seed: i64[1] = seed(1)
 +bwd  mul.q = quantize[mxfp4-sr](mul.T, seed[0])
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
-+bwd  scaled_mm_1: f32[96, 64] = scaled_mm(mul.q, x.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, up.weight.q.mask) -> up.weight.grad
++bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](mul.q, x.qt, up.weight.q.mask) * 16/9 -> up.weight.grad
 """,
     )
 
@@ -178,7 +170,7 @@ def test_a_frozen_weight_has_no_wgrad_and_no_mask():
         """\
 --- before
 +++ after
-@@ -1,2 +1,8 @@
+@@ -1,2 +1,7 @@
 -fwd  mm: f32[32, 96] = mm(input, weight.T) -> output
 -bwd  mm_1: f32[32, 64] = mm(output.grad, weight) -> input.grad
 +fwd  input.q = quantize[mxfp4-quest, mask](input)
@@ -187,8 +179,7 @@ def test_a_frozen_weight_has_no_wgrad_and_no_mask():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad, seed[0])
 +bwd  weight.qt = requantize[mxfp4-sr](weight.q.T, seed[0])
-+bwd  scaled_mm_1: f32[32, 64] = scaled_mm(output.grad.q, weight.qt) * 16/9
-+bwd  unrotate: f32[32, 64] = unrotate(scaled_mm_1, input.q.mask) -> input.grad
++bwd  scaled_mm_1: f32[32, 64] = scaled_mm[unrotate](output.grad.q, weight.qt, input.q.mask) * 16/9 -> input.grad
 """,
     )
 
@@ -337,7 +328,7 @@ def test_autocast_quantizes_what_the_matmul_read():
             """\
 --- before
 +++ after
-@@ -2,4 +2,10 @@
+@@ -2,4 +2,9 @@
  fwd  input.bf16: bf16[32, 64] = cast(input)
 -fwd  mm: bf16[32, 96] = mm(input.bf16, weight.bf16.T) -> output
 -bwd  mm_1: bf16[96, 64] = mm(output.grad.T, input.bf16)
@@ -348,9 +339,8 @@ def test_autocast_quantizes_what_the_matmul_read():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad.T, seed[0])
 +bwd  input.bf16.qt = requantize[mxfp4-sr](input.bf16.q.T, seed[0])
-+bwd  scaled_mm_1: bf16[96, 64] = scaled_mm(output.grad.q, input.bf16.qt) * 16/9
-+bwd  unrotate: bf16[96, 64] = unrotate(scaled_mm_1, weight.bf16.q.mask)
-+bwd  unrotate.f32: f32[96, 64] = cast(unrotate) -> weight.grad
++bwd  scaled_mm_1: bf16[96, 64] = scaled_mm[unrotate](output.grad.q, input.bf16.qt, weight.bf16.q.mask) * 16/9
++bwd  scaled_mm_1.f32: f32[96, 64] = cast(scaled_mm_1) -> weight.grad
 """,
         )
 
@@ -362,7 +352,7 @@ def test_a_parameter_used_by_an_operator():
         """\
 --- before
 +++ after
-@@ -1,2 +1,9 @@
+@@ -1,2 +1,8 @@
 -fwd  mm: f32[32, 96] = mm(x, w) -> output
 -bwd  mm_1: f32[64, 96] = mm(x.T, output.grad) -> w.grad
 +fwd  x.q = quantize[mxfp4-quest](x)
@@ -371,9 +361,8 @@ def test_a_parameter_used_by_an_operator():
 +bwd  seed: i64[1] = seed(1)
 +bwd  output.grad.q = quantize[mxfp4-sr](output.grad.T, seed[0])
 +bwd  x.qt = requantize[mxfp4-sr](x.q.T, seed[0])
-+bwd  scaled_mm_1: f32[96, 64] = scaled_mm(output.grad.q, x.qt) * 16/9
-+bwd  unrotate: f32[96, 64] = unrotate(scaled_mm_1, w.q.mask)
-+bwd  clone: f32[64, 96] = clone(unrotate.T, torch.contiguous_format) -> w.grad
++bwd  scaled_mm_1: f32[96, 64] = scaled_mm[unrotate](output.grad.q, x.qt, w.q.mask) * 16/9
++bwd  clone: f32[64, 96] = clone(scaled_mm_1.T, torch.contiguous_format) -> w.grad
 """,
     )
 
@@ -395,37 +384,34 @@ def test_stacked_tokens_are_one_matrix():
 
 
 def test_a_linear_reads_the_rewritten_one_before_it():
-    model = nn.Sequential(OrderedDict(first=linear(64, 64), second=linear(64, 64)))
+    model = nn.Sequential(OrderedDict(a=linear(64, 64), b=linear(64, 64)))
     assert_expected_inline(
         graph_diff(model, X),
         """\
 --- before
 +++ after
-@@ -1,5 +1,18 @@
--fwd  mm: f32[32, 64] = mm(input, first.weight.T)
--fwd  mm_1: f32[32, 64] = mm(mm, second.weight.T) -> output
--bwd  mm_2: f32[64, 64] = mm(output.grad.T, mm) -> second.weight.grad
--bwd  mm_3: f32[32, 64] = mm(output.grad, second.weight)
--bwd  mm_4: f32[64, 64] = mm(mm_3.T, input) -> first.weight.grad
+@@ -1,5 +1,15 @@
+-fwd  mm: f32[32, 64] = mm(input, a.weight.T)
+-fwd  mm_1: f32[32, 64] = mm(mm, b.weight.T) -> output
+-bwd  mm_2: f32[64, 64] = mm(output.grad.T, mm) -> b.weight.grad
+-bwd  mm_3: f32[32, 64] = mm(output.grad, b.weight)
+-bwd  mm_4: f32[64, 64] = mm(mm_3.T, input) -> a.weight.grad
 +fwd  input.q = quantize[mxfp4-quest](input)
-+fwd  first.weight.q = quantize[mxfp4-quest, mask](first.weight)
-+fwd  scaled_mm: f32[32, 64] = scaled_mm(input.q, first.weight.q)
++fwd  a.weight.q = quantize[mxfp4-quest, mask](a.weight)
++fwd  scaled_mm: f32[32, 64] = scaled_mm(input.q, a.weight.q)
 +fwd  scaled_mm.q = quantize[mxfp4-quest, mask](scaled_mm)
-+fwd  second.weight.q = quantize[mxfp4-quest, mask](second.weight)
-+fwd  scaled_mm_1: f32[32, 64] = scaled_mm(scaled_mm.q, second.weight.q) -> output
++fwd  b.weight.q = quantize[mxfp4-quest, mask](b.weight)
++fwd  scaled_mm_1: f32[32, 64] = scaled_mm(scaled_mm.q, b.weight.q) -> output
 +bwd  seed: i64[2] = seed(2)
 +bwd  output.grad.q = quantize_pair[mxfp4-sr](output.grad, seed[1])
 +bwd  scaled_mm.qt = requantize[mxfp4-sr](scaled_mm.q.T, seed[1])
-+bwd  scaled_mm_2: f32[64, 64] = scaled_mm(output.grad.q.columns, scaled_mm.qt) * 16/9
-+bwd  unrotate: f32[64, 64] = unrotate(scaled_mm_2, second.weight.q.mask) -> second.weight.grad
-+bwd  second.weight.qt = requantize[mxfp4-sr](second.weight.q.T, seed[1])
-+bwd  scaled_mm_3: f32[32, 64] = scaled_mm(output.grad.q.rows, second.weight.qt) * 16/9
-+bwd  unrotate_1: f32[32, 64] = unrotate(scaled_mm_3, scaled_mm.q.mask)
-+bwd  unrotate_1.q = quantize[mxfp4-sr](unrotate_1.T, seed[0])
++bwd  scaled_mm_2: f32[64, 64] = scaled_mm[unrotate](output.grad.q.columns, scaled_mm.qt, b.weight.q.mask) * 16/9 -> b.weight.grad
++bwd  b.weight.qt = requantize[mxfp4-sr](b.weight.q.T, seed[1])
++bwd  scaled_mm_3: f32[32, 64] = scaled_mm[unrotate](output.grad.q.rows, b.weight.qt, scaled_mm.q.mask) * 16/9
++bwd  scaled_mm_3.q = quantize[mxfp4-sr](scaled_mm_3.T, seed[0])
 +bwd  input.qt = requantize[mxfp4-sr](input.q.T, seed[0])
-+bwd  scaled_mm_4: f32[64, 64] = scaled_mm(unrotate_1.q, input.qt) * 16/9
-+bwd  unrotate_2: f32[64, 64] = unrotate(scaled_mm_4, first.weight.q.mask) -> first.weight.grad
-""",
++bwd  scaled_mm_4: f32[64, 64] = scaled_mm[unrotate](scaled_mm_3.q, input.qt, a.weight.q.mask) * 16/9 -> a.weight.grad
+""",  # noqa: E501  a line of the graph
     )
 
 

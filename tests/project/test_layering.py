@@ -82,7 +82,7 @@ PRIVATE = {
 }
 """Other files that may use private parts of torch, and which."""
 
-NOT_THEIRS = {"_asdict", "_fields", "_replace", "_getframe", "_CFuncPtr", "_SubParsersAction"}
+NOT_THEIRS = {"_asdict", "_field_defaults", "_fields", "_replace", "_getframe", "_CFuncPtr", "_SubParsersAction"}
 """Attributes with an underscore that are Python's, and public."""
 
 ELSEWHERE = ("aten.", "_aten.", "torch.")

@@ -169,7 +169,7 @@ def run_product(
 def run_grouped(
     gemm: str, ends: tuple[int, ...], sizes: tuple[int, int], target: str, unrotated: bool, made_by: str = "mxfp4"
 ) -> dict[str, Any]:
-    """A grouped product beside the reference's loop, of 200 rows, rounded up; with the `unrotate` of the backward pass."""
+    """A grouped product beside the reference's loop, of 200 rows, rounded up; with the epilogue of the backward pass."""
     (n, k), tokens, matrices = sizes, 224, len(ends)
     shapes = {
         "fprop": ((tokens, k), (matrices * n, k)),
@@ -182,9 +182,8 @@ def run_grouped(
     left, right = a.format, b.format
 
     def call(a0, a1, a2, b0, b1, b2, ends, mask):
-        how = (ends, matrices, gemm, 16 / 9, torch.float32)
-        product = ops.scaled_grouped_mm(a0, a1, a2, left, b0, b1, b2, right, *how)
-        return ops.unrotate(product, mask, 32, columns - 5) if unrotated else product
+        how = (ends, matrices, gemm, 16 / 9, torch.float32, *((mask, 32, columns - 5) if unrotated else ()))
+        return ops.scaled_grouped_mm(a0, a1, a2, left, b0, b1, b2, right, *how)
 
     compiled = compile_interpreted(call, target)
     groups = torch.tensor(ends, dtype=torch.int32)
@@ -215,7 +214,7 @@ def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[
 
 
 def run_unrotated_product(
-    shape: tuple[int, int, int], columns: int, masked: bool, target: str, made_by: str = "mxfp4"
+    shape: tuple[int, int, int], columns: int, masked: bool, target: str, made_by: str = "mxfp4", rotation: int = 32
 ) -> dict[str, Any]:
     """`unrotate(a b^T)` as in the backward pass, beside the reference without rounding in between."""
     m, n, k = shape
@@ -225,14 +224,14 @@ def run_unrotated_product(
     left, right = a.format, b.format
 
     def call(a0, a1, a2, b0, b1, b2, *mask):
-        product = ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16)
-        return ops.unrotate(product, mask[0] if mask else None, 32, columns)
+        epilogue = (mask[0] if mask else None, rotation, columns)
+        return ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16, *epilogue)
 
     compiled = compile_interpreted(call, target)
     with torch.no_grad():
         made = compiled(*a[:3], *b[:3], *given)
     product = reference.scaled_mm(a, b, 16 / 9, torch.float32)
-    expected = reference.unrotate(product, mask, 32, columns)
+    expected = reference.unrotate(product, mask, rotation, columns)
     return {"made": made, "expected": expected, "templates": templates(compiled)}
 
 
