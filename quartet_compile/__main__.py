@@ -329,5 +329,14 @@ def _wrong_syntax(error: SyntaxError, source: str) -> UsageError:
     return UsageError(f"{where}: {error.msg}" + (f" in {error.text.strip()!r}" if error.text else ""))
 
 
+def _without_checkout(paths: Sequence[str]) -> list[str]:
+    """`python -m` puts the working folder first. In a checkout of this project its folder `kernels` would pass for the
+    package of that name, for which transformers looks."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    checkout = (root / "pyproject.toml").is_file()
+    return [path for path in paths if not (checkout and pathlib.Path(path).resolve() == root)]
+
+
 if __name__ == "__main__":
+    sys.path[:] = _without_checkout(sys.path)
     sys.exit(main())

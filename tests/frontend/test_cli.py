@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 
+import quartet_compile
 from quartet_compile.__main__ import UsageError, load_model, main, parse_input
 
 MODEL = """
@@ -344,3 +346,15 @@ def test_a_module_of_the_working_folder(file):
     done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 matmuls in FP4" in done.stdout
+
+
+def test_a_folder_of_the_checkout_is_no_package(tmp_path):
+    """transformers asks whether there is a package `kernels`, and imports it."""
+    root = pathlib.Path(quartet_compile.__file__).parents[1]
+    file = tmp_path / "asks.py"
+    file.write_text(
+        "import importlib.util, torch\nassert not importlib.util.find_spec('kernels')\nbuild = torch.nn.Identity\n"
+    )
+    command = [sys.executable, "-m", "quartet_compile", "explain", f"{file}:build", "--input", "2x64"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
