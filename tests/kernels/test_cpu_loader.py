@@ -46,10 +46,10 @@ def compiler(sources, monkeypatch):
     """Put lines of shell in front of the compiler: `compiler(before)`; `$*` is its command line."""
 
     def put(before: str) -> Path:
-        script, real = sources.parent / "c++", toolchain._inductor_compiler()
+        script, real = sources.parent / "c++", toolchain.require_compiler()
         script.write_text(f'#!/bin/sh\n{before}\nexec "{real}" "$@"\n')
         script.chmod(0o755)
-        monkeypatch.setattr(toolchain, "_inductor_compiler", lambda: str(script))
+        monkeypatch.setattr(toolchain, "require_compiler", lambda: str(script))
         return script
 
     return put
