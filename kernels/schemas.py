@@ -257,13 +257,12 @@ def by_name(op: str, function: Callable[[Any], Any]) -> Callable:
 
 def op_of(node: Any) -> str | None:
     """The name in `torch.ops.quartet` of the op that a graph's node calls; None if it calls another."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return None if packet is None else _name_of(packet)
+    return _name_of(node.target)
 
 
 @functools.cache
-def _name_of(packet: Any) -> str | None:
-    space, _, name = str(packet).partition(".")
+def _name_of(target: Any) -> str | None:
+    space, _, name = str(getattr(target, "overloadpacket", None)).partition(".")
     return name if space == "quartet" else None
 
 

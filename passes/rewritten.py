@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -20,7 +20,6 @@ from ..kernels.schemas import (
     ScaledMM,
     Transposed,
     arguments_of,
-    op_of,
     operands_of,
 )
 from .graph import Builder
@@ -68,20 +67,20 @@ class Product(NamedTuple):
     operands: tuple[Traced, Traced]
 
 
-def trace(blocks: Operand | Requantize | Transposed) -> Traced:
-    """Where an operand comes from."""
+def trace(blocks: Operand | Requantize | Transposed, arguments: Callable[[fx.Node], Any] = arguments_of) -> Traced:
+    """Where an operand comes from. arguments: those of a node of ours; whoever asks often can hand on a memory of them."""
     made, index = blocks.codes.args
-    call, op = arguments_of(made), op_of(made)
+    call = arguments(made)
     if isinstance(call, Quantize):
         drawn = call.stream, call.seed, call.sign_seed
         return Traced(blocks, made, call.x, call.transpose, call.quantizer, *drawn)
     if isinstance(call, QuantizePair):
-        if SCHEMAS[op].results[index] == "column_codes":
+        if SCHEMAS["quantize_pair"].results[index] == "column_codes":
             return Traced(
                 blocks, made, call.dy, True, call.column_quantizer, philox.WGRAD_DY, call.seed, call.sign_seed
             )
         return Traced(blocks, made, call.dy, False, call.row_quantizer, philox.DGRAD_DY, call.seed, call.seed)
-    source = trace(call)
+    source = trace(call, arguments)
     how = source.matrix, not source.transposed, call.quantizer
     if isinstance(call, Requantize):
         return Traced(blocks, made, *how, call.stream, call.seed, call.sign_seed, source)
@@ -97,11 +96,13 @@ def product_nodes(build: Builder, site: MatmulSite, recipe: Recipe) -> Iterator[
             yield role, node, replaced
 
 
-def products(build: Builder, site: MatmulSite, recipe: Recipe) -> Iterator[Product]:
-    """The same, traced back."""
+def products(
+    build: Builder, site: MatmulSite, recipe: Recipe, arguments: Callable[[fx.Node], Any] = arguments_of
+) -> Iterator[Product]:
+    """The same, traced back. arguments: as for `trace`."""
     for role, node, replaced in product_nodes(build, site, recipe):
-        call = arguments_of(node)
-        first, second = map(trace, operands_of(call))
+        call = arguments(node)
+        first, second = (trace(operand, arguments) for operand in operands_of(call))
         if first.stream == philox.FPROP_W:  # W X^T
             first, second = second, first
         result = build.made.get((replaced, quartet.unrotate.default), node)

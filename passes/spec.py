@@ -66,6 +66,7 @@ class Rewritten:
     """A graph after a pass, as the rows read it."""
 
     work: Work
+    _arguments: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def new(self) -> dict[fx.Node, int | None]:
@@ -88,6 +89,23 @@ class Rewritten:
         return found
 
     @functools.cached_property
+    def inputs(self) -> dict[fx.Node, list[fx.Node]]:
+        """What each new node reads."""
+        return {node: node.all_input_nodes for node in self.new}
+
+    @functools.cached_property
+    def op(self) -> dict[fx.Node, str]:
+        """Of each new node that calls an op of ours."""
+        return {node: op for op, nodes in self.by_op.items() for node in nodes}
+
+    def arguments(self, node: fx.Node) -> Any:
+        """`arguments_of` a node, kept."""
+        found = self._arguments.get(node)
+        if found is None:
+            found = self._arguments[node] = arguments_of(node)
+        return found
+
+    @functools.cached_property
     def sites(self) -> list[MatmulSite]:
         """The sites that are rewritten."""
         return self.work.chosen
@@ -101,7 +119,9 @@ class Rewritten:
     def products(self) -> list[Product]:
         """The products of all sites."""
         build, recipes = self.work.build, self.recipes
-        return [product for site in self.sites for product in products(build, site, recipes[site.index])]
+        return [
+            product for site in self.sites for product in products(build, site, recipes[site.index], self.arguments)
+        ]
 
     @functools.cached_property
     def operands(self) -> dict[fx.Node, tuple[Product, Traced]]:
@@ -146,7 +166,7 @@ def place(graph: Rewritten) -> Iterator[Offence]:
 def gradient(graph: Rewritten) -> Iterator[Offence]:
     backward, late = graph.work.backward, set()
     for node in sorted(graph.new, key=graph.position.__getitem__):
-        if any(source in backward or source in late for source in node.all_input_nodes):
+        if any(source in backward or source in late for source in graph.inputs[node]):
             late.add(node)
             if is_tagged_forward(node):
                 yield node, "reads a gradient and is tagged as a forward node"
@@ -160,7 +180,7 @@ def order(graph: Rewritten) -> Iterator[Offence]:
     position, new = graph.position, graph.new
     for node in new:
         here = position[node]
-        for source in node.all_input_nodes:
+        for source in graph.inputs[node]:
             if position.get(source, here) >= here:
                 yield node, f"reads {source}, which comes later"
         for user in node.users:
@@ -178,8 +198,8 @@ def nothing_left(graph: Rewritten) -> Iterator[Offence]:
 
 def read(graph: Rewritten) -> Iterator[Offence]:
     for node in graph.of(*QUANTIZING):
-        call = arguments_of(node)
-        results = SCHEMAS[op_of(node)].results
+        call = graph.arguments(node)
+        results = SCHEMAS[graph.op[node]].results
         unread = {*results} - {results[item.args[1]] for item in node.users if item.users}
         if not getattr(call, "mask", False):
             unread.discard("mask")
@@ -193,7 +213,7 @@ def role(graph: Rewritten) -> Iterator[Offence]:
         node: role for site in work.chosen for role, node, _ in product_nodes(work.build, site, recipes[site.index])
     }
     for node in graph.of("scaled_mm", "scaled_grouped_mm"):
-        call = arguments_of(node)
+        call = graph.arguments(node)
         if node not in known:
             yield node, "stands for none"
         elif isinstance(call, ScaledGroupedMM) and call.gemm != known[node]:
@@ -202,17 +222,17 @@ def role(graph: Rewritten) -> Iterator[Offence]:
 
 def parts(graph: Rewritten) -> Iterator[Offence]:
     for node in graph.of("scaled_mm", "scaled_grouped_mm", "requantize", "transposed"):
-        call = arguments_of(node)
+        call = graph.arguments(node)
         for blocks in (call,) if isinstance(call, (Requantize, Transposed)) else operands_of(call):
             codes, scales = blocks.codes, blocks.scales
-            if op_of(scales) in OBSERVING:
-                scales = arguments_of(scales).scales
-            if codes.target is not operator.getitem or op_of(codes.args[0]) not in QUANTIZING:
+            if graph.op.get(scales) in OBSERVING:
+                scales = graph.arguments(scales).scales
+            if codes.target is not operator.getitem or graph.op.get(codes.args[0]) not in QUANTIZING:
                 yield node, f"{codes} are no codes"
                 continue
             made, index = codes.args
-            if not SCHEMAS[op_of(made)].results[index].endswith("codes"):
-                yield node, f"{codes} is the {SCHEMAS[op_of(made)].results[index]} of {made}, and read as codes"
+            if not SCHEMAS[graph.op[made]].results[index].endswith("codes"):
+                yield node, f"{codes} is the {SCHEMAS[graph.op[made]].results[index]} of {made}, and read as codes"
             for item, place in ((scales, index + 1), (blocks.tensor_scale, index + 2)):
                 if item.args != (made, place):
                     yield node, f"{codes} is of {made}, and it reads {item} beside it"
@@ -228,7 +248,7 @@ def recipe(graph: Rewritten) -> Iterator[Offence]:
             yield product.node, f"{product.role} multiplies by {alpha}, the recipe by {gemm.gain}"
     for node in graph.of("requantize", "transposed"):
         source = trace_of(graph, node)
-        named = arguments_of(node).source if op_of(node) == "requantize" else arguments_of(node).quantizer
+        named = graph.arguments(node).source if graph.op[node] == "requantize" else graph.arguments(node).quantizer
         if source is not None and source.quantizer != named:
             yield node, f"reads codes of {source.quantizer} as those of {named}"
 
@@ -275,7 +295,7 @@ def signs(graph: Rewritten) -> Iterator[Offence]:
 
 def seeds(graph: Rewritten) -> Iterator[Offence]:
     for node in graph.of("quantize", "quantize_pair", "requantize"):
-        call = arguments_of(node)
+        call = graph.arguments(node)
         pair = isinstance(call, QuantizePair)
         names = (call.row_quantizer, call.column_quantizer) if pair else (call.quantizer,)
         needed = any(quantizer(name).seeded for name in names)
