@@ -21,7 +21,7 @@ from .formats import format_named
 from .job import job_of
 from .packing import errors, pack
 from .record import Exported, ExportedTensor
-from .staging import new_folder
+from .staging import new_folder, require_new
 
 
 def export(
@@ -56,6 +56,7 @@ def export(
     groups with a NaN, no space left.
     """
     chosen, target = format_named(format), pathlib.Path(folder)
+    require_new(target)  # before the work that follows
     job = job_of(
         model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
     )

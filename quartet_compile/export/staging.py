@@ -12,17 +12,22 @@ from collections.abc import Iterator
 from ..errors import ExportError
 
 
+def require_new(folder: pathlib.Path) -> None:
+    """Raise `ExportError` if something has the name of the folder."""
+    if folder.exists() or folder.is_symlink():
+        raise ExportError(
+            f"The folder {str(folder)!r} exists already; expected a new one, since an export is written as a whole. Name "
+            "another, or remove it."
+        )
+
+
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder beside `folder`, which gets that name at the end of the block; after an error it is removed.
 
     Raises `ExportError` for a folder that is there already, and for what can't be written, as on a full disk.
     """
-    if folder.exists() or folder.is_symlink():
-        raise ExportError(
-            f"The folder {str(folder)!r} exists already; expected a new one, since an export is written as a whole. Name "
-            "another, or remove it."
-        )
+    require_new(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
