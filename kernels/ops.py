@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._compat import group_ranks
+from .._compat import group_ranks, rank
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
@@ -49,11 +49,9 @@ def _seed(call: Seed) -> torch.Tensor:
     itself.
     """
     drawn = torch.randint(0, 2**63 - 1, (call.length,), dtype=torch.int64, device=call.device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank = torch.distributed.get_rank()
-        first = rank + sum(min(group_ranks(name)) - rank for name in call.shared_by)  # ranks are row-major in a mesh
-        drawn = drawn ^ (first * 0x2545F4914F6CDD1D & (2**63 - 1))
-    return drawn
+    here = rank()
+    first = here + sum(min(group_ranks(name)) - here for name in call.shared_by)  # ranks are row-major in a mesh
+    return drawn ^ (first * 0x2545F4914F6CDD1D & (2**63 - 1)) if first else drawn
 
 
 def _implement(backend: ModuleType) -> dict[str, Callable]:

@@ -90,10 +90,7 @@ def _tried(look: Callable[[], tuple[str, str]]) -> tuple[str, str]:
 
 
 def _torch() -> tuple[str, str]:
-    low, high = (".".join(map(str, version)) for version in (_compat.MINIMUM_TORCH, _compat.TESTED_TORCH))
-    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    text = f"{torch.__version__}; tested with {low} to {high}"
-    return (OK, text) if _compat.MINIMUM_TORCH <= found <= _compat.TESTED_TORCH else (UNKNOWN, text)
+    return OK if _compat.is_tested() else UNKNOWN, f"{torch.__version__}; tested with {_compat.tested_range()}"
 
 
 def _triton() -> tuple[str, str]:

@@ -45,7 +45,7 @@ from .compiled import (
     owner_of,
     put_backend,
 )
-from .distributed import group_ranks, is_fully_sharded, mesh_groups, say_to_ranks, sharded_name
+from .distributed import group_ranks, is_fully_sharded, mesh_groups, rank, say_to_ranks, sharded_name
 from .dynamo import (
     NotCompiled,
     ShortenTraceback,
@@ -70,7 +70,7 @@ from .inductor import (
     known_modes,
     mode_options,
 )
-from .installed import MINIMUM_TORCH, TESTED_TORCH, missing
+from .installed import is_tested, missing, tested_range
 from .nodes import (
     OpOverload,
     annotation,
@@ -106,8 +106,6 @@ from .tensors import (
 from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
 
 __all__ = [
-    "MINIMUM_TORCH",
-    "TESTED_TORCH",
     "WRAPPERS",
     "Argument",
     "BufferInput",
@@ -173,6 +171,7 @@ __all__ = [
     "is_tagged_backward",
     "is_tagged_forward",
     "is_tangent",
+    "is_tested",
     "is_tracing",
     "is_watched_call",
     "is_whole_call",
@@ -198,6 +197,7 @@ __all__ = [
     "place_of",
     "plain_tensors",
     "put_backend",
+    "rank",
     "reasons_not_compiled",
     "region",
     "register_backend",
@@ -206,6 +206,7 @@ __all__ = [
     "say_to_ranks",
     "sequence_number",
     "sharded_name",
+    "tested_range",
     "trace_artifact",
     "update_of",
     "user_stack",

@@ -31,16 +31,24 @@ def sharded_name(module: torch.nn.Module) -> str | None:
     return None
 
 
+def rank() -> int:
+    """This process's in the default process group; 0 without one."""
+    return torch.distributed.get_rank() if _is_distributed() else 0
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def say_to_ranks(key: str, text: str) -> dict[int, str]:
     """Say a text under a key to all ranks of the default process group; what each rank has said there so far. It waits for
     none: a rank that has said nothing yet isn't in it. Nothing of others without a process group."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not _is_distributed():
         return {}
     store = private("torch.distributed.distributed_c10d:_get_default_store")()
-    store.set(f"{key}/{distributed.get_rank()}", text)
-    ranks = range(distributed.get_world_size())
-    return {rank: store.get(f"{key}/{rank}").decode() for rank in ranks if store.check([f"{key}/{rank}"])}
+    store.set(f"{key}/{rank()}", text)
+    ranks = range(torch.distributed.get_world_size())
+    return {each: store.get(f"{key}/{each}").decode() for each in ranks if store.check([f"{key}/{each}"])}
 
 
 def group_ranks(name: str) -> list[int]:

@@ -25,9 +25,9 @@ def check_version() -> None:
         )
     if _version() > TESTED_TORCH:
         warnings.warn(
-            f"{_PACKAGE} is tested with torch {_range()}, found {torch.__version__}, which is newer: its private parts may "
-            "have changed. If something fails, please report it to Quartet Compile with both versions, and with what "
-            "tests/project/test_contract.py says.",
+            f"{_PACKAGE} is tested with torch {tested_range()}, found {torch.__version__}, which is newer: its private "
+            "parts may have changed. If something fails, please report it to Quartet Compile with both versions, and with "
+            "what tests/project/test_contract.py says.",
             UserWarning,
             stacklevel=2,
         )
@@ -52,7 +52,7 @@ def missing(what: str) -> BaseException:
     """The error for a torch that lacks a private part."""
     return cannot_import(
         f"{_PACKAGE} needs {what}, which torch {torch.__version__} lacks. "
-        f"It is tested with torch {_range()}: install one of them, or a newer {_PACKAGE}."
+        f"It is tested with torch {tested_range()}: install one of them, or a newer {_PACKAGE}."
     )
 
 
@@ -63,11 +63,17 @@ def cannot_import(message: str) -> BaseException:
     return ImportError(message)
 
 
+def is_tested() -> bool:
+    """Whether the version is one of those that the tests were run with, or between them."""
+    return MINIMUM_TORCH <= _version() <= TESTED_TORCH
+
+
 def _version() -> tuple[int, ...]:
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
-def _range() -> str:
+def tested_range() -> str:
+    """Those versions, as `"2.11 to 2.14"`."""
     return f"{_dotted(MINIMUM_TORCH)} to {_dotted(TESTED_TORCH)}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import _compat
 from ..errors import OptionError, suggest
+from .listed import DEFAULTS
 from .rules import Rules, rules
 
 SCOPES = ("all", "marked")
@@ -81,18 +82,18 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
                 f"Unknown option {key!r}{suggest(key, OPTIONS)}. The options of backend='quartet' are: "
                 f"{', '.join(OPTIONS)}. Inductor's own go into options={{'inductor': {{{key!r}: ...}}}}."
             )
-    training = rules("recipe", options.get("recipe", "quartet"))
-    evaluation = options.get("eval")
+    given = {**DEFAULTS, "mode": mode, **options}
+    training, evaluation = rules("recipe", given["recipe"]), given["eval"]
     policy = Policy(
         recipe=training,
         eval_recipe=training if evaluation is None else rules("eval", evaluation),
-        include=_globs("include", options.get("include", ())),
-        exclude=_globs("exclude", options.get("exclude", ())),
-        scope=_scope(options.get("scope", "all")),
-        strict=_switch("strict", options.get("strict", False)),
-        stats=_switch("stats", options.get("stats", False)),
+        include=_globs("include", given["include"]),
+        exclude=_globs("exclude", given["exclude"]),
+        scope=_scope(given["scope"]),
+        strict=_switch("strict", given["strict"]),
+        stats=_switch("stats", given["stats"]),
     )
-    return Config(policy=policy, inductor=_inductor(options.get("mode", mode), options.get("inductor", {})))
+    return Config(policy=policy, inductor=_inductor(given["mode"], given["inductor"]))
 
 
 def _scope(value: Any) -> str:

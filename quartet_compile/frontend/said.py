@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .. import _compat
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..errors import OptionError
@@ -73,7 +74,7 @@ class Saying:
             )
 
     def _say(self, graphs: Sequence[tuple[GraphReport, Policy, torch.device]], end: str) -> None:
-        if _is_quiet() or not log.isEnabledFor(logging.INFO) or not _is_first_rank():
+        if _is_quiet() or not log.isEnabledFor(logging.INFO) or _compat.rank() != 0:
             return
         sites = [site for graph, _, _ in graphs for site in graph.sites]
         paths = [path_of(device, found) for graph, policy, device in graphs if (found := products_of(policy, graph))]
@@ -112,8 +113,3 @@ def _is_quiet() -> bool:
     if given not in _QUIET:
         raise OptionError(f"{VARIABLE} is {given!r}; expected 1, for no line about a compiled model, or 0.")
     return _QUIET[given]
-
-
-def _is_first_rank() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

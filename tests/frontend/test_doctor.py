@@ -45,5 +45,5 @@ def test_no_compiler_is_a_failure(capsys, monkeypatch):
 
 @pytest.mark.parametrize("tested, state", [((2, 11), "not known"), ((99, 0), "ok")])
 def test_a_torch_that_is_newer_than_those_tested(capsys, monkeypatch, tested, state):
-    monkeypatch.setattr(_compat, "TESTED_TORCH", tested)
+    monkeypatch.setattr(_compat.installed, "TESTED_TORCH", tested)
     assert found(capsys)[1]["torch"]["state"] == state
