@@ -30,11 +30,8 @@ def path_of(device: torch.device, products: Collection[tuple[str, str]]) -> str:
 
 
 def _unit(device: torch.device, left: str, right: str) -> str:
-    """As `lowering/products.py` decides."""
-    from .lowering.device import has_fp4, multiplies_in_fp8  # here, since the package loads Inductor
+    from .lowering.device import has_fp4, unit_of  # here, since the package loads Inductor
 
-    if has_fp4(device):
-        return f"native {left.upper()}" if left == right else "emulated in bf16"
-    if left == right == "mxfp4" and multiplies_in_fp8(device):
-        return "emulated on FP8 tensor cores, no FP4 hardware"
-    return "emulated in bf16, no FP4 hardware"
+    lacking = "" if has_fp4(device) else ", no FP4 hardware"
+    words = {"native": f"native {left.upper()}", "fp8": "emulated on FP8 tensor cores", "bf16": "emulated in bf16"}
+    return words[unit_of(device, left, right)] + lacking

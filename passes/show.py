@@ -253,8 +253,7 @@ def _is_attention(node: fx.Node) -> bool:
 
 
 def _factor(alpha: float) -> str:
-    factor = fractions.Fraction(alpha).limit_denominator(10)  # without what makes up for 8 random bits
-    return "" if factor == 1 else f" * {factor}"
+    return "" if alpha == 1 else f" * {fractions.Fraction(alpha).limit_denominator(1000)}"
 
 
 def _kind(node: fx.Node) -> str:

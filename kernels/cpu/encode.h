@@ -12,9 +12,9 @@ struct Codes {
     u32 dword[4];
 };
 
-// Appends one code at the top: `code` in the low bits, the sign of `value`. After 8 of them the first is at the bottom.
+// Appends one code at the top: bits 28 to 30 of `code`, the sign of `value`. After 8 of them the first is at the bottom.
 QUARTET_INLINE u32 append(u32 dword, u32 code, f32 value) {
-    u32 top = ((u32)value & 0x80000000) | (code << 28 & 0x7fffffff);
+    u32 top = ((u32)value & 0x80000000) | (code & 0x7fffffff);
     return (dword >> 4) | (top & 0xf0000000);
 }
 
@@ -33,7 +33,7 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
             f32 middle = a + (kMagic + 2);
             f32 high = exact_product_plus(a, 0.5f, splat(kMagic + 4));
             f32 code = smaller(smaller(low, middle), smaller(splat(kMagic + 7), high));
-            dword = append(dword, (u32)code, value);
+            dword = append(dword, (u32)code << 28, value);
             if (masked) keep |= (u32)(a < 6.0f) & (1u << (8 * k + i));
         }
         codes.dword[k] = dword;
@@ -41,10 +41,10 @@ QUARTET_INLINE Codes encode_nearest(const Tile& tile, f32 multiplier, u32& keep)
     return codes;
 }
 
-// Stochastic: up iff noise + fraction >= 1, where the noise is an odd number of halves of its unit. `a` is the magnitude of `value`, below 8, in units of
-// 2^-kStochasticUnit; the code is found in units of 2^-24, and `noise` is in its place below bit 24. For magnitudes below 2
-// the code is linear, just the float as an integer. From 1 on it is logarithmic, as floats are themselves: the float's bits,
-// shifted. Between 1 and 2 both hold, outside the less is right.
+// Stochastic: up iff noise + fraction >= 1, where the noise is an odd number of halves of its unit. `a` is the magnitude of
+// `value`, below 8, in units of 2^-kStochasticUnit; the code is found in units of 2^-24, and `noise` is in its place below
+// bit 24. For magnitudes below 2 the code is linear, just the float as an integer. From 1 on it is logarithmic, as floats
+// are themselves: the float's bits, shifted. Between 1 and 2 both hold, outside the less is right.
 constexpr int kStochasticUnit = 25;
 
 QUARTET_INLINE u32 append_stochastic(u32 dword, f32 a, f32 value, u32 noise) {
@@ -53,8 +53,7 @@ QUARTET_INLINE u32 append_stochastic(u32 dword, f32 a, f32 value, u32 noise) {
     i32 linear = __builtin_convertvector(a, i32);
     i32 logarithmic = ((i32)larger(a, splat(kOne)) - (kOneBits - (2 << 22))) << 2;
     u32 code = (u32)smaller(linear, logarithmic) + noise;
-    u32 top = ((u32)value & 0x80000000) | (code << 4 & 0x7fffffff);
-    return (dword >> 4) | (top & 0xf0000000);
+    return append(dword, code << 4, value);
 }
 
 // `words_of_block` gives the random words of each 128 / bits columns.

@@ -1,13 +1,9 @@
 // The Hadamard rotation of a tile of 16 to 128 columns: butterflies at strides 1, 2, 4, ... in the order of
-// kernels/numerics/reference.py, then one multiply, by 1/sqrt(size) or by 1. Up to four strides at a time, as many as fit the registers.
+// kernels/numerics/reference.py, then one multiply, by 1/sqrt(size) or by 1. Up to four strides at a time, as many as fit
+// the registers.
 #pragma once
 
 #include "rotate.h"
-
-// 1/sqrt(size), or 1 without a rotation.
-constexpr double root_of(int64_t size) {
-    return size == 0 ? 1 : size == 16 ? 0.25 : size == 32 ? kRoot : size == 64 ? 0.125 : 0.08838834764831845;
-}
 
 // Butterflies at `stride`, 2 `stride`, ... below `radix * stride`; if these are the last of `size`, times `scale`.
 template <int size, int radix, int stride>

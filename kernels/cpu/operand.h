@@ -33,7 +33,7 @@ struct Operand {
     bool quest, stochastic;
     int noise_bits;
     int32_t carry;       // of QuEST's scales: see scale.h
-    float root, factor;  // from sums of the rotation to values, and to the grid but for the scale; of absmax
+    float root, factor;  // from sums of the rotation to values; and what is scaled (values for quest) to the grid
     Rotation rotation;
     PhiloxKey key;
     uint32_t stream;
@@ -59,8 +59,8 @@ struct Operand {
           stochastic(request.rounding == Rounding::kStochastic),
           noise_bits((int)request.noise_bits),
           carry(carry_of(request)),
-          root((float)((request.rotation ? kRoot : 1) / source_shrink)),
-          factor((float)((request.rotation ? kRoot : 1) / source_shrink * request.shrink)),
+          root((float)(root_of(request.rotation) / source_shrink)),
+          factor(quest ? 1.0f : (float)(root_of(request.rotation) / source_shrink * request.shrink)),
           key(request.seed ? *request.seed : 0),
           stream((uint32_t)request.stream),
           codes(request.codes),
@@ -107,16 +107,15 @@ QUARTET_INLINE void quantize_tile(const Source& source, const Operand& to, int64
                              : rotate_with_absmax_scales(source, to.rotation, to.root, splat(exponent), tile);
     u32 keep = ~u32{};
     Codes codes;
-    const float factor = to.quest ? 1.0f : to.factor;
     if (to.stochastic) {
-        f32 multiplier = power_of_two(scales.exponent + kStochasticUnit) * factor;
+        f32 multiplier = power_of_two(scales.exponent + kStochasticUnit) * to.factor;
         codes = to.noise_bits == 8 ? encode_with_noise<8>(tile, to, multiplier, row, group)
                                    : encode_with_noise<16>(tile, to, multiplier, row, group);
     } else if (to.mask) {
         keep = u32{};
-        codes = encode_nearest<true>(tile, power_of_two(scales.exponent) * factor, keep);
+        codes = encode_nearest<true>(tile, power_of_two(scales.exponent) * to.factor, keep);
     } else {
-        codes = encode_nearest<false>(tile, power_of_two(scales.exponent) * factor, keep);
+        codes = encode_nearest<false>(tile, power_of_two(scales.exponent) * to.factor, keep);
     }
     int64_t left = to.rows - row;
     if (left >= kLanes)

@@ -51,7 +51,7 @@ QUARTET_INLINE void scale_by_power(const Target& to, Panel& panel, int first, i3
         f32* column = panel.tile(t) + first;
         byte[t] = scale_bytes(to, (i32)((f32)statistic[t] * root) & 0x7fffffff);
         if (to.request.scale_rounding == ScaleRounding::kError)
-            byte[t] += one_above_is_better(to, column, root, byte[t]) & 1;
+            byte[t] += one_above_is_better(to, column, root, byte[t]);
         valid[t] = byte[t] < kScaleNan;
         clear_invalid(column, to.group, valid[t] & (statistic[t] != 0));  // zeros of either sign have code 0
         f32 unit = multiplier(byte[t]);

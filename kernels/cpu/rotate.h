@@ -1,10 +1,18 @@
-// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of kernels/numerics/reference.py,
-// and for QuEST one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time, since all 32 don't fit the registers.
+// Reads a tile and rotates it: signs, then butterflies at strides 1, 2, 4, 8, 16 in the order of
+// kernels/numerics/reference.py, and for QuEST one multiply by 1/sqrt(32). In two steps, on 8 and on 4 vectors at a time,
+// since all 32 don't fit the registers.
 #pragma once
 
 #include "tile.h"
 
-constexpr double kRoot = 0.17677669529663687;  // 1/sqrt(32)
+// 1/sqrt(size), or 1 without a rotation.
+constexpr double root_of(int64_t size) {
+    return size == 0    ? 1
+           : size == 16 ? 0.25
+           : size == 32 ? 0.17677669529663687
+           : size == 64 ? 0.125
+                        : 0.08838834764831845;
+}
 
 struct Rotation {
     bool on;
@@ -46,5 +54,5 @@ QUARTET_INLINE void finish_rotation(Tile& tile, const Rotation& rotation, int fi
     if (!rotation.on) return;
     butterflies<4, 1>(v);
     butterflies<4, 2>(v);
-    for (int i = 0; i < 4; ++i) tile.column[first + 8 * i] = v[i] = scaled ? v[i] * (float)kRoot : v[i];
+    for (int i = 0; i < 4; ++i) tile.column[first + 8 * i] = v[i] = scaled ? v[i] * (float)root_of(kGroup) : v[i];
 }

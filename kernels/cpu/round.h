@@ -23,7 +23,7 @@ QUARTET_INLINE u32 round_nearest_e2m1(const f32* scaled) {
         f32 middle = a + (kMagic + 2);
         f32 high = exact_product_plus(a, 0.5f, splat(kMagic + 4));
         f32 code = smaller(smaller(low, middle), smaller(splat(kMagic + 7), high));
-        dword = append(dword, (u32)code, scaled[i]);
+        dword = append(dword, (u32)code << 28, scaled[i]);
     }
     return dword;
 }

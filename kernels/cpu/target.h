@@ -6,8 +6,8 @@
 #include "statistics.h"
 
 // What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `known` is set to whether these kernels know
-// them. `seed` is null unless something is rounded by random bits. `signs` (of +-1) and `sign_seed` are null unless signs are random, when one of them is given.
-// `tensor_scale` is null unless scales are E4M3, `mask` if it is not wanted.
+// them. `seed` is null unless something is rounded by random bits. `signs` (of +-1) and `sign_seed` are null unless signs
+// are random, when one of them is given. `tensor_scale` is null unless scales are E4M3, `mask` if it is not wanted.
 struct AnyRequest {
     int64_t known;
     Elements elements;

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from .random import noise_words, scale_noise, sign_bits
+from .random import noise_words, scale_noise, sign_bits, xor
 from .reductions import each_group, most_in_square, pairwise_sum, sum_in_square, to_blocks, to_groups
 from .rotation import butterflies, root, uncontracted
 from .rounding import TO_HALVES, nearest_magnitude, pack_bits, pack_nearest, pack_stochastic, pack_stochastic_halves
@@ -43,9 +43,9 @@ def rotated_sums(
     blocks: tl.constexpr = x.shape[1]
     least: tl.constexpr = (28 if rotation > 64 else 27) << 23  # 2^-99, 2^-100
     if random_signs:
-        part = tl.reshape(x, (block // rotation, rotation, blocks)).to(tl.int32, bitcast=True)
+        part = tl.reshape(x, (block // rotation, rotation, blocks))
         signs = tl.broadcast_to(sign_bits(sign_seed, stream, rotation)[None, :, :], part.shape)
-        x = tl.reshape((part ^ signs.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True), (block, blocks))
+        x = tl.reshape(xor(part, signs), (block, blocks))
     if flushes:
         x = tl.where(magnitude_bits(x) >= least, x, 0.0)
     if rotation > 0:
@@ -168,17 +168,15 @@ def quantize_e8m0(
         sums = rotated(sums, rotation)
         statistic = magnitude_bits(quest_scale(sums))
         factor = root(0, shrink)
-        to_scale = root(0)
         nonzero = statistic >= 0
     else:
         most = largest_bits(sums, group_rows)
         statistic = magnitude_bits(most.to(tl.float32, bitcast=True) * root(rotation))
         factor = root(rotation, shrink)
-        to_scale = root(rotation)
         nonzero = most != 0
     byte = _byte(statistic, scale, e4m3, scale_rounding)
-    if scale_rounding == "error":
-        byte += _one_above_is_better(_scaled(sums, to_scale, tl.minimum(byte, 254)), byte)
+    if scale_rounding == "error":  # only with a shrink of 1
+        byte += _one_above_is_better(_scaled(sums, factor, tl.minimum(byte, 254)), byte)
     valid = byte < 255
     scaled = _scaled(sums, factor, tl.where(valid, byte, 0))
     if rounding == "eden":  # what overflowed has no part in its block's factor

@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .random import flipped, noise_words
-from .rotation import butterflies_of_pairs, interleaved, largest, root, uncontracted
+from .rotation import butterflies_of_pairs, largest, root, uncontracted
 from .rounding import (
     TO_HALVES,
+    interleaved,
     neighbours,
     pack_below,
     pack_nearest,

@@ -58,11 +58,17 @@ def scale_noise(seed, stream: tl.constexpr, row, group):
 
 
 @triton.jit
+def _sign_words(seed, stream: tl.constexpr):
+    """Four of uint32[1]: the bits of all 128 signs of the GEMM of `stream`."""
+    zero = tl.zeros((1,), tl.uint32)
+    return philox(zero, zero, zero, zero + (16 + stream // 2), seed)
+
+
+@triton.jit
 def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
     """uint32[size, 1], size at most 128: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
     tl.static_assert(size <= 128)
-    zero = tl.zeros((1,), tl.uint32)
-    w0, w1, w2, w3 = philox(zero, zero, zero, zero + (16 + stream // 2), seed)
+    w0, w1, w2, w3 = _sign_words(seed, stream)
     index = tl.arange(0, size)[:, None]
     word = tl.broadcast_to(w0[None, :], (size, 1))
     if size > 32:
@@ -76,8 +82,7 @@ def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
 def flipped(even, odd, seed, stream: tl.constexpr):
     """float32: the elements 0, 2, ... and 1, 3, ... of groups of 32, [16, groups] each, with the random signs of the GEMM of
     `stream`."""
-    zero = tl.zeros((1,), tl.uint32)
-    word = philox(zero, zero, zero, zero + (16 + stream // 2), seed)[0]
+    word = _sign_words(seed, stream)[0]
     # In each half of a word the bits 2 i and 2 i + 1 of `word`, sixteen places apart: one shift for two signs.
     low = (word & 0xFFFF) | ((word << 15) & 0xFFFF0000)
     high = (word >> 16) | ((word >> 1) & 0xFFFF0000)
@@ -87,7 +92,7 @@ def flipped(even, odd, seed, stream: tl.constexpr):
     if even.dtype == tl.bfloat16 and not INTERPRETED:
         return _flipped_bfloat16(even, odd, signs)
     else:
-        return _xor(even.to(tl.float32), signs << 16), _xor(odd.to(tl.float32), signs & 0x80000000)
+        return xor(even.to(tl.float32), signs << 16), xor(odd.to(tl.float32), signs & 0x80000000)
 
 
 @triton.jit
@@ -112,5 +117,6 @@ def _flipped_bfloat16(even, odd, signs):
 
 
 @triton.jit
-def _xor(x, bits):
+def xor(x, bits):
+    """`x`, of whose bits those in `bits` are turned over; integers of the same size."""
     return (x.to(bits.dtype, bitcast=True) ^ bits).to(x.dtype, bitcast=True)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import INTERPRETED, neighbours
+from .rounding import INTERPRETED, interleaved, neighbours
 
 
 @triton.jit
@@ -37,12 +37,6 @@ def butterflies(x):
     if size >= 128:
         x = _butterfly(x, 64)
     return x
-
-
-@triton.jit
-def interleaved(even, odd):
-    """[2 n, groups] with rows `even[0], odd[0], even[1], ...` of [n, groups] each."""
-    return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 1)), (even.shape[0] * 2, even.shape[1]))
 
 
 @triton.jit

@@ -9,6 +9,9 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
+TO_HALVES = tl.constexpr(6.103515625e-05)
+"""2^-14, the factor of what `pack_stochastic_halves` takes."""
+
 
 @triton.jit
 def nearest(y):
@@ -168,6 +171,12 @@ def neighbours(x):
 
 
 @triton.jit
+def interleaved(even, odd):
+    """[2 n, groups] with rows `even[0], odd[0], even[1], ...` of [n, groups] each."""
+    return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 1)), (even.shape[0] * 2, even.shape[1]))
+
+
+@triton.jit
 def _merge(fields, bits: tl.constexpr):
     """int32[n / 2, groups]: neighbours of `fields: int32[n, groups]`, the even one in the low `bits`."""
     low, high = neighbours(fields)
@@ -252,27 +261,6 @@ def _upper(words):
 
 
 @triton.jit
-def _halves_of_words(words):
-    """uint32[2 n, groups] of 16 bits each."""
-    n: tl.constexpr = words.shape[0]
-    groups: tl.constexpr = words.shape[1]
-    return tl.reshape(tl.permute(tl.join(words & 0xFFFF, _upper(words)), (0, 2, 1)), (2 * n, groups))
-
-
-@triton.jit
-def _bytes_of_words(words):
-    """uint32[4 n, groups] of 8 bits each."""
-    n: tl.constexpr = words.shape[0]
-    groups: tl.constexpr = words.shape[1]
-    place = (tl.arange(0, 4) * 8)[None, :, None]
-    return tl.reshape((words[:, None, :] >> place.to(tl.uint32)) & 0xFF, (4 * n, groups))
-
-
-TO_HALVES = tl.constexpr(6.103515625e-05)
-"""2^-14, the factor of what `pack_stochastic_halves` takes."""
-
-
-@triton.jit
 def _bytes(words):
     """uint8[4 n, groups] of `words: uint32[n, groups]`."""
     n: tl.constexpr = words.shape[0]
@@ -286,7 +274,7 @@ def _bytes(words):
 def pack_stochastic(y, valid, words):
     """As `pack_nearest`, stochastically rounded by `words: uint32[n / 2, groups]` of 16 bits an element, the first
     element's in the low half."""
-    bits = _halves_of_words(words)
+    bits = interleaved(words & 0xFFFF, _upper(words))
     keep = _keeping(valid, y.shape[0] // 2)
     if INTERPRETED:
         return (_merge(stochastic(y, bits), 4) & keep).to(tl.uint8)
@@ -300,7 +288,7 @@ def pack_stochastic_halves(y, valid, words):
     """As `pack_nearest`, of `y * 2^14`, stochastically rounded by `words: uint32[n / 4, groups]` of 8 bits an element, the
     first element's the low ones."""
     if INTERPRETED:
-        codes = stochastic_halves(y, _bytes_of_words(words))
+        codes = stochastic_halves(y, _bytes(words))
         return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
         y0, y1, y2, y3, y4, y5, y6, y7 = _eighths(y)

@@ -33,6 +33,19 @@ def multiplies_in_fp8(device: torch.device) -> bool:
             raise GPU.refusal("products", other)
 
 
+def unit_of(device: torch.device, left: str, right: str) -> str:
+    """What multiplies a plain pair of operands, by their formats: `"native"`, tensor cores of the format; `"fp8"`; or
+    `"bf16"`, of decoded operands."""
+    if has_fp4(device):
+        return "native" if left == right else "bf16"
+    return "fp8" if left == right == "mxfp4" and multiplies_in_fp8(device) else "bf16"
+
+
+def adds_in_pairs(device: torch.device) -> bool:
+    """Whether one instruction adds two float32, or multiplies them."""
+    return architecture_of(device) == "blackwell"
+
+
 def through_tensor_memory(device: torch.device) -> bool:
     """Whether products read their operands by descriptors and their scales from tensor memory."""
     return architecture_of(device) == "blackwell"

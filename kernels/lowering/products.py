@@ -11,7 +11,7 @@ from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledMM, epilogue_of, operands_of
 from . import templates
 from .decoded import decoded_mm
-from .device import has_fp4, multiplies_in_fp8, through_tensor_memory
+from .device import through_tensor_memory, unit_of
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
 from .operands import fields_of
@@ -50,10 +50,10 @@ def scaled_mm(call: ScaledMM):
     device = call.a.get_device()
     left, right = operands_of(call)
     epilogue = epilogue_of(call)
-    if left.format == right.format == "mxfp4" and multiplies_in_fp8(device):
-        return ended(fp8_mm(left, right, call.alpha, call.dtype), epilogue)
-    if left.format != right.format or not has_fp4(device):
-        return ended(decoded_mm(left, right, call.alpha, call.dtype), epilogue)
+    unit = unit_of(device, left.format, right.format)
+    if unit != "native":
+        emulated = {"fp8": fp8_mm, "bf16": decoded_mm}[unit]
+        return ended(emulated(left, right, call.alpha, call.dtype), epilogue)
     form = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * form.packed

@@ -248,7 +248,7 @@ def test_a_pair_that_the_table_lacks_is_refused(monkeypatch):
 
 def test_a_new_architecture_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (13, 0))
-    questions = (device.has_fp4, device.multiplies_in_fp8, device.through_tensor_memory)
+    questions = (device.has_fp4, device.multiplies_in_fp8, device.adds_in_pairs, device.through_tensor_memory)
     for question in questions:
         refused(lambda question=question: question(torch.device("cuda")), "compute capability 13.0", "12.0")
     add_architecture(monkeypatch, "rubin", (13, 0))

@@ -130,7 +130,7 @@ def _flipped(X, SEED, OUT, stream: tl.constexpr, n: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
     even, odd = rounding.neighbours(x)
     even, odd = random.flipped(even, odd, tl.load(SEED), stream)
-    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rotation.interleaved(even, odd)), (n,)))
+    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rounding.interleaved(even, odd)), (n,)))
 
 
 @triton.jit
