@@ -16,6 +16,7 @@ import torch
 from llama import SIZES, Block, rotary_table
 
 import quartet_compile as qc
+from quartet_compile.cross.artifact import AT_SHARE, aligned
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 HEAD = ("op", "launches", "matrix instruction", "registers", "stack", "instr/el", "MB", "by bytes us", "predicted us",
-        "at 60 % us", "bound by")  # fmt: skip
+        f"{AT_SHARE} us", "bound by")  # fmt: skip
 
 
 def by_op(artifact: qc.Artifact) -> str:
     """The kernels by what they do: launches, most registers and stack of a thread, most instructions an element, traffic,
-    and predicted time: by bytes alone, with matrix operations and instructions, and with 60 % of the issue rate."""
+    and predicted time: by bytes alone, with matrix operations and instructions, and at a part of the issue rate."""
     groups: dict[str, list] = {}
     for kernel in artifact.kernels:
         name = kernel.op.removesuffix("_transposed").removesuffix("_tma").removesuffix("_fp8") if kernel.op else ""
@@ -70,16 +71,7 @@ def by_op(artifact: qc.Artifact) -> str:
                 ", ".join(dict.fromkeys(item.bound for item in items if item.bound)),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    left = {0, 2, 10}
-    lines = [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", *comparison(artifact)])
+    return "\n".join([*aligned(rows, left={0, 2, 10}), "", *comparison(artifact)])
 
 
 def comparison(artifact: qc.Artifact) -> list[str]:
@@ -89,7 +81,7 @@ def comparison(artifact: qc.Artifact) -> list[str]:
         return []
     return [
         f"The linear layers on a {artifact.target.chip}, predicted: {whole.speedup:.2f}x bf16, "
-        f"{whole.realistic_speedup:.2f}x at 60 % of the issue rate. "
+        f"{whole.realistic_speedup:.2f}x {AT_SHARE} of the issue rate. "
         f"Quantization is {whole.quantizing_share:.0%} of their time."
     ]
 

@@ -66,6 +66,12 @@ class QuantizedTensor:
             values = (groups if self.signs is None else groups * self.signs).reshape(values.shape)
         return values[..., : self.shape[-1]]
 
+    @property
+    def nan_scales(self) -> int:
+        """How many of the scales are NaN."""
+        nan = E4M3_NAN if self.quantizer.two_level else E8M0_NAN
+        return int((self.scales.view(torch.uint8) == nan).sum())
+
     def __repr__(self) -> str:
         parts = [self.quantizer.name, f"shape={tuple(self.shape)}"]
         for name in ("codes", "scales", "mask"):
@@ -79,10 +85,8 @@ class QuantizedTensor:
         if self.mask is not None and self.mask.numel():
             clipped = 1 - reference.unpack_bits(self.mask)[:, : self.shape[-1]].float().mean().item()
             parts.append(f"clipped={clipped:.2%}")
-        nan = E4M3_NAN if self.quantizer.two_level else E8M0_NAN
-        broken = int((self.scales.view(torch.uint8) == nan).sum())
-        if broken:
-            parts.append(f"nan_groups={broken}")
+        if self.nan_scales:
+            parts.append(f"nan_groups={self.nan_scales}")
         return f"QuantizedTensor({', '.join(parts)})"
 
 

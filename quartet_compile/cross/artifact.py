@@ -185,10 +185,13 @@ def _compared(item: Comparison) -> dict[str, Any]:
     return {**dataclasses.asdict(item), **figures, "quantizing_share": item.quantizing_share}
 
 
+AT_SHARE = f"at {100 * ISSUE_SHARE:.0f} %"
+"""What the tables call times at `roofline.ISSUE_SHARE` of the issue rate."""
+
 _COLUMNS = ("kernel", "graph", "runs", "matrix instructions", "regs", "stack", "shared", "tmem", "MB", "Gop", "instr/el",
-            "predicted us", "at 60 %", "bound by")  # fmt: skip
-_MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizing us", "in all us", "at 60 %", "bf16 us",
-                   "speedup", "at 60 %")  # fmt: skip
+            "predicted us", AT_SHARE, "bound by")  # fmt: skip
+_MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizing us", "in all us", AT_SHARE, "bf16 us",
+                   "speedup", AT_SHARE)  # fmt: skip
 
 
 def _kernel_table(artifact: Artifact) -> list[str]:

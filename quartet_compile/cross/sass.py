@@ -185,7 +185,7 @@ def trips(program: Program, loop: Loop, around: Loop, blocks: int, runs: int) ->
         copied = [o for o in compare.operands[2:] if _PREDICATE.match(o) and o not in ("PT", "UPT")]
         if compare.opcode in ("PLOP3.LUT", "UPLOP3.LUT") and compare.operands[-2:] == _ALL and len(copied) == 1:
             predicate = copied[0]
-        elif compare.opcode.endswith(".EX") and compare.operands[-1] == copied[-1]:
+        elif compare.opcode.endswith(".EX") and copied[-1:] == [compare.operands[-1]]:
             predicate = copied[-1]  # the upper halves, both 0; the lower ones decide
         else:
             break

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import torch
 
-from .format import Format, Job, SafetensorsWriter, Tensors
+from .format import Format, Tensors, safetensors_writer
 from .packing import Packed
-from .shards import Shards
 
 
 def tensors(weight: Packed) -> Tensors:
@@ -16,19 +13,15 @@ def tensors(weight: Packed) -> Tensors:
     return {weight.assignment.name: weight.restored().to(torch.bfloat16)}
 
 
-def _writer(job: Job, folder: pathlib.Path) -> SafetensorsWriter:
-    def became(weight: Packed) -> str:
-        return f"bfloat16 of {weight.blocks.quantizer.name}"
-
-    return SafetensorsWriter(tensors, became, Shards(folder, job.source.names))
+def became(weight: Packed) -> str:
+    """What is written, in words."""
+    return f"bfloat16 of {weight.blocks.quantizer.name}"
 
 
 FORMAT = Format(
     name="bf16",
     holds="what the forward pass computes with in bfloat16, for any loader",
-    operands=("mxfp4", "nvfp4", "mxfp8"),
-    rotations=(0, 16, 32, 64, 128),
     check=lambda job: None,
-    writer=_writer,
+    writer=safetensors_writer(tensors, became),
     tensors=tensors,
 )

@@ -10,12 +10,10 @@ A rotated weight needs its input rotated when it is read, by the Sylvester matri
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
-from .format import Format, Job, SafetensorsWriter, Tensors, only_linears
+from .format import Format, Job, Tensors, only_linears, safetensors_writer
 from .packing import Packed
-from .shards import Shards
 
 NAMES = {"mxfp4": "mxfp4-pack-quantized", "nvfp4": "nvfp4-pack-quantized"}
 _WEIGHTS = {
@@ -78,20 +76,13 @@ def warnings(job: Job) -> list[str]:
     return found
 
 
-def _writer(job: Job, folder: pathlib.Path) -> SafetensorsWriter:
-    def became(weight: Packed) -> str:
-        return NAMES[weight.blocks.quantizer.format]
-
-    return SafetensorsWriter(tensors, became, Shards(folder, job.source.names))
-
-
 FORMAT = Format(
     name="compressed-tensors",
     holds="MXFP4 or NVFP4 weights of linear layers, for transformers, vLLM and SGLang",
     operands=("mxfp4", "nvfp4"),
     rotations=(0, 16, 32, 64, 128),
     check=lambda job: only_linears(job, "compressed-tensors"),
-    writer=_writer,
+    writer=safetensors_writer(tensors, lambda weight: NAMES[weight.blocks.quantizer.format]),
     tensors=tensors,
     settings=settings,
     warnings=warnings,

@@ -103,11 +103,10 @@ def _opened(chosen: Format, job: Job, staged: pathlib.Path) -> Iterator[Writer]:
     writer = chosen.writer(job, staged)
     try:
         yield writer
+        writer.close()
     except BaseException:
-        with contextlib.suppress(OSError):
-            writer.abandon()
+        writer.abandon()
         raise
-    writer.close()
 
 
 def _write_config(job: Job, chosen: Format, staged: pathlib.Path) -> None:

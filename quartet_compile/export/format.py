@@ -12,7 +12,7 @@ import torch
 from ..errors import ExportError
 from ..kernels.quantizer import Quantizer
 from .packing import Packed, without_rotation
-from .plan import Assignment, Plan
+from .plan import COLUMNS, Assignment, Plan
 from .shards import Shards
 from .source import Source
 
@@ -21,7 +21,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One export. config: of the model. quantizer: of all FP4 weights as they are written; None in the format `bf16`."""
+    """One export. config: of the model. quantizer: of all FP4 weights as they are written; None in a format that dequantizes
+    them."""
 
     plan: Plan
     source: Source
@@ -42,7 +43,8 @@ class Writer(Protocol):
 
     def close(self) -> None: ...
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        """Close what an error left open, without one of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Format:
     """A file format for FP4 weights.
 
     holds:     what it is, for messages and the command line.
-    operands:  the number formats that it can hold.
+    operands:  the number formats that it can hold; none of a format that dequantizes all of them.
     rotations: the sizes of rotations whose weights its loaders can use; 0 is none.
     tensors:   what a weight becomes: the tensors of the file by name; None for a format whose file isn't tensors by name.
     check:     raises `ExportError` for a model that it can't hold.
@@ -61,10 +63,10 @@ class Format:
 
     name: str
     holds: str
-    operands: tuple[str, ...]
-    rotations: tuple[int, ...]
     check: Callable[[Job], None]
     writer: Callable[[Job, pathlib.Path], Writer]
+    operands: tuple[str, ...] = ()
+    rotations: tuple[int, ...] = ()
     tensors: Callable[[Packed], Tensors] | None = None
     settings: Callable[[Job], dict[str, Any]] = lambda job: {}
     warnings: Callable[[Job], list[str]] = lambda job: []
@@ -95,7 +97,7 @@ class Format:
 
     def check_width(self, assignment: Assignment, quantizer: Quantizer) -> None:
         """Raise `ExportError` for rows that don't fill their last group."""
-        columns = assignment.shape[-2 if assignment.outputs == "columns" else -1]
+        columns = assignment.shape[-2 if assignment.outputs == COLUMNS else -1]
         if columns % quantizer.block:
             raise ExportError(
                 f"The weight {assignment.name!r} has rows of {columns}; expected a multiple of {quantizer.block}, as format "
@@ -137,6 +139,13 @@ class SafetensorsWriter:
 
     def abandon(self) -> None:
         self._shards.abandon()
+
+
+def safetensors_writer(
+    tensors: Callable[[Packed], Tensors], became: Callable[[Packed], str]
+) -> Callable[[Job, pathlib.Path], Writer]:
+    """The `writer` of such a format. tensors, became: what a weight becomes, as tensors and in words."""
+    return lambda job, folder: SafetensorsWriter(tensors, became, Shards(folder, job.source.names))
 
 
 def in_bf16(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,16 +10,14 @@ Source: fp_quant 0.3.2, `module/linear.py`.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import torch
 
 from ..errors import ExportError
 from ..kernels.numerics.reference import hadamard
-from .format import Format, Job, SafetensorsWriter, Tensors, only_linears
+from .format import Format, Job, Tensors, only_linears, safetensors_writer
 from .packing import Packed
-from .shards import Shards
 
 _SIZE = 32
 
@@ -43,10 +41,11 @@ def check(job: Job) -> None:
     """The format's kernels quantize activations by QuEST: so must have the recipe."""
     only_linears(job, "fp-quant")
     quantizer = job.quantizer
-    if quantizer is None or quantizer.scale != "quest" or quantizer.scale_rounding != "down":
+    assert quantizer is not None
+    if quantizer.scale != "quest" or quantizer.scale_rounding != "down":
         raise ExportError(
             f"Format 'fp-quant' quantizes the inputs by QuEST with scales rounded down, as 'mxfp4-quest'; the recipe "
-            f"{job.plan.recipe!r} has {quantizer.name if quantizer else 'no FP4 weights'}. Use format='compressed-tensors'."
+            f"{job.plan.recipe!r} has {quantizer.name}. Use format='compressed-tensors'."
         )
 
 
@@ -65,17 +64,13 @@ def settings(job: Job) -> dict[str, Any]:
     }
 
 
-def _writer(job: Job, folder: pathlib.Path) -> SafetensorsWriter:
-    return SafetensorsWriter(tensors, lambda weight: "fp_quant mxfp4", Shards(folder, job.source.names))
-
-
 FORMAT = Format(
     name="fp-quant",
     holds="MXFP4 rotated by 32 under QuEST, for FP-Quant's kernels (transformers with fp_quant, on a GPU)",
     operands=("mxfp4",),
     rotations=(_SIZE,),
     check=check,
-    writer=_writer,
+    writer=safetensors_writer(tensors, lambda weight: "fp_quant mxfp4"),
     tensors=tensors,
     settings=settings,
     warnings=lambda job: ["transformers (5.24) loads fp_quant on a GPU only, and vLLM is about to drop it"],

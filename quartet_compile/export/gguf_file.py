@@ -8,6 +8,7 @@ its q and k are reordered. Source: gguf 0.19, `quants.py`, `tensor_mapping.py`; 
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -109,12 +110,12 @@ class _Writer:
         self._file.close()
 
     def abandon(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _declare(self, name: str, tensor: torch.Tensor) -> None:
         types, shape = self._gguf.GGMLQuantizationType, list(tensor.shape)
-        assignment = self._job.plan.assignments.get(name)
-        if assignment is not None and assignment.quantizer is not None:
+        if self._job.plan.assignments[name].quantizer is not None:
             kind, bytes_ = types.MXFP4, tensor.numel() // 32 * _GROUP_BYTES
         elif tensor.dim() > 1:
             kind, bytes_ = types.BF16, 2 * tensor.numel()

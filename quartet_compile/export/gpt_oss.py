@@ -10,14 +10,12 @@ parameters are [E, K, N]. Source: transformers 5.24, `integrations/mxfp4.py`.
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 from ..errors import ExportError
 from . import bf16
-from .format import Format, Job, SafetensorsWriter, Tensors
+from .format import Format, Job, Tensors, safetensors_writer
 from .packing import Packed
-from .shards import Shards
 
 _EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 _KEPT = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
@@ -53,12 +51,9 @@ def settings(job: Job) -> dict[str, Any]:
     return {"quant_method": "mxfp4", "modules_to_not_convert": _KEPT}
 
 
-def _writer(job: Job, folder: pathlib.Path) -> SafetensorsWriter:
-    def became(weight: Packed) -> str:
-        name = weight.blocks.quantizer.name
-        return "mxfp4 blocks and scales" if weight.assignment.name.endswith(_EXPERTS) else f"bfloat16 of {name}"
-
-    return SafetensorsWriter(tensors, became, Shards(folder, job.source.names))
+def became(weight: Packed) -> str:
+    """What is written, in words."""
+    return "mxfp4 blocks and scales" if weight.assignment.name.endswith(_EXPERTS) else bf16.became(weight)
 
 
 FORMAT = Format(
@@ -67,7 +62,7 @@ FORMAT = Format(
     operands=("mxfp4",),
     rotations=(0,),
     check=check,
-    writer=_writer,
+    writer=safetensors_writer(tensors, became),
     tensors=tensors,
     settings=settings,
 )

@@ -39,16 +39,15 @@ def job_of(
     compiled = compiled_by_us(subject)
     config = configure(options) if compiled is None else same_options(compiled, options)
     if report is None:
-        args, keywords = call(whole, inputs, dict(kwargs or {}))
+        args, keywords = call(whole, inputs, kwargs)
         report = explain(subject, *args, kwargs=keywords, **options)
     found = plan(report, whole, config.policy)
     found = dataclasses.replace(found, assignments=named(found, source.names))
-    quantizer = None if chosen.name == "bf16" else chosen.quantizer(found, unrotated)
+    found.require_quantized()
+    quantizer = chosen.quantizer(found, unrotated) if chosen.operands else None
     if quantizer is not None:
         for each in found.quantized:
             chosen.check_width(each, quantizer)
-    if not found.quantized:
-        found.quantizer  # noqa: B018  raises, with the reasons
     job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer)
     chosen.check(job)
     return job

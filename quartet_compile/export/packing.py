@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from ..errors import ExportError
-from ..kernels.quantizer import E4M3_NAN, E8M0_NAN, Quantizer
+from ..kernels.quantizer import Quantizer
 from ..quantized import QuantizedTensor, quantize
 from .plan import COLUMNS, UNKNOWN, Assignment
 
@@ -103,10 +103,8 @@ def relative_error(blocks: QuantizedTensor, weight: torch.Tensor) -> float:
 
 def _blocks(name: str, weight: torch.Tensor, quantizer: Quantizer) -> QuantizedTensor:
     blocks = quantize(weight, quantizer)
-    nan = E4M3_NAN if quantizer.two_level else E8M0_NAN
-    broken = int((blocks.scales.view(torch.uint8) == nan).sum())
-    if broken or not bool(blocks.tensor_scale.isfinite().all()):
-        groups = broken // quantizer.group_rows
+    if blocks.nan_scales or not bool(blocks.tensor_scale.isfinite().all()):
+        groups = blocks.nan_scales // quantizer.group_rows
         raise ExportError(
             f"The weight {name!r} has a NaN or an infinity, in {groups} of its groups; expected finite values, since other "
             "code reads the scale byte of NaN as a number. Export an earlier checkpoint."

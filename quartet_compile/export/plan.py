@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -62,14 +62,8 @@ class Plan:
     @property
     def quantizer(self) -> Quantizer:
         """That of the FP4 tensors. Raises `ExportError` where there are none, or several formats or rotations."""
+        self.require_quantized()
         by_layout = {(q.quantizer.format, q.quantizer.rotation): q for q in self.quantized if q.quantizer}
-        if not by_layout:
-            reasons = {each.reason for each in self.assignments.values()} - {NO_MATMUL}
-            raise ExportError(
-                f"No matmul of this model computes its forward pass in FP4 (recipe {self.recipe!r}), so there is nothing to "
-                f"write: {'; '.join(sorted(reasons)) or 'it has no matmul with a parameter'}. Give the recipe that it was "
-                "trained with."
-            )
         if len(by_layout) > 1:
             shown = "; ".join(f"{q.name} is {q.quantizer.name}" for q in by_layout.values() if q.quantizer)
             raise ExportError(
@@ -78,6 +72,16 @@ class Plan:
                 "others in high precision with exclude=[...], or use format='bf16'."
             )
         return next(q.quantizer for q in by_layout.values() if q.quantizer)
+
+    def require_quantized(self) -> None:
+        """Raise `ExportError`, with the reasons, if no tensor becomes FP4."""
+        if not self.quantized:
+            reasons = {each.reason for each in self.assignments.values()} - {NO_MATMUL}
+            raise ExportError(
+                f"No matmul of this model computes its forward pass in FP4 (recipe {self.recipe!r}), so there is nothing to "
+                f"write: {'; '.join(sorted(reasons)) or 'it has no matmul with a parameter'}. Give the recipe that it was "
+                "trained with."
+            )
 
 
 def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
@@ -127,8 +131,7 @@ def unshared(model: nn.Module) -> dict[str, torch.Tensor]:
 def _assignment(
     site: Site, name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
 ) -> Assignment:
-    module = modules.get(name.rpartition(".")[0])
-    linear = isinstance(module, nn.Linear) and name.endswith(".weight")
+    linear = _is_linear(name, modules)
     if site.rewritten and site.recipe not in recipes:
         raise ExportError(
             f"The report says that {site.name!r} runs in recipe {site.recipe!r}, and the options have "
@@ -146,7 +149,7 @@ def _assignment(
         name=name,
         shape=tuple(tensor.shape),
         quantizer=fprop.b,
-        outputs=ROWS if linear else _outputs(site, tensor, module),
+        outputs=ROWS if linear else _outputs(site, tensor, modules.get(name.rpartition(".")[0])),
         compute=getattr(torch, site.dtype),
         linear=linear,
         reason=site.reason,
@@ -164,9 +167,13 @@ def _outputs(site: Site, tensor: torch.Tensor, module: nn.Module | None) -> str:
 
 
 def _unseen(name: str, modules: Mapping[str, nn.Module]) -> Assignment:
-    owner = modules.get(name.rpartition(".")[0])
-    linear = isinstance(owner, nn.Linear) and name.endswith(".weight")
+    linear = _is_linear(name, modules)
     return Assignment(name=name, linear=linear, reason="not in the captured forward pass" if linear else NO_MATMUL)
+
+
+def _is_linear(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a tensor is the weight of an `nn.Linear`."""
+    return name.endswith(".weight") and isinstance(modules.get(name.rpartition(".")[0]), nn.Linear)
 
 
 def _no_tensor(site: Site, model: nn.Module) -> str:
@@ -178,12 +185,12 @@ def _no_tensor(site: Site, model: nn.Module) -> str:
     )
 
 
-def named(plan: Plan, names: Iterable[str]) -> dict[str, Assignment]:
+def named(plan: Plan, names: Sequence[str]) -> dict[str, Assignment]:
     """The assignments of the tensors of a checkpoint; those that the model doesn't have stay as they are. Raises
     `ExportError` for an FP4 weight that the checkpoint lacks."""
-    names = list(names)
+    held = set(names)
     for each in plan.quantized:
-        if each.name not in names:
+        if each.name not in held:
             raise ExportError(
                 f"The checkpoint has no tensor {each.name!r}, which the model computes with in FP4; it has "
                 f"{len(names)} tensors, "

@@ -8,7 +8,7 @@ Source: the format's description in the safetensors repository.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import math
 import pathlib
@@ -52,7 +52,7 @@ class Shards:
         self._waiting: list[tuple[str, torch.Tensor]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write a tensor. Raises `ExportError` for a dtype that safetensors doesn't have, or a name that is there."""
+        """Write a tensor, of a name that isn't there yet. Raises `ExportError` for a dtype that safetensors doesn't have."""
         if tensor.dtype not in _DTYPES:
             raise ExportError(
                 f"The tensor {name!r} is {tensor.dtype}; expected one of {', '.join(map(str, _DTYPES))}. Convert it, or "
@@ -83,9 +83,10 @@ class Shards:
             (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
     def abandon(self) -> None:
-        """Close the file that an error left open."""
+        """Close the file that an error left open; what can't be written any more is lost."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _size(self) -> int:
         return int(self._file.tell()) - self._start_of_data + sum(tensor.nbytes for _, tensor in self._waiting)
@@ -96,16 +97,14 @@ class Shards:
 
     def _start(self) -> None:
         path = self._folder / f"shard-{len(self._files)}"
-        self._file = io.FileIO(path, "w")
+        self._file = open(path, "wb")  # noqa: SIM115  closed by `_finish` or `abandon`
         self._file.seek(self._start_of_data)
         self._files.append((path, []))
         self._header = {"__metadata__": {"format": "pt"}}
 
     def _write(self, name: str, tensor: torch.Tensor) -> None:
         start = self._file.tell() - self._start_of_data
-        rest = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        while rest:  # a full disk may take a part
-            rest = rest[self._file.write(rest) :]
+        self._file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         entry = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),

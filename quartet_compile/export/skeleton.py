@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
 
 
 def call(
-    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs that a model is looked at with: those given, or a batch of tokens for a language model of transformers."""
     if inputs or kwargs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -54,9 +54,16 @@ class FolderSource:
             raise ExportError(
                 f"No folder {str(folder)!r}; expected one with model.safetensors, as save_pretrained writes."
             )
-        self._files = _files(folder)
-        self._places = {name: file for file in self._files for name in _names(file)}
-        self.names = list(self._places)
+        index = _read_json(folder / _INDEX).get("weight_map", {}) if (folder / _INDEX).is_file() else None
+        self._files = _files(folder, index)
+        self.names = _names(folder, self._files)
+        held = set(self.names)
+        lost = [name for name in index or () if name not in held]
+        if lost:
+            raise ExportError(
+                f"{_INDEX} in {str(folder)!r} lists {len(lost)} tensors that its files don't hold, as {lost[0]!r}. Copy the "
+                "checkpoint again."
+            )
         self.config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if "quantization_config" in self.config:
             method = self.config["quantization_config"].get("quant_method", "some method")
@@ -79,21 +86,14 @@ def _is_hf(config: Any) -> bool:
     return hasattr(config, "to_json_string")
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    if (folder / _INDEX).is_file():
-        index = _read_json(folder / _INDEX)
-        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+def _files(folder: pathlib.Path, index: Mapping[str, str] | None) -> list[pathlib.Path]:
+    """The files with the tensors. index: in which file each tensor is; None for a folder without one."""
+    if index is not None:
+        files = [folder / name for name in sorted(set(index.values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             raise ExportError(
                 f"{_INDEX} in {str(folder)!r} names files that aren't there: {', '.join(missing) or 'none at all'}."
-            )
-        held = {name for file in files for name in _names(file)}
-        lost = [name for name in index["weight_map"] if name not in held]
-        if lost:
-            raise ExportError(
-                f"{_INDEX} in {str(folder)!r} lists {len(lost)} tensors that its files don't hold, as {lost[0]!r}. Copy the "
-                "checkpoint again."
             )
         return files
     files = sorted(folder.glob("*.safetensors"))
@@ -106,9 +106,19 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _names(file: pathlib.Path) -> list[str]:
-    with _open(file) as opened:
-        return list(opened.keys())
+def _names(folder: pathlib.Path, files: Iterable[pathlib.Path]) -> list[str]:
+    """The names of the tensors. Raises `ExportError` for one that two files hold."""
+    places: dict[str, str] = {}
+    for file in files:
+        with _open(file) as opened:
+            for name in opened.keys():  # noqa: SIM118  a handle, not a dict
+                if name in places:
+                    raise ExportError(
+                        f"The checkpoint {str(folder)!r} has the tensor {name!r} in {places[name]} and in {file.name}; "
+                        "expected each in one file. Keep the files of one checkpoint only."
+                    )
+                places[name] = file.name
+    return list(places)
 
 
 def _open(file: pathlib.Path) -> Any:

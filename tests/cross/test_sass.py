@@ -95,6 +95,12 @@ def test_64_bits_are_compared_by_halves():
     assert issued(listing(WIDE), 2)["HGMMA"] == 2 * 3
 
 
+def test_a_half_that_copies_no_predicate_is_refused():
+    text = WIDE.replace("R23, RZ, PT, P0", "R23, RZ, PT, PT")
+    with pytest.raises(UnknownTrips, match="end is decided by ISETP.GE.U32.AND.EX"):
+        issued(listing(text), 1)
+
+
 def test_a_path_that_is_not_taken():
     assert issued(listing(WIDE), 2, untaken=("HGMMA",)).total() == 2 * 2
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from safetensors.torch import load_file
 
 import quartet_compile as qc
 from quartet_compile.__main__ import main
+from quartet_compile.export import format
+from quartet_compile.export.shards import Shards
 
 CONFIG = hf.LlamaConfig(
     vocab_size=128,
@@ -111,6 +115,12 @@ def test_gguf(model, reports, tmp_path):
     weight = model.model.layers[0].mlp.down_proj.weight
     assert down.tensor_type == gguf.GGMLQuantizationType.MXFP4
     assert torch.equal(values, qc.quantize(weight, "mxfp4-rtn-2d").restore())
+    attention = model.model.layers[0].self_attn
+    for part, weight, heads in (("q", attention.q_proj.weight, 2), ("k", attention.k_proj.weight, 1)):
+        rows = [32 * head + row + half for head in range(heads) for row in range(16) for half in (0, 16)]
+        tensor = read[f"blk.0.attn_{part}.weight"]
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        assert torch.equal(values, qc.quantize(weight, "mxfp4-rtn-2d").restore()[rows]), part
 
 
 @pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:MXFP4 inference")
@@ -157,6 +167,35 @@ def test_bf16(model, reports, tmp_path):
     became = {each.name: each.became for each in made.tensors}
     assert became["model.layers.0.mlp.down_proj.weight"] == "bfloat16 of mxfp4-quest"
     assert became["lm_head.weight"] == "bfloat16"
+
+
+@pytest.mark.filterwarnings("ignore:quartet. exported as")
+def test_shards_by_transformers(model, reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(format, "Shards", functools.partial(Shards, shard_bytes=30_000))
+    report, folder = reports("quartet"), tmp_path / "served"
+    qc.export(model, folder, format="bf16", report=report)
+    assert_same(hf.AutoModelForCausalLM.from_pretrained(folder), expected(model, report, "mxfp4-quest"))
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 1
+    assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+
+
+def test_shards_by_their_index(tmp_path):
+    """Sizes that aren't multiples of 8 wait for the end of their shard, and count to it."""
+    shapes = [(100,), (3,), (50, 2), (5,), (), (0, 4), (90,), (7,)]
+    dtypes = [torch.float32, torch.uint8, torch.bfloat16, torch.float16]
+    tensors = {f"t{i}": torch.arange(math.prod(s)).reshape(s).to(dtypes[i % 4]) for i, s in enumerate(shapes)}
+    shards = Shards(tmp_path, tensors, shard_bytes=405)
+    for name, tensor in tensors.items():
+        shards.add(name, tensor)
+    shards.close()
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = {file: load_file(tmp_path / file) for file in index["weight_map"].values()}
+    assert len(files) == 3 and index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert {name for held in files.values() for name in held} == tensors.keys() == index["weight_map"].keys()
+    for name, file in index["weight_map"].items():
+        torch.testing.assert_close(files[file][name], tensors[name], rtol=0, atol=0)
+    assert all(sum(tensor.nbytes for tensor in held.values()) <= 405 for held in files.values())
 
 
 @pytest.mark.filterwarnings("ignore:quartet. exported as")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import json
 import resource
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import quartet_compile as qc
+from quartet_compile.export import source
 from quartet_compile.export.shards import Shards
 
 X = (torch.zeros(64, 64),)
@@ -110,15 +115,56 @@ def test_a_file_where_a_folder_should_be(net, report, tmp_path):
         qc.export(net, tmp_path / "file" / "served", format="bf16", recipe="jetfire-fp4", report=report)
 
 
-@pytest.mark.parametrize("room", [100, 9000])
-def test_no_space(net, report, tmp_path, room):
-    """The limit on the size of a file is met in its header, and in a tensor."""
+@contextlib.contextmanager
+def files_up_to(size):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        refused(net, tmp_path, "can't be written .* bytes are free there", recipe="jetfire-fp4", report=report)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+NO_SPACE = "can't be written .* bytes are free there"
+
+
+@pytest.mark.parametrize("room", [100, 9000])
+def test_no_space(net, report, tmp_path, room):
+    """The limit on the size of a file is met at the start of a tensor, and inside of it."""
+    with files_up_to(room):
+        refused(net, tmp_path, NO_SPACE, recipe="jetfire-fp4", report=report)
+
+
+def test_no_space_for_the_header(net, report, tmp_path, monkeypatch):
+    """All tensors are written, and the limit is met inside of the header."""
+    close = Shards.close
+
+    def limited(self):
+        self._file.flush()
+        with files_up_to(100):
+            close(self)
+
+    monkeypatch.setattr(Shards, "close", limited)
+    refused(net, tmp_path, NO_SPACE, recipe="jetfire-fp4", report=report)
+
+
+def test_a_failure_at_the_end_closes_the_file(net, report, tmp_path, monkeypatch):
+    files = []
+
+    def fails(self):
+        files.append(self._file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Shards, "close", fails)
+    refused(net, tmp_path, NO_SPACE, recipe="jetfire-fp4", report=report)
+    assert [file.closed for file in files] == [True]
+
+
+def test_what_can_not_be_written_is_abandoned_without_an_error(tmp_path):
+    shards = Shards(tmp_path, ["x"])
+    shards.add("x", torch.zeros(64))
+    with files_up_to(100):
+        shards.abandon()
 
 
 def test_an_interrupt_leaves_nothing(net, report, tmp_path, monkeypatch):
@@ -149,6 +195,18 @@ def test_a_checkpoint_in_shards(net, checkpoint, report, tmp_path):
     assert [each.became for each in made.tensors] == ["bfloat16 of mxfp4-rtn-2d"] * 2
 
 
+def test_each_shard_is_opened_once_for_its_names(checkpoint, monkeypatch):
+    opened = []
+
+    def counted(path, **how):
+        opened.append(path.name)
+        return safetensors.safe_open(path, **how)
+
+    monkeypatch.setattr(source, "_open", functools.partial(counted, framework="pt"))
+    assert source.FolderSource(checkpoint).names == ["down.weight", "up.weight"]
+    assert opened == ["down.weight.safetensors", "up.weight.safetensors"]
+
+
 def _truncated(folder):
     path = folder / "up.weight.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -161,6 +219,11 @@ def _another_shape(folder):
 def _another_name(folder):
     (folder / "model.safetensors.index.json").unlink()
     save_file({"model.up.weight": torch.zeros(96, 64)}, folder / "up.weight.safetensors")
+
+
+def _a_name_twice(folder):
+    (folder / "model.safetensors.index.json").unlink()
+    save_file({"up.weight": torch.zeros(96, 64)}, folder / "more.safetensors")
 
 
 def _unlisted(folder):
@@ -181,6 +244,7 @@ def _pickles(folder):
         (_truncated, "up.weight.safetensors' can't be read"),
         (_another_shape, r"'up.weight' has the shape \(128, 64\); expected \(96, 64\)"),
         (_another_name, "has no tensor 'up.weight', which the model computes with in FP4"),
+        (_a_name_twice, "'up.weight' in more.safetensors and in up.weight.safetensors; expected each in one file"),
         (_pickles, r"has no \*.safetensors"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "index.json' can't be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds a list; expected an object"),
@@ -189,7 +253,7 @@ def _pickles(folder):
             r"quantized already \(by fp8\)",
         ),
     ],
-    ids=["no shard", "no tensor", "truncated", "shape", "names", "pickles", "index", "config", "quantized"],
+    ids=["no shard", "no tensor", "truncated", "shape", "names", "twice", "pickles", "index", "config", "quantized"],
 )
 def test_checkpoints(checkpoint, report, tmp_path, spoil, match):
     spoil(checkpoint)
