@@ -231,7 +231,7 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
             f"has scale_format='e4m3' with elements={q.elements!r}; E4M3 scales are those of NVFP4: set elements='e2m1'.",
         ),
         (
-            q.two_level != (q.group == 16),
+            not q.exact and q.two_level != (q.group == 16),
             f"has group={q.group} with scale_format={q.scale_format!r}; expected group=16 with 'e4m3' (NVFP4) and group=32 "
             "with 'e8m0' (MX formats).",
         ),

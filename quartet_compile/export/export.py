@@ -34,6 +34,7 @@ def export(
     of: nn.Module | None = None,
     report: Report | None = None,
     unrotated: bool = False,
+    activations: str | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Exported:
@@ -49,6 +50,9 @@ def export(
         a batch of tokens, for a language model of transformers. report: that of `explain` with these options, if it is
         there already.
     unrotated: quantize rotated weights again without their rotation, for loaders that can't rotate.
+    activations: `"mxfp4"` writes that the server rounds activations to MXFP4 too, each group of 32 by its largest
+        magnitude at run time (compressed-tensors); by default they stay in high precision. `eval="served-w4a16"` and the
+        like compute either here.
     options: those of training, as `recipe` and `exclude`; by default those that the model was compiled with.
 
     A weight becomes FP4 exactly if the report says so of its matmul; everything else becomes bfloat16, integers stay.
@@ -58,7 +62,15 @@ def export(
     chosen, target = format_named(format), pathlib.Path(folder)
     require_new(target)  # before the work that follows
     job = job_of(
-        model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
+        model,
+        chosen,
+        inputs=inputs,
+        kwargs=kwargs,
+        of=of,
+        report=report,
+        unrotated=unrotated,
+        activations=activations,
+        options=options,
     )
     with new_folder(target) as staged:
         tensors = _write(job, chosen, staged, progress)

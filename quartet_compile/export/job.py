@@ -31,6 +31,7 @@ def job_of(
     of: nn.Module | None,
     report: Report | None,
     unrotated: bool,
+    activations: str | None,
     options: Mapping[str, Any],
 ) -> Job:
     """What is to be written, checked as far as it can be before any weight is read."""
@@ -48,7 +49,8 @@ def job_of(
     if quantizer is not None:
         for each in found.quantized:
             chosen.check_width(each, quantizer)
-    job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer)
+    chosen.check_activations(activations, quantizer)
+    job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer, activations=activations)
     chosen.check(job)
     return job
 

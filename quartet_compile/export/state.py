@@ -55,6 +55,7 @@ def export_state(
     kwargs: Mapping[str, Any] | None = None,
     report: Report | None = None,
     unrotated: bool = False,
+    activations: str | None = None,
     **options: Any,
 ) -> ExportedState:
     """The weights that a model's FP4 forward pass computes with, as named tensors in memory, weight by weight.
@@ -75,6 +76,14 @@ def export_state(
     if not isinstance(model, nn.Module):
         raise ExportError(f"export_state got a {type(model).__name__}; expected a Module, compiled or not.")
     job = job_of(
-        model, chosen, inputs=inputs, kwargs=kwargs, of=None, report=report, unrotated=unrotated, options=options
+        model,
+        chosen,
+        inputs=inputs,
+        kwargs=kwargs,
+        of=None,
+        report=report,
+        unrotated=unrotated,
+        activations=activations,
+        options=options,
     )
     return ExportedState(job, chosen)
