@@ -20,6 +20,7 @@ from .format import Format, Job, Writer
 from .formats import format_named
 from .job import job_of
 from .packing import errors, pack
+from .ranks import on_first_rank
 from .record import Exported, ExportedTensor
 from .staging import new_folder, require_new
 
@@ -42,8 +43,10 @@ def export(
     fp-quant or bf16 (docs/export.md says who loads each).
 
     model: a Module, compiled or not; or the path of a checkpoint folder with safetensors, which is read a tensor at a
-        time. of: the model that such a checkpoint is of, weights or none (on the meta device); by default what its
-        config.json describes.
+        time. A sharded one (DTensors: FSDP2, tensor parallelism) is gathered a weight at a time: call it on all ranks, and
+        rank 0 writes.
+    of: the model that a checkpoint is of, weights or none (on the meta device); by default what its config.json describes.
+        Of a sharded model, the same one before it was sharded.
     folder: must not exist. It appears as a whole when all is written, with config.json and, of a checkpoint, what lay
         beside the weights (tokenizer).
     inputs, kwargs: what the model is called with to see which matmuls run in FP4; shapes matter, values don't. By default
@@ -72,11 +75,16 @@ def export(
         activations=activations,
         options=options,
     )
-    with new_folder(target) as staged:
-        tensors = _write(job, chosen, staged, progress)
-        _write_config(job, chosen, staged)
-        for path in job.source.companions:
-            shutil.copyfile(path, staged / path.name)
+
+    def write(tensors: Iterator[tuple[str, torch.Tensor]]) -> list[ExportedTensor]:
+        with new_folder(target) as staged:
+            records = _write(job, chosen, staged, _shown(tensors, len(job.source.names), progress))
+            _write_config(job, chosen, staged)
+            for path in job.source.companions:
+                shutil.copyfile(path, staged / path.name)
+        return records
+
+    tensors = on_first_rank(job.source, write)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
         python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
@@ -84,10 +92,12 @@ def export(
 
 
 @torch.no_grad()
-def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: bool) -> list[ExportedTensor]:
+def _write(
+    job: Job, chosen: Format, staged: pathlib.Path, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> list[ExportedTensor]:
     records = []
     with _opened(chosen, job, staged) as writer:
-        for name, tensor in _shown(job.source.tensors(), len(job.source.names), progress):
+        for name, tensor in tensors:
             assignment = job.plan.assignments[name]
             error, rotated = None, None
             if assignment.quantizer is None:

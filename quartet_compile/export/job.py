@@ -37,8 +37,10 @@ def job_of(
     """What is to be written, checked as far as it can be before any weight is read."""
     source, subject = _source(model, of)
     whole: nn.Module = uncompiled(subject)
-    compiled = compiled_by_us(subject)
+    compiled = compiled_by_us(model if isinstance(source, ModelSource) else subject)
     config = configure(options) if compiled is None else same_options(compiled, options)
+    if compiled is not None:
+        options = compiled.options
     if report is None:
         args, keywords = call(whole, inputs, kwargs)
         report = explain(subject, *args, kwargs=keywords, **options)
@@ -65,4 +67,4 @@ def _source(model: Any, of: Any) -> tuple[Source, Any]:
         raise ExportError(
             f"export got a {type(model).__name__}; expected a Module, compiled or not, or the path of a checkpoint folder."
         )
-    return ModelSource(whole), model
+    return ModelSource(whole), model if of is None else of

@@ -53,6 +53,7 @@ def export_state(
     format: str = "compressed-tensors",
     inputs: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    of: nn.Module | None = None,
     report: Report | None = None,
     unrotated: bool = False,
     activations: str | None = None,
@@ -65,7 +66,8 @@ def export_state(
             train(model)
             engine.load_weights(state)             # any iterable of (name, tensor)
 
-    Arguments and errors are those of `qc.export`; the formats are those of tensors by name, so not `gguf`.
+    Arguments and errors are those of `qc.export`; the formats are those of tensors by name, so not `gguf`. Of a sharded
+    model every rank gets each tensor whole; all of them must read the state at the same time.
     """
     chosen = format_named(format)
     if chosen.tensors is None:
@@ -80,7 +82,7 @@ def export_state(
         chosen,
         inputs=inputs,
         kwargs=kwargs,
-        of=None,
+        of=of,
         report=report,
         unrotated=unrotated,
         activations=activations,
