@@ -41,8 +41,8 @@ from .cross.artifact import Artifact
 from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
-from .export import cli as export_cli
 from .law import cli as law_cli
+from .serving import cli as export_cli
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
