@@ -149,7 +149,7 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
-    command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
+    command.add_argument("--scope", help="all, or marked: only what is marked with quartet_compile.fp4")
     command.add_argument("--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error")
     command.add_argument("--no-grad", action="store_true", help="the inference graph instead of the training graph")
     command.add_argument("--json", action="store_true", help="machine-readable output")

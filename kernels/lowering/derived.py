@@ -1,4 +1,4 @@
-"""What products make of an operand's buffers (blocked scales, FP8 values, bf16 values): once for all products that read it.
+"""What products make of an operand's buffers (swizzled scales, FP8 values, bf16 values): once for all products that read it.
 
 Inductor lowers one op at a time and merges no equal kernels. So this one table, held by the graph that is being lowered,
 knows what was derived of which part of which buffer.

@@ -36,9 +36,9 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
     inside = epilogue if in_template(epilogue) else None
     mask, width = (inside.mask, inside.columns) if inside else (None, columns)
     stacked = call.gemm == "wgrad"
-    form, native = OPERAND_FORMATS[left.format], has_fp4(device)
-    tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
-    scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
+    facts, native = OPERAND_FORMATS[left.format], has_fp4(device)
+    tiles = _GROUPED_TILES[architecture_of(device), facts.bits] if native else _GROUPED_TILES_BF16[facts.bits]
+    scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
     product = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
         [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],

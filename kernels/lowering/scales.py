@@ -14,13 +14,13 @@ from .operands import box, round_up
 aten = torch.ops.aten
 
 
-def blocked_with(scales: Any, blocked: Any) -> None:
+def swizzled_with(scales: Any, swizzled: Any) -> None:
     """Say that the kernel that made scales [rows, groups] has made their blocks too."""
-    rows, columns = blocked.get_size()
-    derive("blocked", _line(blocked, rows * columns), realize_inputs(scales))
+    rows, columns = swizzled.get_size()
+    derive("swizzled", _line(swizzled, rows * columns), realize_inputs(scales))
 
 
-def blocked_scales(scales: Any) -> Any:
+def swizzled_scales(scales: Any) -> Any:
     """The blocks of 128 rows by 4 groups of scales [rows, groups]: those that came with them, or a copy."""
 
     def copy() -> Any:
@@ -31,7 +31,7 @@ def blocked_scales(scales: Any) -> Any:
         x = lowerings[aten.clone.default](lowerings[aten.permute.default](x, [0, 3, 2, 1, 4]))
         return _line(x, full_rows * full_groups)
 
-    return derived("blocked", copy, scales)
+    return derived("swizzled", copy, scales)
 
 
 def _line(blocks: Any, size: Any) -> Any:

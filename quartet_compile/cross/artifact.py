@@ -23,7 +23,7 @@ class Kernel:
 
     op, number_format: of a kernel of ours, as "scaled_mm" and "mxfp4"; empty for Inductor's own.
     mma: kinds of matrix instructions and how often each is in the PTX; conversions: those to E2M1.
-    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a block.
+    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a CTA (thread block).
     launches: how often each graph launches it.
     bytes, operations, instructions: of all its launches together, and of all threads; operations is None where they are
     not known, instructions where a loop's trips are not (a note says so), or the kernel is not ours.

@@ -146,7 +146,7 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
         binary = compile_kernel(first.name, first.source, folder)
     except Exception as error:  # noqa: BLE001  whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
-    known["instructions"], remarks = _instructions(op, binary, [launch.blocks for _, launch in launches])
+    known["instructions"], remarks = _instructions(op, binary, [launch.ctas for _, launch in launches])
     work = known["bytes"], known["operations"], format_of_mma(binary.mma), target, known["instructions"]
     seconds, bound = predict(*work)
     realistic, _ = predict(*work, issue_share=ISSUE_SHARE)
@@ -156,12 +156,12 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
     return Kernel(**{**vars(kernel), "failures": failures, "notes": remarks + notes})
 
 
-def _instructions(op: str, binary: Binary, blocks: list[int]) -> tuple[int | None, tuple[str, ...]]:
+def _instructions(op: str, binary: Binary, ctas: list[int]) -> tuple[int | None, tuple[str, ...]]:
     """Instructions of all threads of a kernel of ours in all its launches, None if they can't be counted; and what is worth
     a note of how."""
     if not op:
         return None, ()
-    if not all(blocks):
+    if not all(ctas):
         return None, ("its instructions are not counted: its grid is not known",)
     from .binary import disassemble
 
@@ -172,7 +172,7 @@ def _instructions(op: str, binary: Binary, blocks: list[int]) -> tuple[int | Non
         notes = ("counted as if FP8 held every row's scales: its loop in bf16 counts no instruction",)
     try:
         text = disassemble(binary.cubin)
-        counted = sum(issued(text, count, untaken).total() * times for count, times in Counter(blocks).items())
+        counted = sum(issued(text, count, untaken).total() * times for count, times in Counter(ctas).items())
     except UnknownTrips as error:
         return None, (f"its instructions are not counted: {error}",)
     return counted * binary.threads, notes
@@ -186,7 +186,7 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.tmem_columns > TENSOR_MEMORY_COLUMNS:
         failures.append(f"{kernel.tmem_columns} columns of tensor memory; there are {TENSOR_MEMORY_COLUMNS}")
     if kernel.shared_bytes > target.shared_bytes:
-        too_much = f"{kernel.shared_bytes} bytes of shared memory; a block has at most {target.shared_bytes}"
+        too_much = f"{kernel.shared_bytes} bytes of shared memory; a CTA has at most {target.shared_bytes}"
         if kernel.op:
             failures.append(too_much)
         else:

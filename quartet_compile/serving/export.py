@@ -55,20 +55,20 @@ def export(
     Raises `ExportError` with nothing written: for a folder that exists, a forward pass that the format can't express,
     groups with a NaN, no space left.
     """
-    chosen, target = format_named(format), pathlib.Path(folder)
-    require_new(target)  # before the work that follows
+    chosen, path = format_named(format), pathlib.Path(folder)
+    require_new(path)  # before the work that follows
     job = job_of(
         model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
     )
-    with new_folder(target) as staged:
+    with new_folder(path) as staged:
         tensors = _write(job, chosen, staged, progress)
         _write_config(job, chosen, staged)
-        for path in job.source.companions:
-            shutil.copyfile(path, staged / path.name)
+        for companion in job.source.companions:
+            shutil.copyfile(companion, staged / companion.name)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
         python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
-    return Exported(folder=target, format=format, tensors=tuple(tensors), warnings=warnings)
+    return Exported(folder=path, format=format, tensors=tuple(tensors), warnings=warnings)
 
 
 @torch.no_grad()
