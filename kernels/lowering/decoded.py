@@ -9,7 +9,7 @@ import torch
 
 from ..operand_formats import OPERAND_FORMATS, OperandFormat
 from ..schemas import Operand
-from .derived import derived
+from .derived import derived_of
 from .inductor import ir, lowerings, ops, realize_inputs
 from .operands import as_bytes
 
@@ -38,8 +38,11 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 def _decoded(operand: Operand) -> Any:
     """bf16[rows, n] of codes and their scales, without the tensor scale; one buffer for all products that read it."""
-    codes, scales = realize_inputs(operand.codes, operand.scales)
-    return derived("bf16", lambda: _decode(codes, scales, OPERAND_FORMATS[operand.format]), codes, scales)
+    known = derived_of(operand.codes)
+    if known.bf16 is None:
+        codes, scales = realize_inputs(operand.codes, operand.scales)
+        known.bf16 = _decode(codes, scales, OPERAND_FORMATS[operand.format])
+    return known.bf16
 
 
 def _decode(codes: Any, scales: Any, facts: OperandFormat) -> ir.TensorBox:

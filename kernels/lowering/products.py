@@ -68,7 +68,7 @@ def scaled_mm(call: ScaledMM):
     one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[facts.bits][0]["BLOCK_K"])
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
         template, tiles = templates.scaled_mm_tma, _TMA_TILES[facts.bits]
-        a_scales, b_scales = swizzled_scales(a_scales), swizzled_scales(b_scales)
+        a_scales, b_scales = swizzled_scales(left.scales), swizzled_scales(right.scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
     product = select(
         template,
