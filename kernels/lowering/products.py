@@ -57,12 +57,9 @@ def scaled_mm(call: ScaledMM):
     facts = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * facts.packed
-    inside = epilogue if in_template(epilogue) else None
-    mask, columns = (inside.mask, inside.columns) if inside else (None, n)
-    extra = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
-    extra += [] if mask is None else [realize_inputs(mask)]
-    constants = dict(fields_of(left.format), ALPHA=call.alpha, GROUP_M=8)
-    constants |= dict(UNROTATED=inside is not None, MASKED=mask is not None)
+    inside = in_template(epilogue, n)
+    tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
+    constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
     template, tiles = templates.scaled_mm, _TILES[facts.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
     one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[facts.bits][0]["BLOCK_K"])
@@ -72,13 +69,13 @@ def scaled_mm(call: ScaledMM):
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
     product = select(
         template,
-        [a, a_scales, b, b_scales, *extra],
-        ir.FixedLayout(device, call.dtype, [m, columns]),
+        [a, a_scales, b, b_scales, *tensor_scales, *inside.mask],
+        ir.FixedLayout(device, call.dtype, [m, inside.columns]),
         [m, n],
         over_k(tiles, k),
         **constants,
     )
-    return product if inside else ended(product, epilogue)
+    return product if inside.is_there else ended(product, epilogue)
 
 
 def _describable(codes: Any) -> bool:

@@ -112,6 +112,8 @@ def quantize_pair(call: QuantizePair):
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
         **_instructions(device),
+        ROW_STREAM=philox.DGRAD_DY,
+        COLUMN_STREAM=philox.WGRAD_DY,
         ROW_SWIZZLED=swizzled["ROW"],
         COLUMN_SWIZZLED=swizzled["COLUMN"],
         **flat.starts(),

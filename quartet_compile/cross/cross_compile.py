@@ -13,6 +13,7 @@ from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
 from ..config.listed import lists_options
 from ..errors import QuartetError
+from ..progress import Progress, teller
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
 from .roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
@@ -43,7 +44,7 @@ def cross_compile(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     target: str | Target = "sm_100",
-    progress: Callable[[str], object] | None = None,
+    progress: Progress = False,
     **options: Unpack[Options],
 ) -> Artifact:
     """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
@@ -52,16 +53,16 @@ def cross_compile(
 
     model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
     `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", a chip of these, as "b200", or a
-    `Target`. progress: is told what is done next, in words, as `print`; it may take minutes. options: those of
-    `torch.compile(..., backend="quartet", options=...)`. Nothing is measured: where Inductor would, its first choice is
-    compiled.
+    `Target`. progress: it may take minutes: a callable, as `print`, is told in words what is done next; True tells a
+    person who watches stderr. options: those of `torch.compile(..., backend="quartet", options=...)`. Nothing is measured:
+    where Inductor would, its first choice is compiled.
 
     Raises `QuartetError` where there is no Triton; `OptionError` and `RecipeError`; `CaptureError` for code that can't be
     captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor
     memory than there is, or if one of ours asks for more shared memory than there is, spills registers or misses the FP4
     instruction that the target has.
     """
-    chosen, tell = find_target(target), progress or (lambda text: None)
+    chosen, tell = find_target(target), teller(progress)
     if importlib.util.find_spec("triton") is None:
         raise QuartetError(
             "Cross-compilation needs Triton, which is not installed here; expected the version that this torch wants. "
