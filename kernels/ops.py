@@ -114,12 +114,12 @@ def _checked(operand: Operand) -> Blocks:
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full, form = padded(columns, spec.block), OPERAND_FORMATS[spec.format]
-    groups = 0 if spec.exact else full // form.group
+    full, facts = padded(columns, spec.block), OPERAND_FORMATS[spec.format]
+    groups = 0 if spec.exact else full // facts.group
     return (
-        x.new_empty((rows, full // form.packed), dtype=form.codes),
-        x.new_empty((rows, groups), dtype=form.scales),
-        x.new_empty((int(form.two_level),), dtype=torch.float32),
+        x.new_empty((rows, full // facts.packed), dtype=facts.codes),
+        x.new_empty((rows, groups), dtype=facts.scales),
+        x.new_empty((int(facts.two_level),), dtype=torch.float32),
     )
 
 
@@ -152,8 +152,8 @@ def _fake_transposed(call: Transposed):
 
 
 def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
-    form = check_format(before.format, call.codes, call.scales)
-    return _fake_blocks(call.codes, after, call.codes.shape[1] * form.packed, call.codes.shape[0])
+    facts = check_format(before.format, call.codes, call.scales)
+    return _fake_blocks(call.codes, after, call.codes.shape[1] * facts.packed, call.codes.shape[0])
 
 
 def _fake_scaled_mm(call: ScaledMM):

@@ -7,6 +7,7 @@ from torch import fx
 from ..config.recipe import Gemm, Recipe, operands
 from ..report.report import Site
 from .graph import module_of
+from .products.groups import Groups
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .work import Work
 
@@ -40,6 +41,7 @@ def _decided(decision: Decision) -> Site:
         gemms=gemms,
         recipe=decision.recipe.name if decision.rewrite else "",
         runs_in=_runs_in(site, decision.recipe) if decision.rewrite else _dtype(site.node),
+        grouped=decision.rewrite and issubclass(site.kind.form(site), Groups),
     )
 
 

@@ -52,13 +52,13 @@ def realize_fusably(x: ir.TensorBox) -> Any:
 
 def fields_of(format: str) -> dict[str, Any]:
     """What the templates of products know of a format."""
-    form = OPERAND_FORMATS[format]
+    facts = OPERAND_FORMATS[format]
     return {
-        "FORM": repr(format),
-        "GROUP": form.group,
-        "PACK": form.packed,
-        "E4M3": ELEMENTS_E4M3[form.elements],
-        "TENSOR_SCALED": SCALES_E4M3[form.scale_format],
+        "FORMAT": repr(format),
+        "GROUP": facts.group,
+        "PACK": facts.packed,
+        "E4M3": ELEMENTS_E4M3[facts.elements],
+        "TENSOR_SCALED": SCALES_E4M3[facts.scale_format],
     }
 
 

@@ -96,7 +96,7 @@ from .nodes import (
     module_stack,
     op_name,
     place_of,
-    region,
+    recomputation,
     sequence_number,
 )
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
@@ -211,7 +211,7 @@ __all__ = [
     "put_backend",
     "rank",
     "reasons_not_compiled",
-    "region",
+    "recomputation",
     "register_backend",
     "replace_inductor",
     "root_name",

@@ -28,8 +28,8 @@ class Binary:
     """A compiled kernel.
 
     mma: the kinds of its matrix instructions, with how often each is in the PTX. conversions: those to E2M1.
-    registers: a thread. stack_bytes: a thread; more than 0 means that registers spill. shared_bytes: a block.
-    tmem_columns: of tensor memory that a block allocates. threads: a block. stores: whether it writes anything.
+    registers: a thread. stack_bytes: a thread; more than 0 means that registers spill. shared_bytes: a CTA.
+    tmem_columns: of tensor memory that a CTA allocates. threads: a CTA. stores: whether it writes anything.
     """
 
     ptx: str

@@ -21,7 +21,8 @@ class _Gathered:
         self._left = source.tensors()
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self._left
+        for each in self._left:  # noqa: UP028  `yield from` would close what is left when its reader ends early
+            yield each
 
     def finish(self) -> None:
         for _ in self._left:
