@@ -47,8 +47,8 @@ def is_distributed_tensor(value: Any) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a DTensor, which all of its ranks must ask for; another tensor as it is."""
-    gathered: torch.Tensor = tensor.full_tensor() if is_distributed_tensor(tensor) else tensor  # type: ignore[attr-defined]
-    return gathered
+    distributed: Any = tensor
+    return distributed.full_tensor() if is_distributed_tensor(tensor) else tensor
 
 
 def from_first_rank(value: Any) -> Any:

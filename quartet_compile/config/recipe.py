@@ -56,10 +56,8 @@ class Gemm:
 
     def check(self, role: str) -> None:
         """Raise `RecipeError` if the two operands can't be multiplied."""
-        shared = ("group", "rotation", "random_signs")
-        if not (self.a.exact or self.b.exact):  # what rounds nothing goes with any format
-            shared = ("elements", "scale_format", *shared)
-        for field in shared:
+        exact = self.a.exact or self.b.exact  # what rounds nothing goes with any format
+        for field in (*(() if exact else ("elements", "scale_format")), "group", "rotation", "random_signs"):
             left, right = getattr(self.a, field), getattr(self.b, field)
             if left != right:
                 raise RecipeError(

@@ -42,9 +42,10 @@ def on_first_rank(source: Source, write: Callable[[Iterator[tuple[str, torch.Ten
         except Exception as error:  # noqa: BLE001  it is raised when the other ranks have what they wait for
             failed = error
     gathered.finish()
-    told = _compat.from_first_rank((done, None if failed is None else str(failed)))
+    made: _T
+    made, why = _compat.from_first_rank((done, None if failed is None else str(failed)))
     if failed is not None:
         raise failed
-    if told[1] is not None:
-        raise ExportError(f"Rank 0 could not export: {told[1]}")
-    return told[0]
+    if why is not None:
+        raise ExportError(f"Rank 0 could not export: {why}")
+    return made
