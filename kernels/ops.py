@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._compat import group_ranks, rank
+from .._compat import check, group_ranks, rank
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
@@ -158,7 +158,7 @@ def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Qua
 
 def _fake_scaled_mm(call: ScaledMM):
     widths = [_width(operand) for operand in operands_of(call)]
-    torch._check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
+    check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
     return _fake_product(call, call.a.shape[0], call.b.shape[0])
 
 

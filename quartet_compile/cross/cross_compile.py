@@ -68,8 +68,8 @@ def cross_compile(
             "Cross-compilation needs Triton, which is not installed here; expected the version that this torch wants. "
             "Install it: pip install triton."
         )
+    from .._compat.fake_gpu import code_only, fake_gpu, scratch_folder
     from .backend import CrossBackend
-    from .fake_gpu import code_only, fake_gpu, scratch_folder
 
     call, config = call_of(model, inputs, kwargs, options)
     backend = CrossBackend(config, chosen, call.parameter_names())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from .. import _compat
-from .fake_gpu import DEVICE, relabel
+from .._compat.fake_gpu import DEVICE, relabel
 
 aten = torch.ops.aten
 

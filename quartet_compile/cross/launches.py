@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import _compat
-from .fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
+from .._compat.fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
 from .generated import load
 from .traffic import (
     bytes_in_bf16,

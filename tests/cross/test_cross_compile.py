@@ -14,10 +14,10 @@ from models import MetaExperts
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile._compat.fake_gpu import fake_gpu
 from quartet_compile.cross import binary
 from quartet_compile.cross.artifact import Kernel
 from quartet_compile.cross.cross_compile import judge
-from quartet_compile.cross.fake_gpu import fake_gpu
 from quartet_compile.cross.roofline import format_of_mma, predict
 from quartet_compile.cross.sass import issued
 from quartet_compile.cross.targets import TARGETS, find_target
