@@ -38,8 +38,10 @@ def _cpu_units(level: str, product: tuple[str, str]) -> tuple[str, ...]:
 
 
 def _unit(device: torch.device, left: str, right: str) -> str:
-    from .lowering.device import has_fp4, unit_of  # here, since the package loads Inductor
+    from .lowering.device import architecture_of, has_fp4, unit_of  # here, since the package loads Inductor
 
     lacking = "" if has_fp4(device) else ", no FP4 hardware"
+    if architecture_of(device) == "cdna4":
+        lacking = ", kernels that were compiled for gfx950 and that nobody has run"
     words = {"native": f"native {left.upper()}", "fp8": "emulated on FP8 tensor cores", "bf16": "emulated in bf16"}
     return words[unit_of(device, left, right)] + lacking

@@ -6,7 +6,7 @@ from ..numerics.grouped import product_shape
 from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledGroupedMM, epilogue_of, operands_of
 from . import templates
-from .device import architecture_of, has_fp4
+from .device import architecture_of, multiplies_format
 from .inductor import ir, realize_inputs
 from .operands import fields_of
 from .templates import select
@@ -15,8 +15,10 @@ from .unrotate import ended, in_template
 _GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
     ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
     ("blackwell-rtx", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    ("cdna4", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
     ("blackwell", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
     ("blackwell-rtx", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
+    ("cdna4", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
 }
 """By architecture and the bits of an element."""
 
@@ -36,7 +38,7 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
     inside = epilogue if in_template(epilogue) else None
     mask, width = (inside.mask, inside.columns) if inside else (None, columns)
     stacked = call.gemm == "wgrad"
-    form, native = OPERAND_FORMATS[left.format], has_fp4(device)
+    form, native = OPERAND_FORMATS[left.format], multiplies_format(device, left.format)
     tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
     scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
     product = select(

@@ -77,8 +77,8 @@ copy, read and written          4.30 TB/s
 quantize X, mask                78 to 91 % of copy           aim: at least 80 %
 scaled_mm, fprop                1.40 to 1.40 times bf16      aim: at least 1, with FP8; else .7
 unrotate dX, mask               not measured, 1 failed
-step: quartet backend, quartet, bf16  36.0 ms, 0.90x               aim: at most 1.3x
-step: Inductor, bf16                  40.0 ms"""
+step: quartet backend, quartet, bf16 36.0 ms, 0.90x               aim: at most 1.3x
+step: Inductor, bf16            40.0 ms"""
     )
 
 
