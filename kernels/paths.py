@@ -12,14 +12,15 @@ from .cpu.toolchain import isa, refusal
 _INSTRUCTIONS = {"amx": "AMX", "avx512vnni": "AVX512-VNNI", "avx512": "AVX512", "avx2": "AVX2", "portable": "portable"}
 
 
-def path_of(device: torch.device, products: Collection[tuple[str, str]]) -> str:
-    """`"CPU: emulated in int8 (AVX512-VNNI), no FP4 hardware"`: what products of these pairs of operand formats run on.
+def path_of(device: torch.device, products: Collection[tuple[str, str, bool]]) -> str:
+    """`"CPU: emulated in int8 (AVX512-VNNI), no FP4 hardware"`: what products of these pairs of operand formats run on, each
+    with whether it is grouped.
 
     Raises `OptionError` for an instruction set that can't be, `QuantizerError` for a GPU that isn't known.
     """
     if device.type == "cpu":
         level, against = isa(), refusal()
-        units = [unit for product in sorted(products) for unit in _cpu_units(level, product)]
+        units = [unit for left, right, _ in sorted(products) for unit in _cpu_units(level, left, right)]
         how = f"{_INSTRUCTIONS[level]}; {against}" if against else _INSTRUCTIONS[level]
         return f"CPU: emulated in {' and '.join(dict.fromkeys(units))} ({how}), no FP4 hardware"
     if device.type == "cuda":
@@ -28,20 +29,25 @@ def path_of(device: torch.device, products: Collection[tuple[str, str]]) -> str:
     return f"{device.type}: emulated in float32 by PyTorch"
 
 
-def _cpu_units(level: str, product: tuple[str, str]) -> tuple[str, ...]:
+def _cpu_units(level: str, left: str, right: str) -> tuple[str, ...]:
     """What a product is computed in; on AMX, rows of MXFP4 with similar scales in int8, the others in bf16."""
-    if level == "portable" or product not in INTEGER_PRODUCTS:
+    if level == "portable" or (left, right) not in INTEGER_PRODUCTS:
         return ("float32",)
     if level == "amx":
-        return ("int8", "bf16") if product == ("mxfp4", "mxfp4") else ("bf16",)
+        return ("int8", "bf16") if left == right == "mxfp4" else ("bf16",)
     return ("int8",)
 
 
-def _unit(device: torch.device, left: str, right: str) -> str:
+def _unit(device: torch.device, left: str, right: str, grouped: bool) -> str:
     from .lowering.device import architecture_of, has_fp4, unit_of  # here, since the package loads Inductor
 
     lacking = "" if has_fp4(device) else ", no FP4 hardware"
     if architecture_of(device) == "cdna4":
         lacking = ", kernels that were compiled for gfx950 and that nobody has run"
-    words = {"native": f"native {left.upper()}", "fp8": "emulated on FP8 tensor cores", "bf16": "emulated in bf16"}
-    return words[unit_of(device, left, right)] + lacking
+    words = {
+        "native": f"native {left.upper()}",
+        "fp8": "emulated on FP8 tensor cores",
+        "bf16": "emulated in bf16",
+        "reference": "emulated in float32 by PyTorch",
+    }
+    return words[unit_of(device, left, right, grouped)] + lacking

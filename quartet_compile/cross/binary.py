@@ -14,9 +14,9 @@ import subprocess
 import tempfile
 from collections import Counter
 
+from .._compat.fake_gpu import compile_triton, triton_bin
 from ..errors import QuartetError
 from . import amdgcn
-from .fake_gpu import compile_triton, triton_bin
 from .targets import Target
 
 _MMA = re.compile(r"(?<![\w.])(?:tcgen05\.mma|mma\.sync|wgmma\.mma_async)(?:[.:\w]*)")
@@ -32,9 +32,8 @@ class Binary:
 
     ptx, cubin: for AMD the assembly, and its binary.
     mma: the kinds of its matrix instructions, with how often each is in the PTX. conversions: those to E2M1.
-    registers: a thread. stack_bytes: a thread, AMD's scratch; more than 0 means that registers spill. shared_bytes: a block,
-    AMD's LDS.
-    tmem_columns: of tensor memory that a block allocates. threads: a block. stores: whether it writes anything.
+    registers: a thread. stack_bytes: a thread, AMD's scratch; more than 0 means that registers spill. shared_bytes: a CTA,
+    AMD's LDS. tmem_columns: of tensor memory that a CTA allocates. threads: a CTA. stores: whether it writes anything.
     """
 
     ptx: str

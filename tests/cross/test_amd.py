@@ -149,6 +149,6 @@ def test_a_gpu_of_this_kind(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "AMD Instinct MI355X")
     gpu = torch.device("cuda", 0)
     assert device.has_fp4(gpu) and not device.converts_to_fp4(gpu) and not device.multiplies_in_fp8(gpu)
-    text = paths.path_of(gpu, [("mxfp4", "mxfp4")])
+    text = paths.path_of(gpu, [("mxfp4", "mxfp4", False)])
     assert text == "AMD Instinct MI355X: native MXFP4, kernels that were compiled for gfx950 and that nobody has run"
-    assert "emulated in bf16" in paths.path_of(gpu, [("nvfp4", "nvfp4")])
+    assert "emulated in bf16" in paths.path_of(gpu, [("nvfp4", "nvfp4", False)])

@@ -65,7 +65,7 @@ def amx_cpu(monkeypatch):
     monkeypatch.delenv(toolchain.ISA_VARIABLE, raising=False)
 
 
-PRODUCTS = [("mxfp4", "mxfp4"), ("nvfp4", "nvfp4"), ("mxfp8", "mxfp8")]
+PRODUCTS = [(name, name, False) for name in ("mxfp4", "nvfp4", "mxfp8")]
 
 
 def test_amx_where_it_may_be_used(amx_cpu, monkeypatch):
