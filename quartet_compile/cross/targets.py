@@ -73,6 +73,7 @@ def _target(chip: str, architecture: int, rates: Mapping[str, float], bandwidth:
         name=f"sm_{architecture}",
         chip=chip,
         capability=divmod(architecture, 10),
+        amd=False,
         bandwidth=bandwidth * TERA,
         rates={name: rate * TERA for name, rate in rates.items()},
         **limits,
