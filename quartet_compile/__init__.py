@@ -1,43 +1,162 @@
-"""Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`."""
+"""Train any PyTorch model with its matrix products in 4-bit floating point: `torch.compile(model, backend="quartet")`.
 
+An import of the package loads little: torch's compiler, and most of ours, come with the first name that needs them.
+"""
+
+import importlib
 import importlib.metadata as _metadata
+from typing import TYPE_CHECKING, Any
 
-from . import _compat, law
-from .backend import backend_names as _backend_names
-from .backend import register_backend
-from .capture.explain import explain, graph_diff
-from .config.marks import fp4, no_fp4
-from .config.outer_blocks import first_and_last_blocks
-from .config.presets import mix, recipe, recipes, register_recipe
-from .config.recipe import Gemm, Recipe
-from .config.toml import load_recipe, save_recipe
-from .cross.artifact import Artifact
-from .cross.cross_compile import CrossCompileError, cross_compile
-from .cross.targets import TARGETS, Target
-from .errors import (
-    CaptureError,
-    ExportError,
-    OptionError,
-    PatternError,
-    QuantizerError,
-    QuartetError,
-    RecipeError,
-    StatsError,
-    StrictError,
-)
-from .export.export import export
-from .export.record import Exported, ExportedTensor
-from .export.state import ExportedState, export_state
-from .frontend import watch as _watch
-from .frontend.api import quartet
-from .frontend.enable import disable, enable
-from .frontend.set_recipe import set_recipe
-from .kernels.quantizer import Quantizer, quantizer
-from .quantized import QuantizedTensor, quantize
-from .report.report import Report, Site
-from .report.stats import Stats, stats
+from . import _compat
+from . import kernels as _kernels  # noqa: F401  registers torch.ops.quartet
 
-_watch.install()
+if TYPE_CHECKING:
+    from . import law
+    from .backend import register_backend
+    from .capture.explain import explain, graph_diff
+    from .config.marks import fp4, no_fp4
+    from .config.outer_blocks import first_and_last_blocks
+    from .config.presets import mix, recipe, recipes, register_recipe
+    from .config.recipe import Gemm, Recipe
+    from .config.toml import load_recipe, save_recipe
+    from .cross.artifact import Artifact
+    from .cross.cross_compile import CrossCompileError, cross_compile
+    from .cross.targets import TARGETS, Target
+    from .errors import (
+        CaptureError,
+        ExportError,
+        OptionError,
+        PatternError,
+        QuantizerError,
+        QuartetError,
+        RecipeError,
+        StatsError,
+        StrictError,
+    )
+    from .export.export import export
+    from .export.record import Exported, ExportedTensor
+    from .export.state import ExportedState, export_state
+    from .frontend.api import quartet
+    from .frontend.enable import disable, enable
+    from .frontend.set_recipe import set_recipe
+    from .kernels.quantizer import Quantizer, quantizer
+    from .quantized import QuantizedTensor, quantize
+    from .report.report import Report, Site
+    from .report.stats import Stats, stats
+
+_HOMES = {
+    "backend": ("register_backend",),
+    "capture.explain": (
+        "explain",
+        "graph_diff",
+    ),
+    "config.marks": (
+        "fp4",
+        "no_fp4",
+    ),
+    "config.outer_blocks": ("first_and_last_blocks",),
+    "config.presets": (
+        "mix",
+        "recipe",
+        "recipes",
+        "register_recipe",
+    ),
+    "config.recipe": (
+        "Gemm",
+        "Recipe",
+    ),
+    "config.toml": (
+        "load_recipe",
+        "save_recipe",
+    ),
+    "cross.artifact": ("Artifact",),
+    "cross.cross_compile": (
+        "CrossCompileError",
+        "cross_compile",
+    ),
+    "cross.targets": (
+        "TARGETS",
+        "Target",
+    ),
+    "errors": (
+        "CaptureError",
+        "ExportError",
+        "OptionError",
+        "PatternError",
+        "QuantizerError",
+        "QuartetError",
+        "RecipeError",
+        "StatsError",
+        "StrictError",
+    ),
+    "export.export": ("export",),
+    "export.record": (
+        "Exported",
+        "ExportedTensor",
+    ),
+    "export.state": (
+        "ExportedState",
+        "export_state",
+    ),
+    "frontend.api": ("quartet",),
+    "frontend.enable": (
+        "disable",
+        "enable",
+    ),
+    "frontend.set_recipe": ("set_recipe",),
+    "kernels.quantizer": (
+        "Quantizer",
+        "quantizer",
+    ),
+    "quantized": (
+        "QuantizedTensor",
+        "quantize",
+    ),
+    "report.report": (
+        "Report",
+        "Site",
+    ),
+    "report.stats": (
+        "Stats",
+        "stats",
+    ),
+}
+"""The modules that define the public names, besides `law`, which is a module."""
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if name == "law":
+        found: Any = importlib.import_module(".law", __name__)
+    elif home is not None:
+        found = getattr(importlib.import_module(f".{home}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _watcher_of(*what: Any) -> Any:
+    from .frontend.watch import watcher_of
+
+    return watcher_of(*what)
+
+
+def _backend_names() -> list[str]:
+    from .backend import backend_names
+
+    return backend_names()
+
+
+importlib.import_module(f"{__name__}.export")
+del globals()[
+    "export"
+]  # the module, which an import of the room puts here once, or `qc.export` would not be the function
+_compat.watch_calls(_watcher_of)
 _compat.extend_accelerate(_backend_names)
 
 __version__ = _metadata.version("quartet-compile")

@@ -8,6 +8,7 @@
     python -m quartet_compile export runs/checkpoint served --format compressed-tensors --recipe quartet2
 
 What was asked wrongly is one line on stderr, and exit code 2; so is a result that can't be written, with exit code 1.
+A command loads what it needs when it runs: torch's compiler alone takes a second.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import doctor
-from .capture.explain import explain
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.recipe import operands
 from .config.toml import load_recipe
-from .cross.artifact import Artifact
-from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
 from .export import cli as export_cli
 from .law import cli as law_cli
+
+if TYPE_CHECKING:
+    from .cross.artifact import Artifact
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
@@ -191,6 +192,8 @@ def run_diff(options: argparse.Namespace) -> str:
 
 def run_cross_compile(options: argparse.Namespace) -> str:
     """The table of `cross_compile`; of kernels that fail too, before the error that lists them."""
+    from .cross.cross_compile import CrossCompileError, cross_compile
+
     try:
         artifact = _call(options, cross_compile, target=options.target, progress=_progress if _is_watched() else None)
     except CrossCompileError as error:
@@ -219,6 +222,8 @@ def _write(options: argparse.Namespace, artifact: Artifact) -> None:
 
 
 def _report(options: argparse.Namespace) -> Any:
+    from .capture.explain import explain
+
     return _call(options, explain)
 
 

@@ -6,16 +6,14 @@ the same for Inductor's lowerings.)
 """
 
 # ruff: noqa: E402  the version comes first: an old torch lacks what the others import
+from typing import TYPE_CHECKING, Any
+
 from . import installed
 
 installed.check_version()
 
 from .accelerate import extend_accelerate
 from .aot import (
-    BufferInput,
-    GradOutput,
-    ParamInput,
-    PlainInput,
     aot_module_simplified,
     default_partition,
     description_of,
@@ -31,7 +29,6 @@ from .aot import (
 from .backends import known_backends, register_backend, replace_inductor
 from .calls import Watcher, is_watched_call, watch_calls
 from .compiled import (
-    OptimizedModule,
     backend_function,
     backend_in,
     backend_name,
@@ -47,8 +44,7 @@ from .compiled import (
 )
 from .distributed import group_ranks, is_fully_sharded, mesh_groups, rank, say_to_ranks, sharded_name
 from .dynamo import (
-    NotCompiled,
-    ShortenTraceback,
+    Shortened,
     allow_variants,
     compilations_tried,
     compile_apart,
@@ -56,10 +52,11 @@ from .dynamo import (
     dynamo_sizes_restored,
     hides_errors,
     is_at_limit,
+    is_not_compiled,
     reasons_not_compiled,
+    shorten,
 )
 from .inductor import (
-    CustomGraphPass,
     cache_dir,
     claim_joint_pass,
     compile_fx,
@@ -112,12 +109,10 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensorMode",
     "GradOutput",
-    "NotCompiled",
     "OpOverload",
-    "OptimizedModule",
     "ParamInput",
     "PlainInput",
-    "ShortenTraceback",
+    "Shortened",
     "TorchDispatchMode",
     "TransparentMode",
     "ValueRead",
@@ -165,6 +160,7 @@ __all__ = [
     "is_in_backward",
     "is_in_graph",
     "is_in_loop",
+    "is_not_compiled",
     "is_parameter",
     "is_recomputed",
     "is_tagged",
@@ -206,6 +202,7 @@ __all__ = [
     "say_to_ranks",
     "sequence_number",
     "sharded_name",
+    "shorten",
     "tested_range",
     "trace_artifact",
     "update_of",
@@ -213,3 +210,26 @@ __all__ = [
     "watch_calls",
     "wrapped_error",
 ]
+
+
+_LATER = {
+    "BufferInput": "torch._functorch._aot_autograd.descriptors:BufferAOTInput",
+    "CustomGraphPass": "torch._inductor.custom_graph_pass:CustomGraphPass",
+    "GradOutput": "torch._functorch._aot_autograd.descriptors:GradAOTOutput",
+    "ParamInput": "torch._functorch._aot_autograd.descriptors:ParamAOTInput",
+    "PlainInput": "torch._functorch._aot_autograd.descriptors:PlainAOTInput",
+}
+"""Classes of parts of torch that `import torch` doesn't load: neither does an import of this package."""
+
+if TYPE_CHECKING:
+    BufferInput: type
+    CustomGraphPass: type
+    GradOutput: type
+    ParamInput: type
+    PlainInput: type
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return installed.private(_LATER[name])

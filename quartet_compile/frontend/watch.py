@@ -145,7 +145,7 @@ class _Inspection(_compat.TorchDispatchMode):
         strict = self._config is not None and self._config.policy.strict
         if error is not None:
             self.saying.failed()
-            if strict and isinstance(error, _compat.NotCompiled):
+            if strict and _compat.is_not_compiled(error):
                 raise StrictError(
                     f"strict=True, and a part of the model can't be compiled: {_first_line(error)}\n"
                     "Remove what Dynamo names here, exclude that part from compilation, or set strict=False."
@@ -322,7 +322,7 @@ def _first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
+def watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
     """The watch over what our backend compiles. Warns of what it compiles inside of what another one does."""
     backend, _, held = _compat.backend_in(slot)
     if is_ours(backend):
@@ -351,8 +351,3 @@ def _given(slot: Any) -> dict[str, Any]:
     """The backend in a slot and its options, as `torch.compile` takes them."""
     function, given, _ = _compat.backend_in(slot)
     return {"backend": function, **given}
-
-
-def install() -> None:
-    """Look at every call of what `torch.compile` makes from now on."""
-    _compat.watch_calls(_watcher_of)

@@ -62,7 +62,7 @@ ROOMS = {
         "law",
         "export",
         "quantized",
-        "kernels.quantizer",
+        "kernels",
     },
     "doctor": {"kernels"},
     "__main__": {"config", "capture", "cross", "law", "export", "doctor"},
