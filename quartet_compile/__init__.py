@@ -43,41 +43,19 @@ if TYPE_CHECKING:
     from .quantized import QuantizedTensor, quantize
     from .report.report import Report, Site
     from .report.stats import Stats, stats
+    from .warn import QuartetWarning
 
 _HOMES = {
     "backend": ("register_backend",),
-    "capture.explain": (
-        "explain",
-        "graph_diff",
-    ),
-    "config.marks": (
-        "fp4",
-        "no_fp4",
-    ),
+    "capture.explain": ("explain", "graph_diff"),
+    "config.marks": ("fp4", "no_fp4"),
     "config.outer_blocks": ("first_and_last_blocks",),
-    "config.presets": (
-        "mix",
-        "recipe",
-        "recipes",
-        "register_recipe",
-    ),
-    "config.recipe": (
-        "Gemm",
-        "Recipe",
-    ),
-    "config.toml": (
-        "load_recipe",
-        "save_recipe",
-    ),
+    "config.presets": ("mix", "recipe", "recipes", "register_recipe"),
+    "config.recipe": ("Gemm", "Recipe"),
+    "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
-    "cross.cross_compile": (
-        "CrossCompileError",
-        "cross_compile",
-    ),
-    "cross.targets": (
-        "TARGETS",
-        "Target",
-    ),
+    "cross.cross_compile": ("CrossCompileError", "cross_compile"),
+    "cross.targets": ("TARGETS", "Target"),
     "errors": (
         "CaptureError",
         "ExportError",
@@ -90,36 +68,16 @@ _HOMES = {
         "StrictError",
     ),
     "export.export": ("export",),
-    "export.record": (
-        "Exported",
-        "ExportedTensor",
-    ),
-    "export.state": (
-        "ExportedState",
-        "export_state",
-    ),
+    "export.record": ("Exported", "ExportedTensor"),
+    "export.state": ("ExportedState", "export_state"),
     "frontend.api": ("quartet",),
-    "frontend.enable": (
-        "disable",
-        "enable",
-    ),
+    "frontend.enable": ("disable", "enable"),
     "frontend.set_recipe": ("set_recipe",),
-    "kernels.quantizer": (
-        "Quantizer",
-        "quantizer",
-    ),
-    "quantized": (
-        "QuantizedTensor",
-        "quantize",
-    ),
-    "report.report": (
-        "Report",
-        "Site",
-    ),
-    "report.stats": (
-        "Stats",
-        "stats",
-    ),
+    "kernels.quantizer": ("Quantizer", "quantizer"),
+    "quantized": ("QuantizedTensor", "quantize"),
+    "report.report": ("Report", "Site"),
+    "report.stats": ("Stats", "stats"),
+    "warn": ("QuartetWarning",),
 }
 """The modules that define the public names, besides `law`, which is a module."""
 
@@ -177,6 +135,7 @@ __all__ = [
     "Quantizer",
     "QuantizerError",
     "QuartetError",
+    "QuartetWarning",
     "Recipe",
     "RecipeError",
     "Report",

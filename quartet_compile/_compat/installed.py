@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from typing import Any
 
 import torch
+
+from ..warn import warn
 
 MINIMUM_TORCH = (2, 11)
 TESTED_TORCH = (2, 14)
@@ -24,12 +25,11 @@ def check_version() -> None:
             "Upgrade with: pip install -U torch"
         )
     if _version() > TESTED_TORCH:
-        warnings.warn(
+        warn(
+            "QC201",
             f"{_PACKAGE} is tested with torch {tested_range()}, found {torch.__version__}, which is newer: its private "
             "parts may have changed. If something fails, please report it to Quartet Compile with both versions, and with "
             "what tests/project/test_contract.py says.",
-            UserWarning,
-            stacklevel=2,
         )
 
 

@@ -33,6 +33,6 @@ def run_export(options: argparse.Namespace) -> str:
 
     given = {name: value for name in ("recipe", "include", "exclude") if (value := getattr(options, name))}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="quartet: exported as")  # the table ends with them
+        warnings.filterwarnings("ignore", message="quartet QC301")  # the table ends with them
         how = dict(format=options.format, unrotated=options.unrotated, progress=True)
         return str(export(options.checkpoint, options.folder, **how, **given))

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import warnings as python_warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..errors import ExportError
 from ..report.report import Report
+from ..warn import warn
 from .format import Format, Job, Writer
 from .formats import format_named
 from .job import job_of
@@ -67,7 +67,7 @@ def export(
             shutil.copyfile(path, staged / path.name)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
-        python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
+        warn("QC301", f"exported as {format!r}: {warning}.")
     return Exported(folder=target, format=format, tensors=tuple(tensors), warnings=warnings)
 
 

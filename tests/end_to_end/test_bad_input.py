@@ -281,7 +281,7 @@ def test_the_warning_of_a_newer_torch_is_given_once_a_process():
         "import torch; torch.__version__ = '3.0.0'; import quartet_compile, quartet_compile._compat as c; c.cache_dir()"
     )
     done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr.count("UserWarning: quartet_compile is tested with torch") == 1
+    assert done.stderr.count("QuartetWarning: quartet QC201: quartet_compile is tested with torch") == 1
 
 
 def test_a_torch_that_lacks_a_private_part_says_which(monkeypatch):
