@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         QuantizerError,
         QuartetError,
         RecipeError,
+        ReportError,
         StatsError,
         StrictError,
     )
@@ -64,6 +65,7 @@ _HOMES = {
         "QuantizerError",
         "QuartetError",
         "RecipeError",
+        "ReportError",
         "StatsError",
         "StrictError",
     ),
@@ -139,6 +141,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "ReportError",
     "Site",
     "Stats",
     "StatsError",

@@ -33,9 +33,9 @@ import torch
 from torch import nn
 
 from . import doctor
+from ._compat import UnfitTorch
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
-from .config.recipe import operands
 from .config.toml import load_recipe
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, QuartetError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except OutputError as error:
+    except (OutputError, UnfitTorch) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except ReaderGone:
@@ -162,17 +162,12 @@ def run_recipes(options: argparse.Namespace) -> str:
         return "\n\n".join(
             str(load_recipe(name) if name.endswith(".toml") else find_recipe(name)) for name in options.names
         )
-    rows: list[tuple[str, ...]] = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
-    for name, recipe in recipes().items():
-        rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = (
         "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of.\n"
         "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where "
         "FP4 costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
     )
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
+    return f"{recipes()}\n\n{note}"
 
 
 def run_explain(options: argparse.Namespace) -> str:

@@ -42,6 +42,10 @@ class StatsError(QuartetError):
     """Statistics of a model that has none."""
 
 
+class ReportError(QuartetError):
+    """A picture of a report that can't be made."""
+
+
 class CaptureError(QuartetError):
     """A model that could not be captured as graphs."""
 

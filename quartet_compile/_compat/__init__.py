@@ -67,7 +67,7 @@ from .inductor import (
     known_modes,
     mode_options,
 )
-from .installed import is_tested, missing, tested_range
+from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
     OpOverload,
     annotation,
@@ -115,6 +115,7 @@ __all__ = [
     "Shortened",
     "TorchDispatchMode",
     "TransparentMode",
+    "UnfitTorch",
     "ValueRead",
     "Watcher",
     "allow_variants",

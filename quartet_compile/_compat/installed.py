@@ -56,11 +56,15 @@ def missing(what: str) -> BaseException:
     )
 
 
+class UnfitTorch(ImportError):
+    """A torch that can't be used: too old, without one of the private parts, or without a cache folder."""
+
+
 def cannot_import(message: str) -> BaseException:
     """The error; on the command line, which imports the package before it runs anything, one line and no traceback."""
     if sys.argv[:1] == ["-m"] and _PACKAGE in sys.orig_argv:
         return SystemExit(f"{_PACKAGE}: {message}")
-    return ImportError(message)
+    return UnfitTorch(message)
 
 
 def is_tested() -> bool:

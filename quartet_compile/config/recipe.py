@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from ..errors import RecipeError
 from ..kernels.quantizer import Quantizer
+from ..tables import aligned, html, html_lines
 
 ROLES = ("fprop", "dgrad", "wgrad")
 SOURCES = ("requantized", "original", "codes")
@@ -174,7 +175,10 @@ class Recipe:
                 )
 
     def __str__(self) -> str:
-        return table(self)
+        return "\n".join([_title(self), *aligned(_rows(self), range(len(_COLUMNS)))])
+
+    def _repr_html_(self) -> str:
+        return f"<div>{html_lines([_title(self)])}{html(_rows(self), range(len(_COLUMNS)))}</div>"
 
 
 def operands(gemm: Gemm | None) -> str:
@@ -187,8 +191,8 @@ def operands(gemm: Gemm | None) -> str:
 _COLUMNS = ("GEMM", "operand", "made of", "quantizer", "elements", "group", "rotation", "scale", "rounding", "output")
 
 
-def table(recipe: Recipe) -> str:
-    """The six operands of a recipe, a line each."""
+def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
+    """The six operands of a recipe, a line each, after a head."""
     rows: list[tuple[str, ...]] = [_COLUMNS]
     names = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
     for role in ROLES:
@@ -202,7 +206,9 @@ def table(recipe: Recipe) -> str:
             rotation = f"{'random' if q.random_signs else 'fixed'} {q.rotation}" if q.rotation else "none"
             scale = f"{q.scale}, {q.scale_format}" + f" {q.scale_rounding}" * (not q.two_level)
             rows.append((role, operand, source, q.name, q.elements, group, rotation, scale, q.rounding, gemm.output))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return rows
+
+
+def _title(recipe: Recipe) -> str:
     mask = "gradients pass where fprop did not clip" if recipe.trust_mask else "no trust mask"
-    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return f"Recipe {recipe.name!r}; {mask}."

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
+from ..tables import aligned, html, html_folded, html_lines
 from .matmuls import Comparison, Matmul, Seconds, total
 from .roofline import ISSUE_SHARE
 from .targets import Target
@@ -137,7 +138,12 @@ class Artifact:
         return [f"{kernel.name}: {failure}" for kernel in self.kernels for failure in kernel.failures]
 
     def __str__(self) -> str:
-        return "\n".join([*_kernel_table(self), "", *_matmul_table(self), "", *_summary(self)])
+        kernels, matmuls = aligned(_kernel_rows(self), _KERNEL_LEFT), aligned(_matmul_rows(self), _MATMUL_LEFT)
+        return "\n".join([*kernels, "", *matmuls, "", *_summary(self)])
+
+    def _repr_html_(self) -> str:
+        kernels = html_folded("Kernels", html(_kernel_rows(self), _KERNEL_LEFT), preformatted=False)
+        return f"<div>{html_lines(_summary(self))}{html(_matmul_rows(self), _MATMUL_LEFT)}{kernels}</div>"
 
     def to_json(self, *, text: bool = False) -> str:
         """Everything as JSON, without cubins; text: with the sources and the PTX too."""
@@ -194,7 +200,10 @@ _MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizin
                    "speedup", AT_SHARE)  # fmt: skip
 
 
-def _kernel_table(artifact: Artifact) -> list[str]:
+_KERNEL_LEFT, _MATMUL_LEFT = (0, 1, 3, 13), (0, 1, 2)
+
+
+def _kernel_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for kernel in artifact.kernels:
         numbers = (kernel.registers, kernel.stack_bytes, kernel.shared_bytes, kernel.tmem_columns)
@@ -202,10 +211,10 @@ def _kernel_table(artifact: Artifact) -> list[str]:
         rows.append((*_head(kernel), mma, *map(str, numbers), *_tail(kernel)))
     for call in artifact.library_calls:
         rows.append((*_head(call), call.kind, "", "", "", "", *_tail(call)))
-    return aligned(rows, left={0, 1, 3, 13})
+    return rows
 
 
-def _matmul_table(artifact: Artifact) -> list[str]:
+def _matmul_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     """Each matmul, all that are quantized, and all."""
     rows: list[tuple[str, ...]] = [_MATMUL_COLUMNS]
     for one in artifact.matmuls:
@@ -215,26 +224,12 @@ def _matmul_table(artifact: Artifact) -> list[str]:
     for name, what in (("all quantized", artifact.quantized), ("all", total(artifact.matmuls, artifact.unfed))):
         if what is not None:
             rows.append((name, "", "", "", *_times(what)))
-    return aligned(rows, left={0, 1, 2})
+    return rows
 
 
 def _times(item: Comparison) -> tuple[str, ...]:
     seconds = (item.product.full, item.quantizing.full, item.seconds.full, item.seconds.realistic, item.bf16_seconds)
     return (*(f"{value * 1e6:.2f}" for value in seconds), f"{item.speedup:.2f}x", f"{item.realistic_speedup:.2f}x")
-
-
-def aligned(rows: Sequence[tuple[str, ...]], left: Collection[int]) -> list[str]:
-    """A table's lines, the first row its head; the columns in `left` are aligned there."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return lines
 
 
 def _head(item: Kernel | LibraryCall) -> tuple[str, str, str]:

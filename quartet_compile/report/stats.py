@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..callables import modules_of, uncompiled
 from ..errors import StatsError
 from ..kernels import stats as statistics
 from ..process import process
+from ..tables import aligned, html, html_lines
 from . import records
 from .report import Observed
 
@@ -87,6 +88,10 @@ class Stats:
 
     def __str__(self) -> str:
         return "\n".join(_table(self.records))
+
+    def _repr_html_(self) -> str:
+        rows = [_HEADER, *map(_row, _gemms(self.records))]
+        return f"<div>{html(rows, range(_TEXTS))}{html_lines([*_LEGEND, *_reasons(self.records)])}</div>"
 
 
 def stats(model: Any = None) -> Stats:
@@ -178,28 +183,31 @@ _LEGEND = (
 )
 
 
-def _table(records: Iterable[Statistic]) -> list[str]:
+_TEXTS = 3
+"""Columns of text."""
+
+
+def _table(records: Sequence[Statistic]) -> list[str]:
+    gemms = _gemms(records)
+    lines = aligned([_HEADER, *map(_row, gemms)], range(_TEXTS))
+    kinds = [gemm[0].graph for gemm in gemms]
+    if "inference" in kinds:
+        lines.insert(kinds.index("inference") + 2, "inference graph" + "s" * (kinds.count("inference") > 1))
+    return [*lines, "", *_LEGEND, *_reasons(records)]
+
+
+def _gemms(records: Iterable[Statistic]) -> list[list[Statistic]]:
+    """The records of each GEMM."""
     gemms: list[list[Statistic]] = []
     for record in records:
         if record.operand in _FIRST:
             gemms.append([])
         gemms[-1].append(record)
-    rows = [_HEADER, *map(_row, gemms)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    left = 3  # columns of text
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    kinds = [gemm[0].graph for gemm in gemms]
-    for position in reversed(range(len(kinds))):
-        if kinds[position] == "inference" and kinds[:position].count("inference") == 0:
-            lines.insert(position + 1, "inference graph" + "s" * (kinds.count("inference") > 1))
-    reasons = {f"{r.operand} has no numbers of its own: {r.reason}.": None for r in records if r.reason}
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:], "", *_LEGEND, *reasons]
+    return gemms
+
+
+def _reasons(records: Iterable[Statistic]) -> list[str]:
+    return list({f"{r.operand} has no numbers of its own: {r.reason}.": None for r in records if r.reason})
 
 
 def _row(gemm: list[Statistic]) -> tuple[str, ...]:
