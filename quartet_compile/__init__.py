@@ -11,7 +11,7 @@ from . import _compat
 from . import kernels as _kernels  # noqa: F401  registers torch.ops.quartet
 
 if TYPE_CHECKING:
-    from . import law
+    from . import callbacks, law
     from .backend import register_backend
     from .capture.explain import explain, graph_diff
     from .config.marks import fp4, no_fp4
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .frontend.enable import disable, enable
     from .frontend.set_recipe import set_recipe
     from .kernels.quantizer import Quantizer, quantizer
+    from .origin import check_provenance, provenance
     from .quantized import QuantizedTensor, quantize
     from .report.report import Report, Site
     from .report.stats import Stats, stats
@@ -76,18 +77,22 @@ _HOMES = {
     "frontend.enable": ("disable", "enable"),
     "frontend.set_recipe": ("set_recipe",),
     "kernels.quantizer": ("Quantizer", "quantizer"),
+    "origin": ("check_provenance", "provenance"),
     "quantized": ("QuantizedTensor", "quantize"),
     "report.report": ("Report", "Site"),
     "report.stats": ("Stats", "stats"),
     "warn": ("QuartetWarning",),
 }
-"""The modules that define the public names, besides `law`, which is a module."""
+"""The modules that define the public names."""
+
+_MODULES = ("callbacks", "law")
+"""The public names that are modules."""
 
 
 def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
-    if name == "law":
-        found: Any = importlib.import_module(".law", __name__)
+    if name in _MODULES:
+        found: Any = importlib.import_module(f".{name}", __name__)
     elif home is not None:
         found = getattr(importlib.import_module(f".{home}", __name__), name)
     else:
@@ -148,6 +153,8 @@ __all__ = [
     "StrictError",
     "Target",
     "__version__",
+    "callbacks",
+    "check_provenance",
     "cross_compile",
     "disable",
     "enable",
@@ -161,6 +168,7 @@ __all__ = [
     "load_recipe",
     "mix",
     "no_fp4",
+    "provenance",
     "quantize",
     "quantizer",
     "quartet",

@@ -69,6 +69,10 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
             "An exported checkpoint is read wrongly by some of the loaders of its format.",
             "The warning names the loaders, and what to export instead for the others (docs/export.md).",
         ),
+        "QC401": Kind(
+            "A run resumes with another recipe, other options or another version than its checkpoint was trained with.",
+            "Compile with those of before, which the warning has; or nothing, where the change is wanted.",
+        ),
     }
 )
 

@@ -59,7 +59,7 @@ def test_each_public_name_is_where_its_table_says():
     for name in qc.__all__:
         assert getattr(qc, name) is not None
     homes = {name: module for module, names in qc._HOMES.items() for name in names}
-    assert {*homes, "law", "__version__"} == set(qc.__all__) <= set(dir(qc))
+    assert {*homes, *qc._MODULES, "__version__"} == set(qc.__all__) <= set(dir(qc))
     assert all(getattr(qc, name) is getattr(importlib.import_module(f"quartet_compile.{home}"), name)
                for name, home in homes.items())  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_each_public_name_is_where_its_table_says():
 def test_editors_and_type_checkers_see_the_same_names():
     (block,) = [n for n in SOURCE.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     seen = {name.name: node.module for node in block.body for name in node.names}
-    assert seen == {"law": None} | {name: module for module, names in qc._HOMES.items() for name in names}
+    assert seen == dict.fromkeys(qc._MODULES) | {name: module for module, names in qc._HOMES.items() for name in names}
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

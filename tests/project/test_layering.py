@@ -41,6 +41,8 @@ ROOMS = {
         "kernels.paths",
         "backend",
     },
+    "origin": {"config", "compiled"},
+    "callbacks": {"config", "compiled", "report", "frontend", "origin"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "export": {
@@ -62,6 +64,8 @@ ROOMS = {
         "law",
         "export",
         "quantized",
+        "origin",
+        "callbacks",
         "kernels",
     },
     "doctor": {"kernels"},
