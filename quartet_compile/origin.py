@@ -31,7 +31,7 @@ def provenance(model: Any) -> dict[str, Any]:
     policy = compiled.config.policy
     return {
         "quartet_compile": importlib.metadata.version("quartet-compile"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch's, which `torch.load` refuses
         "recipe": _rules(policy.recipe),
         "eval": _rules(policy.eval_recipe),
         "include": list(policy.include),

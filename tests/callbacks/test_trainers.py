@@ -86,7 +86,7 @@ def test_lightning(tmp_path):
 
     head = train("quartet", 2).splitlines()[0].split(",")
     assert {"quartet/matmuls", "quartet/down/fprop/X/error", "quartet/up/wgrad/dW/cosine"} <= set(head)
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=False)["quartet_compile"]
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["quartet_compile"]
     assert kept["recipe"][0][1]["name"] == "quartet"
     with pytest.warns(qc.QuartetWarning, match="QC401.*recipe was quartet, now quartet-rtn"):
         train("quartet-rtn", 3, resume=tmp_path / "last.ckpt")
