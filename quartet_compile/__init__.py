@@ -12,6 +12,8 @@ from . import kernels as _kernels  # noqa: F401  registers torch.ops.quartet
 
 if TYPE_CHECKING:
     from . import callbacks, law
+    from .advise.advice import Advice
+    from .advise.advise import advise
     from .backend import register_backend
     from .capture.explain import explain, graph_diff
     from .config.marks import fp4, no_fp4
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from .warn import QuartetWarning
 
 _HOMES = {
+    "advise.advice": ("Advice",),
+    "advise.advise": ("advise",),
     "backend": ("register_backend",),
     "capture.explain": ("explain", "graph_diff"),
     "config.marks": ("fp4", "no_fp4"),
@@ -117,10 +121,9 @@ def _backend_names() -> list[str]:
     return backend_names()
 
 
-importlib.import_module(f"{__name__}.export")
-del globals()[
-    "export"
-]  # the module, which an import of the room puts here once, or `qc.export` would not be the function
+for _room in ("advise", "export"):  # an import of a room puts the module here, once, where the function is to be
+    importlib.import_module(f"{__name__}.{_room}")
+    del globals()[_room]
 _compat.watch_calls(_watcher_of)
 _compat.extend_accelerate(_backend_names)
 
@@ -128,6 +131,7 @@ __version__ = _metadata.version("quartet-compile")
 
 __all__ = [
     "TARGETS",
+    "Advice",
     "Artifact",
     "CaptureError",
     "CrossCompileError",
@@ -153,6 +157,7 @@ __all__ = [
     "StrictError",
     "Target",
     "__version__",
+    "advise",
     "callbacks",
     "check_provenance",
     "cross_compile",

@@ -1,9 +1,10 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | export | doctor`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | advise | law | export | doctor`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
     python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
     python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
+    python -m quartet_compile advise model.py:build --target sm_100 --tokens 15T
     python -m quartet_compile law regions --recipe quartet
     python -m quartet_compile export runs/checkpoint served --format compressed-tensors --recipe quartet2
 
@@ -34,6 +35,7 @@ from torch import nn
 
 from . import doctor
 from ._compat import UnfitTorch
+from .advise import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.toml import load_recipe
@@ -127,13 +129,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
+    advise_cli.add_command(commands, lambda command: _add_model_arguments(command, recipe=False), run_advise)
     law_cli.add_command(commands)
     export_cli.add_command(commands)
     doctor.add_command(commands)
     return root
 
 
-def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+def _add_model_arguments(command: argparse.ArgumentParser, recipe: bool = True) -> None:
     command.add_argument(
         "model",
         metavar="MODEL",
@@ -147,11 +150,15 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         help="an input, as 2x128x64 or 2x128:int64, or by keyword, as mask=2x128:bool; once for each input of the model",
     )
-    command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
+    if recipe:
+        command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
     command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
-    command.add_argument("--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error")
+    if recipe:
+        command.add_argument(
+            "--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error"
+        )
     command.add_argument("--no-grad", action="store_true", help="the inference graph instead of the training graph")
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -199,13 +206,22 @@ def run_cross_compile(options: argparse.Namespace) -> str:
     return artifact.to_json() if options.json else str(artifact)
 
 
+def run_advise(options: argparse.Namespace) -> str:
+    """The advice, as text or JSON."""
+    progress = _progress if _is_watched() else None
+    try:
+        return advise_cli.run_advise(options, lambda function, **given: _call(options, function, **given), progress)
+    except OSError as error:
+        raise UsageError(f"--html {str(options.html)!r} can't be written: {error.strerror}") from None
+
+
 def _is_watched() -> bool:
     """Whether a person sees what is written to stderr."""
     return sys.stderr.isatty()
 
 
 def _progress(text: str) -> None:
-    print(f"quartet_compile cross-compile: {text}", file=sys.stderr, flush=True)
+    print(f"quartet_compile: {text}", file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:
@@ -234,7 +250,9 @@ def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
             f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
         )
     given |= {
-        name: value for name in ("recipe", "include", "exclude", "scope", "strict") if (value := getattr(options, name))
+        name: value
+        for name in ("recipe", "include", "exclude", "scope", "strict")
+        if (value := getattr(options, name, None))
     }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
         return function(model, *inputs, kwargs=kwargs, **given)

@@ -45,6 +45,15 @@ ROOMS = {
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
+    "advise": {
+        "config",
+        "compiled",
+        "report",
+        "frontend.api",
+        "passes.plan",
+        "cross",
+        "law",
+    },
     "export": {
         "config",
         "compiled",
@@ -66,10 +75,11 @@ ROOMS = {
         "quantized",
         "origin",
         "callbacks",
+        "advise",
         "kernels",
     },
     "doctor": {"kernels"},
-    "__main__": {"config", "capture", "cross", "law", "export", "doctor"},
+    "__main__": {"config", "capture", "cross", "law", "export", "advise", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 

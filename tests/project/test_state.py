@@ -29,7 +29,7 @@ EMPTY = {
 """Calls that make something which is there to be filled."""
 
 
-HIDDEN = {"quartet_compile.export"}
+HIDDEN = {"quartet_compile.advise", "quartet_compile.export"}
 """Rooms that a function of the public API hides: `qc.export` is the function, and nobody imports the room by itself."""
 
 
