@@ -12,8 +12,8 @@ from . import kernels as _kernels  # noqa: F401  registers torch.ops.quartet
 
 if TYPE_CHECKING:
     from . import callbacks, law
-    from .advise.advice import Advice
-    from .advise.advise import advise
+    from .advice.advice import Advice
+    from .advice.advise import advise
     from .backend import register_backend
     from .capture.explain import explain, graph_diff
     from .config.marks import fp4, no_fp4
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
         StatsError,
         StrictError,
     )
-    from .export.export import export
-    from .export.record import Exported, ExportedTensor
-    from .export.state import ExportedState, export_state
     from .frontend.api import quartet
     from .frontend.enable import disable, enable
     from .frontend.set_recipe import set_recipe
@@ -47,11 +44,14 @@ if TYPE_CHECKING:
     from .quantized import QuantizedTensor, quantize
     from .report.report import Report, Site
     from .report.stats import Stats, stats
+    from .serving.export import export
+    from .serving.record import Exported, ExportedTensor
+    from .serving.state import ExportedState, export_state
     from .warn import QuartetWarning
 
 _HOMES = {
-    "advise.advice": ("Advice",),
-    "advise.advise": ("advise",),
+    "advice.advice": ("Advice",),
+    "advice.advise": ("advise",),
     "backend": ("register_backend",),
     "capture.explain": ("explain", "graph_diff"),
     "config.marks": ("fp4", "no_fp4"),
@@ -74,9 +74,9 @@ _HOMES = {
         "StatsError",
         "StrictError",
     ),
-    "export.export": ("export",),
-    "export.record": ("Exported", "ExportedTensor"),
-    "export.state": ("ExportedState", "export_state"),
+    "serving.export": ("export",),
+    "serving.record": ("Exported", "ExportedTensor"),
+    "serving.state": ("ExportedState", "export_state"),
     "frontend.api": ("quartet",),
     "frontend.enable": ("disable", "enable"),
     "frontend.set_recipe": ("set_recipe",),
@@ -121,9 +121,6 @@ def _backend_names() -> list[str]:
     return backend_names()
 
 
-for _room in ("advise", "export"):  # an import of a room puts the module here, once, where the function is to be
-    importlib.import_module(f"{__name__}.{_room}")
-    del globals()[_room]
 _compat.watch_calls(_watcher_of)
 _compat.extend_accelerate(_backend_names)
 

@@ -35,14 +35,14 @@ from torch import nn
 
 from . import doctor
 from ._compat import UnfitTorch
-from .advise import cli as advise_cli
+from .advice import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.toml import load_recipe
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
-from .export import cli as export_cli
 from .law import cli as law_cli
+from .serving import cli as export_cli
 
 if TYPE_CHECKING:
     from .cross.artifact import Artifact
@@ -154,7 +154,7 @@ def _add_model_arguments(command: argparse.ArgumentParser, recipe: bool = True) 
         command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
-    command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
+    command.add_argument("--scope", help="all, or marked: only what is marked with quartet_compile.fp4")
     if recipe:
         command.add_argument(
             "--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error"
@@ -197,7 +197,7 @@ def run_cross_compile(options: argparse.Namespace) -> str:
     from .cross.cross_compile import CrossCompileError, cross_compile
 
     try:
-        artifact = _call(options, cross_compile, target=options.target, progress=_progress if _is_watched() else None)
+        artifact = _call(options, cross_compile, target=options.target, progress=True)
     except CrossCompileError as error:
         _write(options, error.artifact)
         show((error.artifact.to_json() if options.json else str(error.artifact)) + "\n")
@@ -208,20 +208,10 @@ def run_cross_compile(options: argparse.Namespace) -> str:
 
 def run_advise(options: argparse.Namespace) -> str:
     """The advice, as text or JSON."""
-    progress = _progress if _is_watched() else None
     try:
-        return advise_cli.run_advise(options, lambda function, **given: _call(options, function, **given), progress)
+        return advise_cli.run_advise(options, lambda function, **given: _call(options, function, **given))
     except OSError as error:
         raise UsageError(f"--html {str(options.html)!r} can't be written: {error.strerror}") from None
-
-
-def _is_watched() -> bool:
-    """Whether a person sees what is written to stderr."""
-    return sys.stderr.isatty()
-
-
-def _progress(text: str) -> None:
-    print(f"quartet_compile: {text}", file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:

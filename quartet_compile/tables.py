@@ -1,4 +1,4 @@
-"""Tables, as text and for notebooks."""
+"""Tables, as lines of text and for notebooks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
-    """A table's lines, the first row its head, under which is a rule; the columns in `left` are aligned there."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] | None = None) -> list[str]:
+    """A line a row, with columns as wide as their widest cell, two spaces between them. left: the columns that start at the
+    same place, the others end there; by default all."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, widths, left)).rstrip() for row in rows]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int], left: Collection[int] | None) -> list[str]:
+    return [
+        cell.ljust(width) if left is None or column in left else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return lines
+
+
+def ruled(lines: Sequence[str]) -> list[str]:
+    """The lines with a rule below the first, the table's head."""
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def html(rows: Sequence[Sequence[str]], left: Collection[int], bold: Collection[int] = ()) -> str:
-    """The same as an element of a notebook, readable on light and dark backgrounds. bold: rows, by number after the head."""
+    """Rows, the first of them the head, as an element of a notebook, readable on light and dark backgrounds. bold: rows, by
+    number after the head."""
     return "".join(["<table>", _row(rows[0], left, "th"), *_body(rows[1:], left, bold), "</table>"])
 
 

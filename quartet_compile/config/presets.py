@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from ..errors import RecipeError, suggest
 from ..kernels.quantizer import QUANTIZERS, quantizer
 from ..process import process
-from ..tables import aligned, html
+from ..tables import aligned, html, ruled
 from .recipe import ROLES, Gemm, Recipe, operands
 
 
@@ -93,7 +93,7 @@ class Recipes(Mapping[str, Recipe]):
         return [head, *((name, *(operands(getattr(self[name], role)) for role in ROLES)) for name in self)]
 
     def __str__(self) -> str:
-        return "\n".join(aligned(self._rows(), range(1 + len(ROLES))))
+        return "\n".join(ruled(aligned(self._rows())))
 
     def _repr_html_(self) -> str:
         return html(self._rows(), range(1 + len(ROLES)))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
-from ..tables import aligned, html, html_folded, html_lines
+from ..tables import aligned, html, html_folded, html_lines, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
 from .roofline import ISSUE_SHARE
 from .targets import Target
@@ -24,7 +24,7 @@ class Kernel:
 
     op, number_format: of a kernel of ours, as "scaled_mm" and "mxfp4"; empty for Inductor's own.
     mma: kinds of matrix instructions and how often each is in the PTX; conversions: those to E2M1.
-    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a block.
+    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a CTA (thread block).
     launches: how often each graph launches it.
     bytes, operations, instructions: of all its launches together, and of all threads; operations is None where they are
     not known, instructions where a loop's trips are not (a note says so), or the kernel is not ours.
@@ -138,7 +138,8 @@ class Artifact:
         return [f"{kernel.name}: {failure}" for kernel in self.kernels for failure in kernel.failures]
 
     def __str__(self) -> str:
-        kernels, matmuls = aligned(_kernel_rows(self), _KERNEL_LEFT), aligned(_matmul_rows(self), _MATMUL_LEFT)
+        kernels = ruled(aligned(_kernel_rows(self), _KERNEL_LEFT))
+        matmuls = ruled(aligned(_matmul_rows(self), _MATMUL_LEFT))
         return "\n".join([*kernels, "", *matmuls, "", *_summary(self)])
 
     def _repr_html_(self) -> str:

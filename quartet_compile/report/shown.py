@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ReportError
-from ..tables import aligned, html, html_folded, html_lines
+from ..optional import needed
+from ..tables import aligned, html, html_folded, html_lines, ruled
 from .fold import folded
 from .report import REAL, Report, Site
 from .summary import counted, part_of, percent, whole
@@ -33,7 +34,7 @@ def as_html(report: Report) -> str:
 
 def table(sites: Sequence[Site]) -> list[str]:
     """The matmuls, a line for each fold of them."""
-    return aligned(_rows(sites), _LEFT)
+    return ruled(aligned(_rows(sites), _LEFT))
 
 
 def _rows(sites: Sequence[Site]) -> list[tuple[str, ...]]:
@@ -66,19 +67,14 @@ def summary(report: Report) -> list[str]:
 
 def plot(report: Report, path: str | os.PathLike[str] | None) -> Any:
     """See `Report.plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ReportError(
-            "report.plot needs matplotlib, which isn't installed: pip install matplotlib. print(report) needs nothing."
-        ) from None
+    matplotlib = needed("matplotlib.figure", "report.plot", ReportError)
     sites = report.sites
     bars = [(each, part) for each in folded(sites) if (part := part_of(each.sites, sites)) is not None]
     if not bars:
         raise ReportError(
             "report.plot has nothing to show: of no matmul are the sizes known. Give inputs of fixed sizes (dynamic=False)."
         )
-    figure = Figure(figsize=(8, 1.3 + 0.28 * len(bars)), dpi=150, layout="constrained")
+    figure = matplotlib.Figure(figsize=(8, 1.3 + 0.28 * len(bars)), dpi=150, layout="constrained")
     panel = figure.subplots()
     runs = list(dict.fromkeys(each.site.runs_in or each.site.dtype for each, _ in bars))
     low = [name for name in runs if any(each.site.rewritten and each.site.runs_in == name for each, _ in bars)]

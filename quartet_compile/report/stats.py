@@ -18,7 +18,7 @@ from ..callables import modules_of, uncompiled
 from ..errors import StatsError
 from ..kernels import stats as statistics
 from ..process import process
-from ..tables import aligned, html, html_lines
+from ..tables import aligned, html, html_lines, ruled
 from . import records
 from .report import Observed
 
@@ -189,7 +189,7 @@ _TEXTS = 3
 
 def _table(records: Sequence[Statistic]) -> list[str]:
     gemms = _gemms(records)
-    lines = aligned([_HEADER, *map(_row, gemms)], range(_TEXTS))
+    lines = ruled(aligned([_HEADER, *map(_row, gemms)], range(_TEXTS)))
     kinds = [gemm[0].graph for gemm in gemms]
     if "inference" in kinds:
         lines.insert(kinds.index("inference") + 2, "inference graph" + "s" * (kinds.count("inference") > 1))

@@ -104,13 +104,13 @@ def test_explain(run):
         """\
 2 of 3 matmuls (69 % of FLOPs outside attention) in FP4, in 1 graph (recipe 'quartet').
 Rules, and how many matmuls and what share of these FLOPs each decided:
-    1    21 %  in a region marked fp4
+    1    21 %  marked fp4
     1    48 %  matmul with a parameter
     1    30 %  output head by its name 'head'; include=['*'] rewrites it too
 
 matmul   M   N   K  runs in  because
 ------------------------------------------------------------------------------------------
-inner   32  64  64  fp4      in a region marked fp4
+inner   32  64  64  fp4      marked fp4
 up      32  96  64  fp4      matmul with a parameter
 head    32  40  96  float32  output head by its name 'head'; include=['*'] rewrites it too
 

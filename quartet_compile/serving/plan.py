@@ -1,0 +1,206 @@
+"""What each tensor of a model becomes, as the report of `explain` decided it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .. import _compat
+from ..config.names import clean
+from ..config.options import Policy
+from ..config.recipe import Recipe
+from ..errors import ExportError
+from ..kernels.quantizer import Quantizer
+from ..report.report import Report, Site
+
+NO_MATMUL = "not a weight of a matmul"
+ROWS, COLUMNS, UNKNOWN = "rows", "columns", "unknown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One tensor of the model, by its name in the state dict.
+
+    quantizer: of its matmul's second operand in the forward pass; None if it stays in high precision.
+    outputs: whether the N outputs of `X W^T` are its `"rows"`, as in `nn.Linear`, or its `"columns"`; leading dimensions
+             are matrices of their own. `"unknown"` for a square one of which nothing says it.
+    compute: the dtype that the matmul reads it in.
+    linear:  whether it is the weight of an `nn.Linear`.
+    shape:   of the tensor in the model.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    quantizer: Quantizer | None = None
+    outputs: str = ROWS
+    compute: torch.dtype | None = None
+    linear: bool = False
+    reason: str = NO_MATMUL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What becomes of all tensors. recipe: its name. linears: the names of all `nn.Linear` modules."""
+
+    recipe: str
+    assignments: Mapping[str, Assignment]
+    linears: tuple[str, ...]
+
+    @property
+    def quantized(self) -> list[Assignment]:
+        """The tensors that become FP4."""
+        return [each for each in self.assignments.values() if each.quantizer is not None]
+
+    @property
+    def kept_linears(self) -> list[str]:
+        """The `nn.Linear` modules whose weights stay in high precision."""
+        packed = {each.name.removesuffix(".weight") for each in self.quantized if each.linear}
+        return [name for name in self.linears if name not in packed]
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """That of the FP4 tensors. Raises `ExportError` where there are none, or several formats or rotations."""
+        self.require_quantized()
+        by_layout = {(q.quantizer.format, q.quantizer.rotation): q for q in self.quantized if q.quantizer}
+        if len(by_layout) > 1:
+            shown = "; ".join(f"{q.name} is {q.quantizer.name}" for q in by_layout.values() if q.quantizer)
+            raise ExportError(
+                f"The recipe {self.recipe!r} has weights in several formats ({shown}); a file of this kind "
+                "has one. Keep the "
+                "others in high precision with exclude=[...], or use format='bf16'."
+            )
+        return next(q.quantizer for q in by_layout.values() if q.quantizer)
+
+    def require_quantized(self) -> None:
+        """Raise `ExportError`, with the reasons, if no tensor becomes FP4."""
+        if not self.quantized:
+            reasons = {each.reason for each in self.assignments.values()} - {NO_MATMUL}
+            raise ExportError(
+                f"No matmul of this model computes its forward pass in FP4 (recipe {self.recipe!r}), so there is nothing to "
+                f"write: {'; '.join(sorted(reasons)) or 'it has no matmul with a parameter'}. Give the recipe that it was "
+                "trained with."
+            )
+
+
+def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
+    """The plan of a model from its report. policy: of the options of that report.
+
+    Raises `ExportError` for a report of other options, and for a matmul in FP4 whose weight is no tensor of the state
+    dict, or is read in high precision elsewhere.
+    """
+    if report.gap:
+        raise ExportError(
+            f"Not all of the model could be seen, so which weights are in FP4 is not known: {report.gap}. Give inputs that "
+            "it runs on without that, as inputs=(...) or kwargs={...}."
+        )
+    tensors = unshared(model)
+    modules = {clean(name): module for name, module in model.named_modules()}
+    recipes = {chosen.name: chosen for rules in (policy.recipe, policy.eval_recipe) for _, chosen in rules}
+    found: dict[str, Assignment] = {}
+    for site in report.sites:
+        name = next((n for n in (f"{site.name}.weight", site.name) if n in tensors), None)
+        if name is None:
+            if site.rewritten:
+                raise ExportError(_no_tensor(site, model))
+            continue
+        made = _assignment(site, name, tensors[name], modules, recipes)
+        before = found.setdefault(name, made)
+        if before.quantizer != made.quantizer:
+            raise ExportError(
+                f"The weight {name!r} is read by two matmuls, one in FP4 and one in another precision ({before.reason}; "
+                f"{made.reason}); a served model has one weight. Keep both with exclude=[{site.name!r}]."
+            )
+    assignments = {name: found.get(name, _unseen(name, modules)) for name in tensors}
+    linears = tuple(name for name, module in modules.items() if isinstance(module, nn.Linear))
+    return Plan(recipe=report.recipe, assignments=assignments, linears=linears)
+
+
+def unshared(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict, each tensor under its first name only, as a file with tied weights has it."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[clean(name)] = tensor
+    return tensors
+
+
+def _assignment(
+    site: Site, name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
+) -> Assignment:
+    linear = _is_linear(name, modules)
+    if site.rewritten and site.recipe not in recipes:
+        raise ExportError(
+            f"The report says that {site.name!r} runs in recipe {site.recipe!r}, and the options have "
+            f"{', '.join(map(repr, recipes))}. Give the options of the report too, as recipe={site.recipe!r}."
+        )
+    fprop = recipes[site.recipe].fprop if site.rewritten else None
+    if fprop is None:
+        reason = site.reason if not site.rewritten else f"recipe {site.recipe!r} computes fprop in high precision"
+        return Assignment(name=name, shape=tuple(tensor.shape), reason=reason, linear=linear)
+    if fprop.b.exact:
+        raise ExportError(
+            f"The recipe {site.recipe!r} rounds nothing, so {name!r} has no codes to write. Give a recipe with FP4 weights."
+        )
+    return Assignment(
+        name=name,
+        shape=tuple(tensor.shape),
+        quantizer=fprop.b,
+        outputs=ROWS if linear else _outputs(site, tensor, modules.get(name.rpartition(".")[0])),
+        compute=getattr(torch, site.dtype),
+        linear=linear,
+        reason=site.reason,
+    )
+
+
+def _outputs(site: Site, tensor: torch.Tensor, module: nn.Module | None) -> str:
+    """Which dimension of a weight the outputs of its matmul are, by its shape, or by what transformers' modules say."""
+    _, n, k = site.shape
+    last = tuple(tensor.shape[-2:])
+    if n == k and last == (n, k):
+        transposed = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", None)
+        return UNKNOWN if transposed is None else COLUMNS if transposed else ROWS
+    return ROWS if last == (n, k) else COLUMNS if last == (k, n) else UNKNOWN
+
+
+def _unseen(name: str, modules: Mapping[str, nn.Module]) -> Assignment:
+    linear = _is_linear(name, modules)
+    return Assignment(name=name, linear=linear, reason="not in the captured forward pass" if linear else NO_MATMUL)
+
+
+def _is_linear(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a tensor is the weight of an `nn.Linear`."""
+    return name.endswith(".weight") and isinstance(modules.get(name.rpartition(".")[0]), nn.Linear)
+
+
+def _no_tensor(site: Site, model: nn.Module) -> str:
+    if any(map(_compat.is_distributed_tensor, model.parameters())):
+        return (
+            f"The matmul {site.name!r} runs in FP4, and a sharded {type(model).__name__} doesn't tell which tensor of the "
+            "state dict its weight is. Give the same model as it was before it was sharded, which may lie on the meta "
+            "device, as of=model."
+        )
+    return (
+        f"The matmul {site.name!r} runs in FP4, and its weight is no tensor of the state dict of "
+        f"{type(model).__name__}: it is "
+        "computed from parameters, or tied to a table under another name. Merge it first (peft: merge_and_unload(); "
+        f"torch.nn.utils.parametrize.remove_parametrizations), or keep it with exclude=[{site.name!r}]."
+    )
+
+
+def named(plan: Plan, names: Sequence[str]) -> dict[str, Assignment]:
+    """The assignments of the tensors of a checkpoint; those that the model doesn't have stay as they are. Raises
+    `ExportError` for an FP4 weight that the checkpoint lacks."""
+    held = set(names)
+    for each in plan.quantized:
+        if each.name not in held:
+            raise ExportError(
+                f"The checkpoint has no tensor {each.name!r}, which the model computes with in FP4; it has "
+                f"{len(names)} tensors, "
+                f"as {', '.join(names[:4])}. Save the model with the names of its state dict."
+            )
+    return {name: plan.assignments.get(name, Assignment(name=name, reason="not in the model")) for name in names}
