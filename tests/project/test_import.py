@@ -75,10 +75,6 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = qc.quartett
 
 
-def test_an_export_is_the_function_whatever_is_imported_first():
-    assert run("import quartet_compile.export.formats, quartet_compile as qc; print(callable(qc.export))") == "True\n"
-
-
 def test_calls_are_watched_that_torch_compiles_after_the_import():
     program = """
 import torch, quartet_compile
