@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,29 +70,30 @@ def advise(
     modules = modules_of(uncompiled(model))
     parameters = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
     law_parameters = sum(parameters.values()) - _outside(modules)
-    choices, sites = [], []
+    choices: list[Choice] = []
+    sites: list[Site] = []
     for name, recipe in compared:
         tell(f"recipe {name}")
-        how = dict(kwargs=kwargs, target=chosen, progress=progress, **options, **({} if given else {"recipe": name}))
+        how: dict[str, Any] = {**options, **({} if given else {"recipe": name})}
         try:
-            artifact = cross_compile(model, *inputs, **how)
+            artifact = cross_compile(model, *inputs, kwargs=kwargs, target=chosen, progress=progress, **how)
         except CrossCompileError as error:
             choices.append(Choice(recipe=name, failure=str(error).partition("\n")[0]))
             continue
         sites = sites or artifact.report.sites
         choices.append(_choice(name, recipe, artifact, modules, law_parameters, tokens))
-    advice = dict(
+    advice = Advice(
         model=_name(model), target=chosen, gpus=int(gpus), tokens=tokens, tokens_a_step=_rows_of(sites),
         parameters=sum(parameters.values()), law_parameters=law_parameters, choices=tuple(choices),
     )  # fmt: skip
     if not measure:
-        return Advice(**advice)
-    original, best = uncompiled(model), Advice(**advice).best
+        return advice
+    original, best = uncompiled(model), advice.best
     if not isinstance(original, nn.Module) or best is None or given:
         why = "it needs a Module that isn't compiled yet, with a matmul that can be quantized."
-        return Advice(**advice, not_measured=why)
+        return dataclasses.replace(advice, not_measured=why)
     taken = measure_steps(original, inputs, kwargs or {}, best.recipe, options, int(steps), tell)
-    return Advice(**advice, measured=tuple(taken))
+    return dataclasses.replace(advice, measured=tuple(taken))
 
 
 def _here() -> str:
