@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ ISA_FEATURES = {
     "portable": (),
 }
 """Each level, best first, with its `-m` flags; these are also the names in /proc/cpuinfo, but for - and _."""
+
+_SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
 
 # No part of -ffast-math: it reassociates, and GCC links a start-up file that turns subnormals off for the process.
 _FLAGS = (
@@ -138,7 +141,12 @@ def _remedy(compiler: str) -> str:
 
 
 def require_compiler() -> str:
-    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`."""
+    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`, outside of Linux too."""
+    if sys.platform != "linux":
+        raise CompilerError(
+            f"Quartet Compile's CPU kernels are built on Linux, and this is {_SYSTEMS.get(sys.platform, sys.platform)}. "
+            "Train on Linux, in a container, or on Windows in WSL 2; explain, recipes, law and export work here."
+        )
     found = _compat.cpp_compiler()
     if found is None:
         raise _no_compiler(os.environ.get("CXX", "g++"))

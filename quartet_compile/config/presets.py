@@ -16,12 +16,13 @@ no block quantizers of operands, so they are not data of this form.
 
 from __future__ import annotations
 
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 
 from ..errors import RecipeError, suggest
 from ..kernels.quantizer import QUANTIZERS, quantizer
 from ..process import process
-from .recipe import ROLES, Gemm, Recipe
+from ..tables import aligned, html, ruled
+from .recipe import ROLES, Gemm, Recipe, operands
 
 
 def _pair(a: str, b: str | None = None) -> Gemm:
@@ -72,9 +73,35 @@ _PRESETS = (
 PRESETS = tuple(preset.name for preset in _PRESETS)
 
 
-def recipes() -> MappingProxyType[str, Recipe]:
+class Recipes(Mapping[str, Recipe]):
+    """Recipes by name, which print as a table: the quantizers of both operands of each GEMM."""
+
+    def __init__(self, known: Mapping[str, Recipe]) -> None:
+        self._known = dict(known)
+
+    def __getitem__(self, name: str) -> Recipe:
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        head = ("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")
+        return [head, *((name, *(operands(getattr(self[name], role)) for role in ROLES)) for name in self)]
+
+    def __str__(self) -> str:
+        return "\n".join(ruled(aligned(self._rows())))
+
+    def _repr_html_(self) -> str:
+        return html(self._rows(), range(1 + len(ROLES)))
+
+
+def recipes() -> Recipes:
     """Every recipe by name: the presets, and those registered so far."""
-    return MappingProxyType({preset.name: preset for preset in _PRESETS} | process.recipes)
+    return Recipes({preset.name: preset for preset in _PRESETS} | process.recipes)
 
 
 def recipe(name: str | Recipe) -> Recipe:

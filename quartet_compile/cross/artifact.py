@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
-from ..tables import aligned, ruled
+from ..tables import aligned, html, html_folded, html_lines, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
 from .roofline import ISSUE_SHARE
 from .targets import Target
@@ -139,8 +139,14 @@ class Artifact:
         return [f"{kernel.name}: {failure}" for kernel in self.kernels for failure in kernel.failures]
 
     def __str__(self) -> str:
-        matmuls = [] if self.target.amd else [*_matmul_table(self), ""]  # of nothing but times
-        return "\n".join([*_kernel_table(self), "", *matmuls, *_summary(self)])
+        kernels = ruled(aligned(_kernel_rows(self), _KERNEL_LEFT))
+        matmuls = [] if self.target.amd else [*ruled(aligned(_matmul_rows(self), _MATMUL_LEFT)), ""]  # nothing but times
+        return "\n".join([*kernels, "", *matmuls, *_summary(self)])
+
+    def _repr_html_(self) -> str:
+        kernels = html_folded("Kernels", html(_kernel_rows(self), _KERNEL_LEFT), preformatted=False)
+        matmuls = "" if self.target.amd else html(_matmul_rows(self), _MATMUL_LEFT)
+        return f"<div>{html_lines(_summary(self))}{matmuls}{kernels}</div>"
 
     def to_json(self, *, text: bool = False) -> str:
         """Everything as JSON, without cubins; text: with the sources and the PTX too."""
@@ -198,7 +204,10 @@ _MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizin
                    "speedup", AT_SHARE)  # fmt: skip
 
 
-def _kernel_table(artifact: Artifact) -> list[str]:
+_KERNEL_LEFT, _MATMUL_LEFT = (0, 1, 3, 13), (0, 1, 2)
+
+
+def _kernel_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for kernel in artifact.kernels:
         numbers = (kernel.registers, kernel.stack_bytes, kernel.shared_bytes, kernel.tmem_columns)
@@ -206,10 +215,10 @@ def _kernel_table(artifact: Artifact) -> list[str]:
         rows.append((*_head(kernel), mma, *map(str, numbers), *_tail(kernel)))
     for call in artifact.library_calls:
         rows.append((*_head(call), call.kind, "", "", "", "", *_tail(call)))
-    return ruled(aligned(rows, left={0, 1, 3, 13}))
+    return rows
 
 
-def _matmul_table(artifact: Artifact) -> list[str]:
+def _matmul_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     """Each matmul, all that are quantized, and all."""
     rows: list[tuple[str, ...]] = [_MATMUL_COLUMNS]
     for one in artifact.matmuls:
@@ -219,7 +228,7 @@ def _matmul_table(artifact: Artifact) -> list[str]:
     for name, what in (("all quantized", artifact.quantized), ("all", total(artifact.matmuls, artifact.unfed))):
         if what is not None:
             rows.append((name, "", "", "", *_times(what)))
-    return ruled(aligned(rows, left={0, 1, 2}))
+    return rows
 
 
 def _times(item: Comparison) -> tuple[str, ...]:
