@@ -8,7 +8,7 @@ from .backend import register_backend
 from .capture.explain import explain, graph_diff
 from .config.marks import fp4, no_fp4
 from .config.outer_blocks import first_and_last_blocks
-from .config.presets import mix, recipe, recipes, register_recipe
+from .config.presets import mix, recipe, recipes, register_recipe, unrotated
 from .config.recipe import Gemm, Recipe
 from .config.toml import load_recipe, save_recipe
 from .cross.artifact import Artifact
@@ -18,6 +18,7 @@ from .errors import (
     CaptureError,
     ExportError,
     OptionError,
+    PackError,
     PatternError,
     QuantizerError,
     QuartetError,
@@ -33,6 +34,7 @@ from .frontend.api import quartet
 from .frontend.enable import disable, enable
 from .frontend.set_recipe import set_recipe
 from .kernels.quantizer import Quantizer, quantizer
+from .packed.pack import pack, unpack
 from .quantized import QuantizedTensor, quantize
 from .report.report import Report, Site
 from .report.stats import Stats, stats
@@ -53,6 +55,7 @@ __all__ = [
     "ExportedTensor",
     "Gemm",
     "OptionError",
+    "PackError",
     "PatternError",
     "QuantizedTensor",
     "Quantizer",
@@ -80,6 +83,7 @@ __all__ = [
     "load_recipe",
     "mix",
     "no_fp4",
+    "pack",
     "quantize",
     "quantizer",
     "quartet",
@@ -90,4 +94,6 @@ __all__ = [
     "save_recipe",
     "set_recipe",
     "stats",
+    "unpack",
+    "unrotated",
 ]
