@@ -83,12 +83,13 @@ def is_part(node: fx.Node, part: fx.Node) -> bool:
     return node is part or (node.target is aten.reshape.default and strip(node, VIEWS) is strip(part, VIEWS))
 
 
-def recipe_of(name: str, recipe: Recipe, packed: Quantizer, dgrad: bool) -> Recipe:
-    """The recipe of a site with a packed weight: its forward pass reads these codes. dgrad: the site has one.
+def recipe_of(name: str, recipe: Recipe, site: MatmulSite) -> Recipe:
+    """The recipe of a site with the packed weight of this name: its forward pass reads those codes.
 
     Raises `RecipeError` where the recipe can't compute with such codes alone.
     """
-    gemm, subject = recipe.fprop, f"The packed weight {name!r} has codes of {packed.name}, and the recipe {recipe.name!r}"
+    packed, gemm = quantizer_of(site.packed), recipe.fprop
+    subject = f"The packed weight {name!r} has codes of {packed.name}, and the recipe {recipe.name!r}"
     if gemm is None:
         raise RecipeError(
             f"{subject} computes fprop in high precision; expected a recipe that reads codes, as the one that it was "
@@ -106,9 +107,14 @@ def recipe_of(name: str, recipe: Recipe, packed: Quantizer, dgrad: bool) -> Reci
                 f"{subject} has X in {field}={wanted!r} for fprop; expected {field}={got!r}, or the product is not that "
                 f"of the originals. {remedy}."
             )
-    if dgrad and (recipe.dgrad is None or recipe.w_from == "original"):
+    if site.dgrad is not None and (recipe.dgrad is None or recipe.w_from == "original"):
         raise RecipeError(
             f"{subject} computes dgrad from the weight in high precision; expected w_from='requantized', or 'codes' with "
             "square blocks, since the whole weight is nowhere. Take 'quartet', 'quartet2' or one like them."
+        )
+    if site.matrices > 1 and site.w.shape[0] % recipe.block:
+        raise RecipeError(
+            f"{subject} has blocks of {recipe.block}; expected blocks that fill the {site.w.shape[0]} rows of each of its "
+            f"{site.matrices} matrices. Take 'quartet' or quartet_compile.unrotated('quartet'), whose blocks are 32."
         )
     return recipe if gemm.b == packed else dataclasses.replace(recipe, fprop=dataclasses.replace(gemm, b=packed))

@@ -17,7 +17,7 @@ from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..errors import StrictError
 from .graph import aten, module_of, strip
-from .packed import quantizer_of, recipe_of
+from .packed import recipe_of
 from .products.kind import SMALLEST
 from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
@@ -97,7 +97,7 @@ def decide(
         if packed and wanted and site.packed is None:
             wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
         elif packed and wanted:
-            recipe = recipe_of(packed[0], recipe, quantizer_of(site.packed), site.dgrad is not None)
+            recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
         reason = obstacle or reason
         if packed and (obstacle or not wanted):

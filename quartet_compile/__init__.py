@@ -34,6 +34,7 @@ from .frontend.api import quartet
 from .frontend.enable import disable, enable
 from .frontend.set_recipe import set_recipe
 from .kernels.quantizer import Quantizer, quantizer
+from .packed.load import load_fp4
 from .packed.pack import pack, unpack
 from .quantized import QuantizedTensor, quantize
 from .report.report import Report, Site
@@ -80,6 +81,7 @@ __all__ = [
     "fp4",
     "graph_diff",
     "law",
+    "load_fp4",
     "load_recipe",
     "mix",
     "no_fp4",
