@@ -35,8 +35,8 @@ class Layout:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of the tensors of one weight."""
-        return tuple(filter(None, (self.codes, self.scales, self.divisor)))
+        """Of the tensors of one weight, longer ones before their own ends."""
+        return tuple(filter(None, (self.divisor, self.codes, self.scales)))
 
     def weight(self, name: str) -> str | None:
         """The name of the weight that a tensor is a part of; None of other tensors."""

@@ -185,7 +185,7 @@ def _check_quantizer(module: nn.Module, name: str, state: dict[str, Any], prefix
         return
     if found != own:
         raise PackError(
-            f"The state dict has {found} for {prefix}{name!r}, and the model holds codes of {own}; expected those. Pack a "
+            f"The state dict has {found} for {prefix + name!r}, and the model holds codes of {own}; expected those. Pack a "
             "model of the original weights with the recipe of the state dict, or load them before quartet_compile.pack."
         )
 
