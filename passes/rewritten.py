@@ -73,8 +73,8 @@ def trace(
     packed: fx.Node | None = None,
     arguments: Callable[[fx.Node], Any] = arguments_of,
 ) -> Traced:
-    """Where an operand comes from. packed: the site's packed weight, whose codes nothing in the graph makes. arguments: those
-    of a node of ours; whoever asks often can hand on a memory of them."""
+    """Where an operand comes from. packed: the site's packed weight, whose codes nothing in the graph makes. arguments:
+    those of a node of ours; whoever asks often can hand on a memory of them."""
     if packed is not None and blocks.codes.target is not operator.getitem:
         return Traced(blocks, packed, packed, False, arguments(packed).quantizer, philox.FPROP_W)
     made, index = blocks.codes.args

@@ -138,7 +138,9 @@ def unrotated(of: str | Recipe) -> Recipe:
     name = _UNROTATED.get(found.fprop.b.format) if found.fprop is not None and found.fprop.b.rotation else None
     if name is None:
         what = "computes fprop in high precision" if found.fprop is None else f"has {found.fprop.b.name} in fprop"
-        raise RecipeError(f"Recipe {found.name!r} {what}; expected MXFP4 with a rotation, as 'quartet'. Use it as it is.")
+        raise RecipeError(
+            f"Recipe {found.name!r} {what}; expected MXFP4 with a rotation, as 'quartet'. Use it as it is."
+        )
     return dataclasses.replace(found, name=f"{found.name}-unrotated", fprop=_pair(name), trust_mask=False)
 
 

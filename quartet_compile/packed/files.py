@@ -62,7 +62,9 @@ class Layout:
         if bool((scales.view(torch.uint8) & (0x7F if self.divisor else 0xFF) == nan).any()) or not bool(
             tensor_scale.isfinite().all()
         ):
-            raise PackError(f"The file has a NaN among the scales of {name!r}; expected numbers. Copy the checkpoint again.")
+            raise PackError(
+                f"The file has a NaN among the scales of {name!r}; expected numbers. Copy the checkpoint again."
+            )
         codes = codes.flatten(-2) if self.grouped else codes
         columns = 2 * codes.shape[-1]
         return codes_of(codes, scales, tensor_scale, self.quantizer, columns, self.turned, dtype)
@@ -92,7 +94,9 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
         rotation = _rotation(settings.get("transform_config") or {})
         if rotation in _ROTATED:
             return Layout("_packed", "_scale", _ROTATED[rotation])
-        raise PackError(f"The checkpoint's weights are rotated by {rotation}; expected MXFP4 with none, or 32.")
+        raise PackError(
+            f"The checkpoint's weights are rotated by {rotation or 'another transform'}; expected MXFP4 with none, or 32."
+        )
     if method == "compressed-tensors" and held == "nvfp4-pack-quantized" and not settings.get("transform_config"):
         return _NVFP4
     raise PackError(f"The checkpoint is quantized by {method!r} in format {held!r}; expected {_EXPECTED}.")

@@ -22,8 +22,8 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @torch.no_grad()
 def load_fp4(model: _Module, folder: str | os.PathLike[str]) -> _Module:
-    """Fill a model from a checkpoint folder with FP4 weights: those stay packed as `quartet_compile.pack` packs them, and are
-    never there in high precision; all others are read as they are. In place; returns the model.
+    """Fill a model from a checkpoint folder with FP4 weights: those stay packed as `quartet_compile.pack` packs them, and
+    are never there in high precision; all others are read as they are. In place; returns the model.
 
         with accelerate.init_empty_weights():      # weights on the meta device, which takes no memory
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -55,7 +55,8 @@ def load_fp4(model: _Module, folder: str | os.PathLike[str]) -> _Module:
     return model
 
 
-_Slots = list[tuple[dict[str, torch.Tensor | None], str]]
+_Slots = list[tuple[nn.Module, str]]
+"""The modules that hold a tensor, each with the name that it has there."""
 
 
 class _Plan:
@@ -79,17 +80,18 @@ class _Plan:
         wanted = self.slots.keys() - self.packed.keys()
         self._check_names(model, held, wanted)
         for name in held:
-            table, key = self.slots[name][0]
-            shape = tuple(table[key].shape)  # type: ignore[union-attr]
+            shape = tuple(_held(self.slots[name]).shape)
             if shape != tuple(files[name]):
-                raise PackError(f"The tensor {name!r} has the shape {tuple(files[name])} in the files; the model has {shape}.")
+                raise PackError(
+                    f"The tensor {name!r} has the shape {tuple(files[name])} in the files; the model has {shape}."
+                )
 
     def _check_names(self, model: nn.Module, held: set[str], wanted: set[str]) -> None:
         unknown = sorted(held - self.slots.keys())
         if unknown:
             raise PackError(f"The files have the tensor {unknown[0]!r}, which {type(model).__name__} hasn't.")
-        tied = {id(table[key]) for name in held | self.packed.keys() for table, key in self.slots[name]}
-        lacking = sorted(name for name in wanted - held if id(self.slots[name][0][0][self.slots[name][0][1]]) not in tied)
+        given = {id(_held(self.slots[name])) for name in held | self.packed.keys()}
+        lacking = sorted(name for name in wanted - held if id(_held(self.slots[name])) not in given)
         if lacking:
             raise PackError(f"The files lack {lacking[0]!r} and {len(lacking) - 1} more tensors of the model.")
         empty = [clean(name) for name, buffer in model.named_buffers() if buffer.is_meta and clean(name) not in held]
@@ -106,12 +108,12 @@ def _slots(model: nn.Module) -> dict[str, _Slots]:
     places: dict[int, _Slots] = {}
     named: dict[str, int] = {}
     for path, module in model.named_modules():
-        for table in (module._parameters, module._buffers):
-            for key, tensor in table.items():
-                name = clean(f"{path}.{key}" if path else key)
-                if tensor is not None and name in persistent:
-                    places.setdefault(id(tensor), []).append((table, key))
-                    named[name] = id(tensor)
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        for key, tensor in (*parameters, *module.named_buffers(recurse=False, remove_duplicate=False)):
+            name = clean(f"{path}.{key}" if path else key)
+            if name in persistent:
+                places.setdefault(id(tensor), []).append((module, key))
+                named[name] = id(tensor)
     return {name: places[key] for name, key in named.items()}
 
 
@@ -119,30 +121,36 @@ def _check(weight: Weight, layout: Layout, files: Mapping[str, tuple[int, ...]])
     """Raise `PackError` unless the files hold all parts of a weight in its shape."""
     if weight.turned is not layout.turned:
         raise PackError(
-            f"The weight {weight.name!r} of {type(weight.module).__name__} is not {'[E, K, N]' if layout.turned else '[N, K]'}, "
-            "as the files take it to be."
+            f"The weight {weight.name!r} of {type(weight.module).__name__} is not "
+            f"[{'E, K, N' if layout.turned else 'N, K'}], as the files take it to be. Make the model of the checkpoint's config.json."
         )
     shapes = layout.shapes(weight.shape)
     for suffix in layout.suffixes:
         got = files.get(weight.name + suffix)
         if shapes is None or got is None or tuple(got) != shapes[suffix]:
-            expected = "whole groups in each row" if shapes is None else f"{weight.name + suffix!r} of shape {shapes[suffix]}"
+            expected = (
+                "whole groups in each row" if shapes is None else f"{weight.name + suffix!r} of shape {shapes[suffix]}"
+            )
             raise PackError(
                 f"The weight {weight.name!r} is {tuple(weight.tensor.shape)} in the model; expected {expected}, got "
                 f"{'none' if got is None else tuple(got)}. Make the model of the checkpoint's config.json."
             )
 
 
+def _held(slots: _Slots) -> torch.Tensor:
+    module, key = slots[0]
+    held: torch.Tensor = getattr(module, key)
+    return held
+
+
 def _put(slots: _Slots, tensor: torch.Tensor) -> None:
     """Give a parameter or buffer its values, in its own dtype; in all its places if it has none yet."""
-    table, key = slots[0]
-    held = table[key]
-    assert held is not None
+    held = _held(slots)
     if not held.is_meta:
         held.copy_(tensor)
         return
     made = tensor.to(held.dtype, copy=True)
     if isinstance(held, nn.Parameter):
         made = nn.Parameter(made, requires_grad=held.requires_grad)
-    for table, key in slots:
-        table[key] = made
+    for module, key in slots:
+        setattr(module, key, made)

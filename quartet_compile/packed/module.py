@@ -32,6 +32,10 @@ _DTYPE, _LAYOUT = "dtype", "layout"
 Python knows of the weight."""
 
 
+_CHECK = "quartet_check"
+"""The attribute of the hook that looks at a state dict before it is loaded."""
+
+
 class Layout(NamedTuple):
     """What the buffers don't say of a weight. quantizer: its name. columns: K. turned: the weight is [..., K, N]."""
 
@@ -78,7 +82,7 @@ class ReadOnly(torch.Tensor):
         in_place = (name.endswith("_") and not name.startswith("__")) or (
             name.startswith("__i") and plain_name[1:] in _IN_PLACE
         )
-        writes = in_place or name == "__setitem__" or (name == "__set__" and func != torch.Tensor.grad.__set__)  # type: ignore[attr-defined]
+        writes = in_place or name in ("__setitem__", "__set__")
         if (writes and isinstance(first, cls)) or isinstance(kwargs.get("out"), cls):
             raise PackError(
                 f"A packed weight was written to (by {plain_name}); expected reads only, since it is stored as codes. Give "
@@ -99,6 +103,8 @@ def hold(module: nn.Module, name: str, codes: Codes) -> None:
     empty = torch.empty(0, dtype=codes.dtype, device=codes.packed.device)
     module.register_buffer(f"{name}_{_DTYPE}", empty, persistent=False)
     setattr(module, f"{name}_{_LAYOUT}", codes.layout)
+    if len(names) == 1:
+        setattr(module, _CHECK, module.register_load_state_dict_pre_hook(_check_state))
     module.__class__ = _packed_class(_original(type(module)), names)
 
 
@@ -106,11 +112,14 @@ def release(module: nn.Module, name: str) -> torch.Tensor:
     """Take the codes of a weight away again. Returns its values."""
     values = _values(module, name).detach()
     for part in (*PARTS, _DTYPE):
-        del module._buffers[f"{name}_{part}"]
+        delattr(module, f"{name}_{part}")
     delattr(module, f"{name}_{_LAYOUT}")
     left = tuple(other for other in packed_names(module) if other != name)
     original = _original(type(module))
     module.__class__ = _packed_class(original, left) if left else original
+    if not left:
+        getattr(module, _CHECK).remove()
+        delattr(module, _CHECK)
     return values
 
 
@@ -159,13 +168,8 @@ def _packed_class(original: Any, names: tuple[str, ...]) -> type:
     def reduce(self: nn.Module) -> tuple[Any, ...]:
         return _made, (original, names), self.__dict__
 
-    def load(self: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in names:
-            _check_quantizer(self, name, state, prefix)
-        original._load_from_state_dict(self, state, prefix, *args)
-
     attributes: dict[str, Any] = {name: _property(name) for name in names}
-    attributes |= {"__reduce__": reduce, "extra_repr": extra_repr, "_load_from_state_dict": load}
+    attributes |= {"__reduce__": reduce, "extra_repr": extra_repr}
     return type(f"Packed{original.__name__}", (original,), {**attributes, "quartet_packed": names})
 
 
@@ -174,23 +178,21 @@ def _made(original: type, names: tuple[str, ...]) -> nn.Module:
     return made
 
 
-def _check_quantizer(module: nn.Module, name: str, state: dict[str, Any], prefix: str) -> None:
-    """Raise `PackError` for a state dict that doesn't hold this weight in these codes."""
-    key, own = f"{prefix}{name}_quantizer", layout_of(module, name).quantizer
-    if key in state:
-        found = bytes(state[key].tolist()).decode(errors="replace")
-    elif f"{prefix}{name}" in state:
-        found = "no codes"
-    else:
-        return
-    if found != own:
-        raise PackError(
-            f"The state dict has {found} for {prefix + name!r}, and the model holds codes of {own}; expected those. Pack a "
-            "model of the original weights with the recipe of the state dict, or load them before quartet_compile.pack."
-        )
+def _check_state(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Raise `PackError` for a state dict that holds a packed weight of this module in other codes, or in none."""
+    for name in packed_names(module):
+        own = layout_of(module, name).quantizer
+        if f"{prefix}{name}_quantizer" in state:
+            found = bytes(state[f"{prefix}{name}_quantizer"].tolist()).decode(errors="replace")
+        else:
+            found = "no codes" if f"{prefix}{name}" in state else own
+        if found != own:
+            raise PackError(
+                f"The state dict has {found} for {prefix + name!r}, and the model holds codes of {own}; expected those. "
+                "Pack a model of the original weights with the recipe of the state dict, or load them before "
+                "quartet_compile.pack."
+            )
 
 
 def _text(name: str) -> torch.Tensor:
     return torch.tensor(list(name.encode()), dtype=torch.uint8, device="cpu")
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -94,7 +94,9 @@ def unpack(model: _Module) -> _Module:
     the dtype that they had. Returns the model. Raises `PackError` where nothing is packed."""
     packed = [module for module in model.modules() if packed_names(module)]
     if not packed:
-        raise PackError(f"Nothing in {type(model).__name__} is packed; expected a model that quartet_compile.pack changed.")
+        raise PackError(
+            f"Nothing in {type(model).__name__} is packed; expected a model that quartet_compile.pack changed."
+        )
     for module in packed:
         for name in packed_names(module):
             values = release(module, name).contiguous()
@@ -151,7 +153,9 @@ def _obstacle(weight: Weight, shared: bool) -> str | None:
     if tensor.requires_grad:
         return "it is trained; codes can't be. Freeze it (requires_grad_(False))"
     if weight.turned is None:
-        return f"nothing says which dimension of {tuple(tensor.shape)} is contracted; expected a linear layer, or experts"
+        return (
+            f"nothing says which dimension of {tuple(tensor.shape)} is contracted; expected a linear layer, or experts"
+        )
     if tensor.dtype not in DTYPES:
         return f"its dtype is {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
     if shared:
@@ -192,7 +196,9 @@ def check_rows(name: str, shape: tuple[int, ...], block: int) -> None:
 
 def _check_values(weight: Weight) -> None:
     if weight.tensor.is_meta:
-        raise PackError(f"The weight {weight.name!r} is on the meta device; expected values. quartet_compile.load_fp4 reads files.")
+        raise PackError(
+            f"The weight {weight.name!r} is on the meta device; expected values. quartet_compile.load_fp4 reads files."
+        )
     if not bool(weight.tensor.detach().isfinite().all()):
         raise PackError(
             f"The weight {weight.name!r} has a NaN or an infinity; expected finite values, since their group would be NaN. "

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:M
 
 SIZES = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2)
 X = (torch.zeros(64, 64),)
+ROTATION = {"type": "hadamard", "head_dim": 64, "apply": [{"location": "input"}]}
 
 
 class Net(nn.Module):
@@ -107,7 +108,9 @@ def test_a_gpt_oss_file_is_fine_tuned(gpt_oss):
     losses, found = [], []
     for base in (qc.load_fp4(empty(config), folder), dense):
         torch.manual_seed(3)
-        model = get_peft_model(base.requires_grad_(False), LoraConfig(r=8, target_modules=["q_proj", "v_proj", "o_proj"]))
+        model = get_peft_model(
+            base.requires_grad_(False), LoraConfig(r=8, target_modules=["q_proj", "v_proj", "o_proj"])
+        )
         function, backend = compiled(model, recipe=qc.unrotated("quartet"))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         losses.append([])
@@ -118,7 +121,9 @@ def test_a_gpt_oss_file_is_fine_tuned(gpt_oss):
             optimizer.step()
             optimizer.zero_grad()
             losses[-1].append(loss.item())
-        rewritten = {site.name.rpartition("experts.")[2]: site.runs_in for site in sites(backend) if "experts" in site.name}
+        rewritten = {
+            site.name.rpartition("experts.")[2]: site.runs_in for site in sites(backend) if "experts" in site.name
+        }
         assert rewritten == {"gate_up_proj": "fp4", "down_proj": "fp4"}
         found.append({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
     assert losses[0] == losses[1] and losses[0][-1] < losses[0][0] - 0.05
@@ -158,7 +163,13 @@ def test_a_rotated_file_trains_on_in_its_recipe(tmp_path):
 def test_shards(tmp_path, monkeypatch):
     """The parts of a weight in different files."""
     torch.manual_seed(0)
-    qc.export(Net().bfloat16(), tmp_path / "whole", format="compressed-tensors", inputs=(X[0].bfloat16(),), recipe="jetfire-fp4")
+    qc.export(
+        Net().bfloat16(),
+        tmp_path / "whole",
+        format="compressed-tensors",
+        inputs=(X[0].bfloat16(),),
+        recipe="jetfire-fp4",
+    )
     tensors = load_file(tmp_path / "whole/model.safetensors")
     folder = tmp_path / "shards"
     folder.mkdir()
@@ -201,15 +212,24 @@ def _configured(**settings):
         (_configured(format="pack-quantized"), "in format 'pack-quantized'; expected gpt-oss' MXFP4, or compressed"),
         (_configured(quant_method="gptq"), "quantized by 'gptq'"),
         (
-            _configured(transform_config={"config_groups": {"R": {"type": "hadamard", "head_dim": 64, "apply": [{"location": "input"}]}}}),
+            _configured(transform_config={"config_groups": {"R": ROTATION}}),
             "rotated by 64; expected MXFP4 with none, or 32",
         ),
         (lambda tensors, config: config.clear(), "no quantization_config; expected that of gpt-oss"),
     ],
 )  # fmt: skip
 def test_refused(tmp_path, change, expected):
-    qc.export(Net().bfloat16(), tmp_path / "served", format="compressed-tensors", inputs=(X[0].bfloat16(),), recipe="jetfire-fp4")
-    tensors, config = load_file(tmp_path / "served/model.safetensors"), json.loads((tmp_path / "served/config.json").read_text())
+    qc.export(
+        Net().bfloat16(),
+        tmp_path / "served",
+        format="compressed-tensors",
+        inputs=(X[0].bfloat16(),),
+        recipe="jetfire-fp4",
+    )
+    tensors, config = (
+        load_file(tmp_path / "served/model.safetensors"),
+        json.loads((tmp_path / "served/config.json").read_text()),
+    )
     change(tensors, config)
     save_file(tensors, tmp_path / "served/model.safetensors")
     (tmp_path / "served/config.json").write_text(json.dumps(config))

@@ -190,7 +190,9 @@ def test_state_dict(recipe):
 def test_a_state_dict_of_other_codes_is_refused():
     model = qc.pack(linear())
     other = qc.pack(linear(), recipe="quartet2")
-    with pytest.raises(qc.PackError, match="has nvfp4-rtn-4over6 for '0.weight', and the model holds codes of mxfp4-quest"):
+    with pytest.raises(
+        qc.PackError, match="has nvfp4-rtn-4over6 for '0.weight', and the model holds codes of mxfp4-quest"
+    ):
         model.load_state_dict(other.state_dict())
     with pytest.raises(qc.PackError, match="has no codes for '0.weight'.*load them before quartet_compile.pack"):
         model.load_state_dict(linear().state_dict())

@@ -52,6 +52,14 @@ ROOMS = {
         "kernels.quantizer",
         "kernels.numerics.reference",
     },
+    "packed": {
+        "config",
+        "quantized",
+        "kernels.quantizer",
+        "passes.plan",
+        "passes.products.kind",
+        "export.source",
+    },
     "__init__": {
         "config",
         "report",
@@ -61,6 +69,7 @@ ROOMS = {
         "cross",
         "law",
         "export",
+        "packed",
         "quantized",
         "kernels.quantizer",
     },
