@@ -122,7 +122,8 @@ def _check(weight: Weight, layout: Layout, files: Mapping[str, tuple[int, ...]])
     if weight.turned is not layout.turned:
         raise PackError(
             f"The weight {weight.name!r} of {type(weight.module).__name__} is not "
-            f"[{'E, K, N' if layout.turned else 'N, K'}], as the files take it to be. Make the model of the checkpoint's config.json."
+            f"[{'E, K, N' if layout.turned else 'N, K'}], as the files take it to be. Make the model of the checkpoint's "
+            "config.json."
         )
     shapes = layout.shapes(weight.shape)
     for suffix in layout.suffixes:
