@@ -12,7 +12,7 @@ from torch import nn
 
 from ..config.names import clean
 from ..errors import PackError
-from ..export.source import FolderSource
+from ..serving.source import FolderSource
 from .files import Layout, layout_of
 from .module import hold
 from .pack import Weight, weights_of
