@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .capture.explain import explain, graph_diff
     from .config.marks import fp4, no_fp4
     from .config.outer_blocks import first_and_last_blocks
-    from .config.presets import mix, recipe, recipes, register_recipe
+    from .config.presets import mix, recipe, recipes, register_recipe, unrotated
     from .config.recipe import Gemm, Recipe
     from .config.toml import load_recipe, save_recipe
     from .cross.artifact import Artifact
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         CaptureError,
         ExportError,
         OptionError,
+        PackError,
         PatternError,
         QuantizerError,
         QuartetError,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from .frontend.set_recipe import set_recipe
     from .kernels.quantizer import Quantizer, quantizer
     from .origin import check_provenance, provenance
+    from .packed.load import load_fp4
+    from .packed.pack import pack, unpack
     from .quantized import QuantizedTensor, quantize
     from .report.report import Report, Site
     from .report.stats import Stats, stats
@@ -56,7 +59,7 @@ _HOMES = {
     "capture.explain": ("explain", "graph_diff"),
     "config.marks": ("fp4", "no_fp4"),
     "config.outer_blocks": ("first_and_last_blocks",),
-    "config.presets": ("mix", "recipe", "recipes", "register_recipe"),
+    "config.presets": ("mix", "recipe", "recipes", "register_recipe", "unrotated"),
     "config.recipe": ("Gemm", "Recipe"),
     "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
@@ -66,6 +69,7 @@ _HOMES = {
         "CaptureError",
         "ExportError",
         "OptionError",
+        "PackError",
         "PatternError",
         "QuantizerError",
         "QuartetError",
@@ -82,6 +86,8 @@ _HOMES = {
     "frontend.set_recipe": ("set_recipe",),
     "kernels.quantizer": ("Quantizer", "quantizer"),
     "origin": ("check_provenance", "provenance"),
+    "packed.load": ("load_fp4",),
+    "packed.pack": ("pack", "unpack"),
     "quantized": ("QuantizedTensor", "quantize"),
     "report.report": ("Report", "Site"),
     "report.stats": ("Stats", "stats"),
@@ -138,6 +144,7 @@ __all__ = [
     "ExportedTensor",
     "Gemm",
     "OptionError",
+    "PackError",
     "PatternError",
     "QuantizedTensor",
     "Quantizer",
@@ -167,9 +174,11 @@ __all__ = [
     "fp4",
     "graph_diff",
     "law",
+    "load_fp4",
     "load_recipe",
     "mix",
     "no_fp4",
+    "pack",
     "provenance",
     "quantize",
     "quantizer",
@@ -181,4 +190,6 @@ __all__ = [
     "save_recipe",
     "set_recipe",
     "stats",
+    "unpack",
+    "unrotated",
 ]

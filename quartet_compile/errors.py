@@ -54,6 +54,10 @@ class ExportError(QuartetError):
     """Weights that can't be written as asked."""
 
 
+class PackError(QuartetError):
+    """A weight can't be packed, or the files of FP4 weights don't fit the model."""
+
+
 class CompilerError(QuartetError):
     """No C++ compiler, or one that can't build the CPU kernels."""
 

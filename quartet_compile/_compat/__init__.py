@@ -110,6 +110,7 @@ from .tensors import (
     is_in_backward,
     map_tensors,
     plain_tensors,
+    plainly,
 )
 from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
 
@@ -207,6 +208,7 @@ __all__ = [
     "owner_of",
     "place_of",
     "plain_tensors",
+    "plainly",
     "put_backend",
     "rank",
     "reasons_not_compiled",

@@ -16,6 +16,7 @@ no block quantizers of operands, so they are not data of this form.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 from ..errors import RecipeError, suggest
@@ -147,6 +148,27 @@ def register_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"Recipe {recipe.name!r} is registered already, with other operands; choose another name.")
     process.recipes[recipe.name] = recipe
     return recipe
+
+
+_UNROTATED = {"mxfp4": "mxfp4-rtn-2d,group_rows=1"}
+"""By the format of codes, how the forward pass quantizes without a rotation: by the largest magnitude, clipping nothing."""
+
+
+def unrotated(of: str | Recipe) -> Recipe:
+    """A recipe without the rotation of its forward pass, for weights whose codes are not rotated, as those of gpt-oss'
+    files: `unrotated("quartet")` quantizes X and W by their largest magnitude, since QuEST's scale is for what a rotation
+    made normal, and computes dgrad and wgrad as `quartet` does. Its name is that of the recipe with `-unrotated`.
+
+    Raises `RecipeError` for an unknown recipe, and for one whose forward pass has no rotation.
+    """
+    found = recipe(of)
+    name = _UNROTATED.get(found.fprop.b.format) if found.fprop is not None and found.fprop.b.rotation else None
+    if name is None:
+        what = "computes fprop in high precision" if found.fprop is None else f"has {found.fprop.b.name} in fprop"
+        raise RecipeError(
+            f"Recipe {found.name!r} {what}; expected MXFP4 with a rotation, as 'quartet'. Use it as it is."
+        )
+    return dataclasses.replace(found, name=f"{found.name}-unrotated", fprop=_pair(name), trust_mask=False)
 
 
 def mix(name: str, *, fprop: str | Recipe, dgrad: str | Recipe, wgrad: str | Recipe) -> Recipe:

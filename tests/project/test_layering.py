@@ -63,6 +63,14 @@ ROOMS = {
         "kernels.quantizer",
         "kernels.numerics.reference",
     },
+    "packed": {
+        "config",
+        "quantized",
+        "kernels.quantizer",
+        "passes.plan",
+        "passes.products.kind",
+        "serving.source",
+    },
     "__init__": {
         "config",
         "report",
@@ -71,6 +79,7 @@ ROOMS = {
         "capture",
         "cross",
         "law",
+        "packed",
         "serving",
         "quantized",
         "origin",
