@@ -11,7 +11,7 @@ from torch import nn
 import quartet_compile as qc
 from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
-from quartet_compile.passes.match import AMBIGUOUS
+from quartet_compile.passes.match import AMBIGUOUS, ELEMENTWISE
 from quartet_compile.passes.plan import NESTED
 from quartet_compile.report import records
 
@@ -160,6 +160,16 @@ def test_unequal_gradients_are_left_alone():
     _check_exact(model, x)
 
 
+@pytest.mark.parametrize("needs_dx", [False, True], ids=["", "dx"])
+@pytest.mark.parametrize("options", [{}, {"include": ["*"]}], ids=["", "included"])
+def test_a_product_of_one_row_whose_gradient_is_no_matmul_says_so(needs_dx, options):
+    model, x = OneRow(), torch.randn(1, 64, requires_grad=needs_dx)
+    assert {site.reason for site in qc.explain(model, x, **options).sites} == {ELEMENTWISE}
+    _check_exact(model, x)
+    with torch.no_grad():
+        assert [site.rewritten for site in qc.explain(model, x).sites] == [True]
+
+
 def test_sum_of_two_is_right_whatever_is_decided():
     torch.manual_seed(0)
     model, x = SumOfTwo(), torch.randn(2, 50, 64, requires_grad=True)
@@ -192,6 +202,17 @@ def test_sites_are_numbered_over_kept_ones_too():
     assert not torch.equal(first, torch.zeros_like(first)) and hidden.shape == y.shape
     again, _ = gradient_of_the_last(exclude=["1"])
     assert torch.equal(first, again)
+
+
+class OneRow(nn.Module):
+    """A batched product of one row, as einsum writes it: torch computes dW as `x * dy`."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(64, 64))
+
+    def forward(self, x):
+        return torch.einsum("bk,kn->bn", x, self.w)
 
 
 class InsideCond(nn.Module):
