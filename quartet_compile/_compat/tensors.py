@@ -27,6 +27,20 @@ class TransparentMode(TorchDispatchMode):
         return True
 
 
+def decomposed(op: Any, args: tuple, kwargs: dict, mode: TorchDispatchMode) -> Any:
+    """The result of an op that is made of others, each of which the mode sees; NotImplemented for any other op.
+
+    Under `inference_mode` a dispatch mode is given such ops whole, as `linear`.
+    """
+    if not torch.is_inference_mode_enabled():
+        return NotImplemented
+    TorchDispatchMode.__enter__(mode)  # not what a subclass does once a call
+    try:
+        return op.decompose(*args, **kwargs)
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+
+
 def is_in_backward() -> bool:
     """Whether autograd's engine is calling."""
     return private("torch._C:_current_graph_task_id")() != -1
