@@ -109,19 +109,31 @@ def assert_rounding(
 ) -> None:
     """Whether values are those of `run`, an untouched model's, but for rounding. expected: values to compare with in place
     of those of `run`, which has the same sums of other numbers, as under dropout."""
+    plain, reach = reach_of(run)
+    wanted = plain if expected is None else expected
+    assert ours.keys() == wanted.keys()
+    for name, value in wanted.items():
+        scale = 1.0 if expected is None else value.double().norm().item() / plain[name].double().norm().item()
+        apart, allowed = _apart(ours[name], value), reach[name] * scale
+        assert apart <= allowed, f"{name} is {apart:.3g} apart; rounding moves it by at most {allowed:.3g}"
+
+
+def share_of_rounding(
+    ours: Mapping[str, torch.Tensor], run: Callable[[], Mapping[str, torch.Tensor]]
+) -> tuple[float, str]:
+    """The same as a figure: how far the furthest value is from that of `run`, over what rounding may move it; and which."""
+    plain, reach = reach_of(run)
+    assert ours.keys() == plain.keys(), ours.keys() ^ plain.keys()
+    return max((_apart(ours[name], value) / reach[name], name) for name, value in plain.items())
+
+
+def reach_of(run: Callable[[], Mapping[str, torch.Tensor]]) -> tuple[Mapping[str, torch.Tensor], dict[str, float]]:
+    """What `run` returns, and how far rounding moves each value of it, in the Frobenius norm."""
     plain, reached = run(), []
     for seed in range(RUNS):
         with Moved(seed):
             reached.append(run())
-    wanted = plain if expected is None else expected
-    assert ours.keys() == wanted.keys()
-    for name, value in wanted.items():
-        reach = max(_apart(moved[name], plain[name]) for moved in reached)
-        allowed = (
-            reach if expected is None else reach / plain[name].double().norm().item() * value.double().norm().item()
-        )
-        apart = _apart(ours[name], value)
-        assert apart <= allowed, f"{name} is {apart:.3g} apart; rounding moves it by at most {allowed:.3g}"
+    return plain, {name: max(_apart(moved[name], value) for moved in reached) for name, value in plain.items()}
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ from captured import compiled as captured
 from captured import sites
 from models import Attention, Block, Net, gradients, relative
 from module_swap import BackwardSeeds, QuartetLinear
+from rounding import share_of_rounding
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
@@ -76,9 +77,15 @@ def batch(seed: int = 5) -> torch.Tensor:
     return torch.randn(2 * dist.get_world_size(), 24, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def worst(ours: dict, plain: dict, scale: float = 1.0) -> float:
+def worst(ours: dict, plain: dict) -> float:
     assert ours.keys() == plain.keys(), plain.keys() ^ ours.keys()
-    return max(relative(scale * ours[name], plain[name]) for name in plain)
+    return max(relative(ours[name], plain[name]) for name in plain)
+
+
+def of_rounding(ours: dict, reference: nn.Module, x: torch.Tensor, scale: float) -> float:
+    """The furthest whole gradient from that of one process, over what rounding may move it."""
+    scaled = {name: scale * gradient for name, gradient in ours.items()}
+    return share_of_rounding(scaled, lambda: gradients(reference, x)[1])[0]
 
 
 def cosine(ours: dict, plain: dict) -> float:
@@ -107,14 +114,14 @@ def ddp(break_graph: bool) -> dict[str, Any]:
     world, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(0)
     model, x = Net(blocks=2, break_graph=break_graph, hidden=4096), torch.randn(2 * world, 25, 64)
-    _, plain = gradients(model, x)
+    reference = copy.deepcopy(model)
     torch._dynamo.reset()
     replica = DistributedDataParallel(model, bucket_cap_mb=1)
     function = torch.compile(replica, backend="quartet", options={"recipe": "exact"})
     _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
     torch.manual_seed(0)
     seed = torch.ops.quartet.seed(1, torch.device("cpu"), []).item()
-    return {"worst": worst(ours, plain, world), "seed": seed}
+    return {"of rounding": of_rounding(ours, reference, x, world), "seed": seed}
 
 
 def ddp_noise() -> dict[str, Any]:
@@ -197,7 +204,7 @@ def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16:
     ours = backward(function, model, x[2 * rank : 2 * rank + 2])
     after = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
     return {
-        "worst": worst(ours, plain, world),
+        "of rounding": of_rounding(ours, reference, x, world),
         "cosine": cosine(ours, plain),
         "names": sorted({site.name for site in sites(backend) if site.rewritten}),
         "state unchanged": after == before,
@@ -234,7 +241,7 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
     local = model[0].weight.grad
     local = local.to_local() if isinstance(local, DTensor) else local
     return {
-        "worst": worst(ours, plain, data),
+        "of rounding": of_rounding(ours, reference, x, data),
         "cosine": cosine(ours, plain),
         "kept": [] if backend is None else sorted({f"{s.name}: {s.reason}" for s in sites(backend) if not s.rewritten}),
         "rewritten": [] if backend is None else sorted({site.name for site in sites(backend) if site.rewritten}),
@@ -349,7 +356,6 @@ def fsdp_ways() -> dict[str, Any]:
     world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
     torch.manual_seed(1)
     reference = Encoders()
-    plain = gradients(reference, x)[1]
     ways = {
         "quartet": lambda model: qc.quartet(model, recipe="exact"),
         "regions": lambda model: qc.quartet(model, regions=["layers.*", "first", "last"], recipe="exact"),
@@ -367,7 +373,7 @@ def fsdp_ways() -> dict[str, Any]:
             function = way(model)
             ours = backward(function, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
-            "worst": worst(ours, plain, world),
+            "of rounding": of_rounding(ours, reference, x, world),
             "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
             "told": [str(w.message) for w in caught if "ran eagerly" in str(w.message)],
             "state unchanged": list(model.state_dict()) == state,
@@ -380,7 +386,6 @@ def fsdp_enabled() -> dict[str, Any]:
     where `enable` knows the model, and where FSDP2 alone does."""
     world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
     reference = model_of()
-    plain = gradients(reference, x)[1]
     found = {}
     for name in ("model", "alone"):
         model = copy.deepcopy(reference)
@@ -394,7 +399,7 @@ def fsdp_enabled() -> dict[str, Any]:
             warnings.simplefilter("always")
             ours = backward(model, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
-            "worst": worst(ours, plain, world),
+            "of rounding": of_rounding(ours, reference, x, world),
             "sites": {site.name: site.rewritten for graph in reports for site in graph.sites},
             "told": [str(w.message) for w in caught if "compiled by itself" in str(w.message)],
         }
