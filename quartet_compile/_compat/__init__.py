@@ -57,6 +57,7 @@ from .dynamo import (
     hides_errors,
     is_at_limit,
     reasons_not_compiled,
+    stance,
 )
 from .inductor import (
     CustomGraphPass,
@@ -208,6 +209,7 @@ __all__ = [
     "say_to_ranks",
     "sequence_number",
     "sharded_name",
+    "stance",
     "tested_range",
     "trace_artifact",
     "update_of",

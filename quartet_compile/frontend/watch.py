@@ -2,8 +2,8 @@
 
 Dynamo leaves code out of graphs for many reasons, mostly without a word: a break in a loop, code of torch's own modules,
 the limit of recompilations, an error that `suppress_errors` hides. What is left out runs eagerly, in high precision. So
-calls of what our backend compiles are inspected: the first one, each that follows on a compilation, and with
-`strict=True` every one. An inspected call runs in a dispatch mode, which sees each op that no graph hides.
+calls of what our backend compiles are inspected: the first one, each that follows on a compilation or on a change of
+`torch.compiler.set_stance`, and every one with `strict=True` or where new sizes run eagerly (`eager_on_recompile`). An inspected call runs in a dispatch mode, which sees each op that no graph hides.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Watch:
         self._slot, self._name = slot, name
         self._always = False
         self._saying = Saying(name)
-        self._tried: dict[bool, int] = {}  # with and without gradients, which may have recipes of their own
+        self._tried: dict[bool, tuple] = {}  # with and without gradients, which may have recipes of their own
         self._told: set[tuple[str, str]] = set()
 
     @torch.compiler.disable  # Dynamo sees this frame where another compiled object calls this one
     def __call__(self) -> _Inspection | None:
         """What the next call runs in: an inspection, or nothing."""
-        tried, training = _compat.compilations_tried(), torch.is_grad_enabled()
-        if tried == self._tried.get(training) and not self._always:
+        tried, training = (_compat.compilations_tried(), _compat.stance()), torch.is_grad_enabled()
+        if tried == self._tried.get(training) and not (self._always or tried[1] == "eager_on_recompile"):
             return None
         self._tried[training] = tried
         config = self._config()
@@ -208,6 +208,8 @@ class _Inspection(_compat.TorchDispatchMode):
             reasons.append(
                 f"compiling failed, which torch._dynamo.config.suppress_errors hides: {_first_line(self.failures[0])}"
             )
+        if not reasons and _compat.stance() != "default":
+            reasons = [f"torch.compiler.set_stance({_compat.stance()!r}) is in force"]
         if not reasons:
             counts = _compat.reasons_not_compiled().items()
             new = [reason for reason, count in counts if count > self._reasons.get(reason, 0)]

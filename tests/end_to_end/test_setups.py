@@ -129,7 +129,9 @@ def test_dropout_draws_what_it_draws_without_us():
     """Our seeds are drawn in backward, so the same masks fall in the forward of a step."""
     model, x = net(dropout=0.5), torch.randn(2, 24, 64)
     plain = step(model, x, compiled(model, recipe="bf16")[0])
-    ours = step(model, x, compiled(model, recipe="exact")[0])
+    function, backend = compiled(model, recipe="exact")
+    ours = step(model, x, function)
+    assert sum(site.rewritten for site in sites(backend)) == 7
     assert_rounding(ours, lambda: step(model, x), expected=plain)
 
 
@@ -266,8 +268,8 @@ def test_compiled_autograd():
 def test_a_compiled_optimizer():
     model, x = net(), torch.randn(2, 24, 64)
     reference = copy.deepcopy(model)
-    losses = []
-    for trained, function in ((reference, reference), (model, compiled(model, recipe="exact")[0])):
+    losses, (ours, backend) = [], compiled(model, recipe="exact")
+    for trained, function in ((reference, reference), (model, ours)):
         optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, eps=1e-3)
         step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=False)
         for _ in range(3):
@@ -277,6 +279,7 @@ def test_a_compiled_optimizer():
             step()
             losses.append(loss.item())
     assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)
+    assert sum(site.rewritten for site in sites(backend)) == 7
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 

@@ -267,6 +267,18 @@ def test_the_limit_of_recompilations(graphs, strict):
     )
 
 
+@pytest.mark.parametrize("stance", ["force_eager", "eager_on_recompile"])
+def test_a_stance_under_which_calls_run_eagerly(graphs, stance):
+    model = torch.compile(nn.Linear(64, 64), backend="quartet", dynamic=False)
+    with told() as early:
+        for _ in range(3):
+            model(X)
+    with told() as late, torch.compiler.set_stance(stance):
+        for _ in range(3):
+            model(X[:, :12])
+    assert not early and len(late) == 1 and f"Why: torch.compiler.set_stance('{stance}') is in force" in late[0]
+
+
 def test_a_change_to_other_matmuls_long_after_the_first_call_is_told_of(graphs):
     class Switch(nn.Module):
         def __init__(self) -> None:

@@ -115,13 +115,13 @@ def ddp(break_graph: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     model, x = Net(blocks=2, break_graph=break_graph, hidden=4096), torch.randn(2 * world, 25, 64)
     reference = copy.deepcopy(model)
-    torch._dynamo.reset()
     replica = DistributedDataParallel(model, bucket_cap_mb=1)
     function = torch.compile(replica, backend="quartet", options={"recipe": "exact"})
-    _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
+    with _graphs(inductor=True) as reports:
+        _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
     torch.manual_seed(0)
     seed = torch.ops.quartet.seed(1, torch.device("cpu"), []).item()
-    return {"of rounding": of_rounding(ours, reference, x, world), "seed": seed}
+    return {"of rounding": of_rounding(ours, reference, x, world), "seed": seed, "names": _rewritten(reports)}
 
 
 def ddp_noise() -> dict[str, Any]:
@@ -192,23 +192,22 @@ def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
-    torch._dynamo.reset()
-    backend = Capture(configure({"recipe": recipe}), text=False)
-    chosen = {"backend": "quartet", "options": {"recipe": recipe}} if inductor else {"backend": backend}
-    if per_block:
-        for layer in model.layers:
-            layer.compile(**chosen)
-        function = model
-    else:
-        function = torch.compile(model, **chosen)
-    ours = backward(function, model, x[2 * rank : 2 * rank + 2])
+    chosen = {"backend": "quartet", "options": {"recipe": recipe}}
+    with _graphs(inductor) as reports:
+        if per_block:
+            for layer in model.layers:
+                layer.compile(**chosen)
+            function = model
+        else:
+            function = torch.compile(model, **chosen)
+        ours = backward(function, model, x[2 * rank : 2 * rank + 2])
     after = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
     return {
         "of rounding": of_rounding(ours, reference, x, world),
         "cosine": cosine(ours, plain),
-        "names": sorted({site.name for site in sites(backend) if site.rewritten}),
+        "names": _rewritten(reports),
         "state unchanged": after == before,
-        "reasons": sorted({f"{s.name}: {s.reason}" for s in sites(backend) if not s.rewritten}),
+        "reasons": sorted({f"{s.name}: {s.reason}" for graph in reports for s in graph.sites if not s.rewritten}),
     }
 
 
@@ -374,7 +373,7 @@ def fsdp_ways() -> dict[str, Any]:
             ours = backward(function, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
             "of rounding": of_rounding(ours, reference, x, world),
-            "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
+            "rewritten": _rewritten(reports),
             "told": [str(w.message) for w in caught if "ran eagerly" in str(w.message)],
             "state unchanged": list(model.state_dict()) == state,
         }
@@ -418,22 +417,29 @@ def other_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def _graphs() -> Iterator[list]:
-    """Compile without Inductor inside; gives the reports, which fill."""
+def _graphs(inductor: bool = False) -> Iterator[list]:
+    """Gives the reports of what is compiled inside, which fill. Without Inductor, if it isn't asked for."""
     reports: list = []
+    with_inductor = _compat.compile_fx
 
     def compile_fx(gm, inputs, config_patches):
         run = config_patches["joint_custom_pre_pass"]
         run.record = reports.append
+        if inductor:
+            return with_inductor(gm, inputs, config_patches=config_patches)
         return compile_plainly(gm, inputs, run)
 
     torch._dynamo.reset()
-    plainly, _compat.compile_fx = _compat.compile_fx, compile_fx
+    _compat.compile_fx = compile_fx
     try:
         yield reports
     finally:
-        _compat.compile_fx = plainly
+        _compat.compile_fx = with_inductor
         torch._dynamo.reset()
+
+
+def _rewritten(reports: list) -> list[str]:
+    return sorted({site.name for graph in reports for site in graph.sites if site.rewritten})
 
 
 def noise() -> dict[str, Any]:
