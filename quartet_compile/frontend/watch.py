@@ -3,7 +3,8 @@
 Dynamo leaves code out of graphs for many reasons, mostly without a word: a break in a loop, code of torch's own modules,
 the limit of recompilations, an error that `suppress_errors` hides. What is left out runs eagerly, in high precision. So
 calls of what our backend compiles are inspected: the first one, each that follows on a compilation or on a change of
-`torch.compiler.set_stance`, and every one with `strict=True` or where new sizes run eagerly (`eager_on_recompile`). An inspected call runs in a dispatch mode, which sees each op that no graph hides.
+`torch.compiler.set_stance`, and every one with `strict=True` or where new sizes run eagerly (`eager_on_recompile`). An
+inspected call runs in a dispatch mode, which sees each op that no graph hides.
 """
 
 from __future__ import annotations
