@@ -1,10 +1,10 @@
 """How far rounding alone may move a training step: the tolerance of whole models, which no multiple of a result is.
 
 The untouched model runs once as it is, and a few times with every product and sum moved, forward and backward, by up to
-what accumulation.py allows it, `gamma_K sum |a_k b_k|`, each element at random; every other op by a few roundings. How far
-an output or a gradient then comes from its first value is how far another order of sums may bring it: through all layers,
-and where it cancels. The furthest of the runs is allowed. Sums in another order reach a hundredth of it (measured on the
-models of models.py), so that this leaves room; a wrong gradient is off by a part of itself.
+what accumulation.py allows it, `gamma_K sum |a_k b_k|`, each element at random. How far an output or a gradient then comes
+from its first value is how far another order of sums may bring it: through all layers, and where it cancels. The furthest
+of the runs is allowed. Sums in another order reach a hundredth of it (measured on the models of models.py), so that this
+leaves room; a wrong gradient is off by a part of itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from accumulation import ROTATIONS, UNIT, gamma
+from accumulation import ROTATIONS, gamma
 from models import gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,7 +36,7 @@ OPERANDS = {
 
 
 class Moved(TorchDispatchMode):
-    """Inside, the results of ops are moved as far as rounding may move them, at random."""
+    """Inside, the results of products and sums are moved as far as rounding may move them, at random."""
 
     supports_higher_order_operators = True
 
@@ -46,34 +46,25 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not isinstance(func, torch._ops.OpOverload):
-            return result  # of a higher order, which runs ops
-        if any(output.alias_info is not None for output in func._schema.returns):
-            return result  # a view, or in place
-        reach: Any = None
-        if func in OPERANDS:
-            positive = [a.abs() if at in OPERANDS[func] and a is not None else a for at, a in enumerate(args)]
-            reach = func(*positive, **(kwargs or {}))
-        several = isinstance(result, tuple | list)
-        results, reaches = (result, reach or ()) if several else ((result,), (reach,))
-        reaches = (*reaches, *[None] * (len(results) - len(reaches)))
-        moved = [self._moved(a, b, _terms(func, args, a)) for a, b in zip(results, reaches, strict=True)]
-        return type(result)(moved) if several else moved[0]
-
-    def _moved(self, result: Any, reach: torch.Tensor | None, terms: int) -> Any:
-        if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        if func not in OPERANDS:
             return result
-        furthest = 4 * max(UNIT, torch.finfo(result.dtype).eps / 2) * result.abs()
-        if reach is not None:
-            furthest = furthest + gamma(terms + ROTATIONS) * reach
+        positive = [a.abs() if at in OPERANDS[func] and a is not None else a for at, a in enumerate(args)]
+        reach = func(*positive, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            return self._moved(result, reach, _terms(func, args, result))
+        terms = _terms(func, args, result)
+        return tuple(a if a is None else self._moved(a, b, terms) for a, b in zip(result, reach, strict=True))
+
+    def _moved(self, result: torch.Tensor, reach: torch.Tensor, terms: int) -> torch.Tensor:
+        if not result.is_floating_point():
+            return result
+        furthest = gamma(terms + ROTATIONS) * reach + torch.finfo(result.dtype).eps * result.abs()
         noise = torch.rand(result.shape, generator=self._noise, dtype=torch.float64)
         return result + ((2 * noise - 1) * furthest).to(result.dtype)
 
 
 def _terms(func: Any, args: tuple, result: Any) -> int:
     """How many products an element of the result adds, at most."""
-    if func not in OPERANDS:
-        return 0
     if func is aten.convolution.default:
         return _elements(args[1])
     if func is aten.convolution_backward.default:  # of dX and of dW

@@ -432,7 +432,8 @@ def _graphs(inductor: bool = False) -> Iterator[list]:
     torch._dynamo.reset()
     _compat.compile_fx = compile_fx
     try:
-        yield reports
+        with torch._inductor.config.patch(fx_graph_cache=False):  # of a cached graph there is no report
+            yield reports
     finally:
         _compat.compile_fx = with_inductor
         torch._dynamo.reset()
