@@ -161,10 +161,11 @@ def by_deviation(x: Tensor) -> Tensor:
 
 def by_rms(x: Tensor) -> Tensor:
     """The same with the root mean square of a rotated group where QuEST has its standard deviation."""
-    groups = hadamard(x.float().unflatten(-1, (-1, 32)))
+    columns = x.shape[-1]
+    groups = hadamard(nn.functional.pad(x.float(), (0, -columns % 32)).unflatten(-1, (-1, 32)))
     spread = groups.square().mean(-1, keepdim=True).sqrt() * (QUEST_GAUSSIAN_CLIP / E2M1_MAX) + 1e-8
     scale = torch.exp2(torch.frexp(spread).exponent - 1.0)
-    return hadamard(decode_e2m1(encode_e2m1(groups / scale)) * scale).flatten(-2).to(x.dtype)
+    return hadamard(decode_e2m1(encode_e2m1(groups / scale)) * scale).flatten(-2)[..., :columns].to(x.dtype)
 
 
 @contextlib.contextmanager
