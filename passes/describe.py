@@ -7,6 +7,8 @@ from torch import fx
 from ..config.recipe import Recipe, operands
 from ..report.report import Site
 from .graph import module_of
+from .products.groups import Groups
+from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .work import Work
 
@@ -16,7 +18,7 @@ _FORMATS = {"e2m1": "fp4", "e4m3": "fp8", "float32": "fp4"}
 
 def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     """Every product of a graph, in the order of its nodes."""
-    described = {decision.site.node: [_decided(decision)] for decision in work.decisions}
+    described = {decision.site.node: [_decided(decision, work.saved)] for decision in work.decisions}
     for other in work.others:
         if other.node not in described or other.inside:
             line = _never(other, work.inputs.parameters)
@@ -24,7 +26,7 @@ def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     return tuple(site for node in sorted(described, key=order.__getitem__) for site in described[node])
 
 
-def _decided(decision: Decision) -> Site:
+def _decided(decision: Decision, saved: dict[int, Saved]) -> Site:
     site = decision.site
     present = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
     gemms = {}
@@ -40,6 +42,7 @@ def _decided(decision: Decision) -> Site:
         gemms=gemms,
         recipe=decision.recipe.name if decision.rewrite else "",
         runs_in=_runs_in(site, decision.recipe) if decision.rewrite else _dtype(site.node),
+        grouped=decision.rewrite and isinstance(saved[site.index].form, Groups),
     )
 
 

@@ -13,11 +13,11 @@ constexpr int32_t kAboveSix = 0x400001, kAbove448 = 0x600001;  // 6 is 1.5 * 2^2
 
 constexpr int32_t kSmallestByte = 64;  // the least scale is 2^-63
 
-// The bytes of scales of `statistic * 2^exponent`, given by its bits, over 2^binades; 255 where it is not finite.
-QUARTET_INLINE i32 scale_bytes(i32 statistic, int32_t carry, int32_t binades, i32 exponent) {
-    i32 byte = (i32)(((u32)statistic + (uint32_t)carry) >> 23) - binades + exponent;
+// The bytes of scales of `magnitude * 2^exponent`, given by its bits, over 2^binades; 255 where it is not finite.
+QUARTET_INLINE i32 scale_bytes(i32 magnitude, int32_t carry, int32_t binades, i32 exponent) {
+    i32 byte = (i32)(((u32)magnitude + (uint32_t)carry) >> 23) - binades + exponent;
     byte = smaller(larger(byte, splat(kSmallestByte)), splat(kScaleNan));
-    return statistic >= kInfinity ? splat(kScaleNan) : byte;
+    return magnitude >= kInfinity ? splat(kScaleNan) : byte;
 }
 
 struct Scales {

@@ -104,13 +104,13 @@ def _scaled(values: Sums, sums: torch.Tensor, factor: float, byte: torch.Tensor)
     return _times(sums, factor) * power_of_two(shift.clamp(min=-126))
 
 
-def _byte(statistic: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
-    """The E8M0 byte of each group, at least `SMALLEST_BYTE`; 255 where the statistics are not finite."""
+def _byte(magnitude: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    """The E8M0 byte of each group, at least `SMALLEST_BYTE`; 255 where the magnitude is not finite."""
     below, full = 0, 0
     if quantizer.scale == "absmax":
         below, full = _BINADES[quantizer.elements], _LARGEST_MANTISSA[quantizer.elements]
-    field = exponent_field(statistic)
-    mantissa = mantissa_field(statistic)
+    field = exponent_field(magnitude)
+    mantissa = mantissa_field(magnitude)
     match quantizer.scale_rounding:
         case "down" | "error":
             up = torch.zeros_like(mantissa, dtype=torch.bool)

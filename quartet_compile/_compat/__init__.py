@@ -87,7 +87,7 @@ from .nodes import (
     module_stack,
     op_name,
     place_of,
-    region,
+    recomputation,
     sequence_number,
 )
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
@@ -97,6 +97,7 @@ from .tensors import (
     TransparentMode,
     ValueRead,
     base_of,
+    check,
     decomposed,
     fake_like,
     fake_mode_of,
@@ -137,6 +138,7 @@ __all__ = [
     "base_of",
     "cache_dir",
     "calls_of",
+    "check",
     "claim_joint_pass",
     "compilations_tried",
     "compile_apart",
@@ -202,7 +204,7 @@ __all__ = [
     "put_backend",
     "rank",
     "reasons_not_compiled",
-    "region",
+    "recomputation",
     "register_backend",
     "replace_inductor",
     "root_name",

@@ -17,6 +17,9 @@ ValueRead: tuple[type[Exception], ...] = (
 )
 """Errors of code that needs a tensor's values, where only its shape is known."""
 
+check: Callable[[bool, Callable[[], str]], None] = private("torch:_check")
+"""Raises `RuntimeError` with the text unless the condition holds; of symbolic sizes it is remembered."""
+
 
 class TransparentMode(TorchDispatchMode):
     """A dispatch mode under which Dynamo compiles, as it does under none of a user's own."""

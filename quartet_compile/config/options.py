@@ -23,7 +23,7 @@ class Policy:
     eval_recipe: the same for graphs that don't (`no_grad`, `inference_mode`).
     include: if not empty, only matmuls that one of these globs matches; it overrides the rules for heads and routers.
     exclude: matmuls that one of these globs matches are kept; it wins over everything.
-    scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
+    scope:   `"all"`, or `"marked"`: only what is marked by `quartet_compile.fp4`.
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.

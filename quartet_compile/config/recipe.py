@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from ..errors import RecipeError
 from ..kernels.quantizer import Quantizer
+from ..tables import aligned, ruled
 
 ROLES = ("fprop", "dgrad", "wgrad")
 SOURCES = ("requantized", "original", "codes")
@@ -202,7 +203,5 @@ def table(recipe: Recipe) -> str:
             rotation = f"{'random' if q.random_signs else 'fixed'} {q.rotation}" if q.rotation else "none"
             scale = f"{q.scale}, {q.scale_format}" + f" {q.scale_rounding}" * (not q.two_level)
             rows.append((role, operand, source, q.name, q.elements, group, rotation, scale, q.rounding, gemm.output))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     mask = "gradients pass where fprop did not clip" if recipe.trust_mask else "no trust mask"
-    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", *ruled(aligned(rows))])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..optional import needed
 from .plan import unshared
 
 _INDEX = "model.safetensors.index.json"
@@ -122,13 +123,10 @@ def _names(folder: pathlib.Path, files: Iterable[pathlib.Path]) -> list[str]:
 
 
 def _open(file: pathlib.Path) -> Any:
+    safetensors: Any = needed("safetensors", "Reading a checkpoint", ExportError, "export")
     try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ExportError("Reading a checkpoint needs safetensors: pip install 'quartet-compile[export]'.") from None
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
+        return safetensors.safe_open(file, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{str(file)!r} can't be read: {error}. Copy the checkpoint again.") from None
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..optional import needed
+from ..progress import Progress, teller
 from ..report.report import Report
 from .format import Format, Job, Writer
 from .formats import format_named
@@ -34,7 +36,7 @@ def export(
     of: nn.Module | None = None,
     report: Report | None = None,
     unrotated: bool = False,
-    progress: bool = False,
+    progress: Progress = False,
     **options: Any,
 ) -> Exported:
     """Write the weights that a model's FP4 forward pass computes with, for `format`: compressed-tensors, gguf, gpt-oss,
@@ -49,30 +51,31 @@ def export(
         a batch of tokens, for a language model of transformers. report: that of `explain` with these options, if it is
         there already.
     unrotated: quantize rotated weights again without their rotation, for loaders that can't rotate.
+    progress: True shows a bar to a person who watches stderr; a callable, as `print`, is told in words what is done next.
     options: those of training, as `recipe` and `exclude`; by default those that the model was compiled with.
 
     A weight becomes FP4 exactly if the report says so of its matmul; everything else becomes bfloat16, integers stay.
     Raises `ExportError` with nothing written: for a folder that exists, a forward pass that the format can't express,
     groups with a NaN, no space left.
     """
-    chosen, target = format_named(format), pathlib.Path(folder)
-    require_new(target)  # before the work that follows
+    chosen, path = format_named(format), pathlib.Path(folder)
+    require_new(path)  # before the work that follows
     job = job_of(
         model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
     )
-    with new_folder(target) as staged:
+    with new_folder(path) as staged:
         tensors = _write(job, chosen, staged, progress)
         _write_config(job, chosen, staged)
-        for path in job.source.companions:
-            shutil.copyfile(path, staged / path.name)
+        for companion in job.source.companions:
+            shutil.copyfile(companion, staged / companion.name)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
         python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
-    return Exported(folder=target, format=format, tensors=tuple(tensors), warnings=warnings)
+    return Exported(folder=path, format=format, tensors=tuple(tensors), warnings=warnings)
 
 
 @torch.no_grad()
-def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: bool) -> list[ExportedTensor]:
+def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: Progress) -> list[ExportedTensor]:
     records = []
     with _opened(chosen, job, staged) as writer:
         for name, tensor in _shown(job.source.tensors(), len(job.source.names), progress):
@@ -119,13 +122,14 @@ def _write_config(job: Job, chosen: Format, staged: pathlib.Path) -> None:
         (staged / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _shown(tensors: Iterable[Any], count: int, progress: bool) -> Iterable[Any]:
-    """The tensors, with a bar on stderr where somebody watches it."""
-    if not progress:
-        return tensors
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ExportError("A progress bar needs tqdm: pip install 'quartet-compile[export]'.") from None
-    bar: Iterable[Any] = tqdm(tensors, total=count, unit="tensor", disable=None)
-    return bar
+def _shown(tensors: Iterable[Any], count: int, progress: Progress) -> Iterator[Any]:
+    """The tensors, each said before it is written; to a person by a bar."""
+    if progress is True:
+        yield from needed("tqdm", "A progress bar", ExportError, "export").tqdm(
+            tensors, total=count, unit="tensor", disable=None
+        )
+        return
+    tell = teller(progress)
+    for number, (name, tensor) in enumerate(tensors, 1):
+        tell(f"writing {name}, tensor {number} of {count}")
+        yield name, tensor

@@ -20,7 +20,7 @@ class ExportedState:
     """The named tensors of a model in a format, made while they are read. Iterating gives `(name, tensor)`, as vLLM's
     `load_weights` takes them; each iteration reads the weights as they are then.
 
-    names and tensors: those of the file that `qc.export` writes (its module in `quartet_compile/export` has dtypes and
+    names and tensors: those of the file that `qc.export` writes (its module in `quartet_compile/serving` has dtypes and
         layouts), on the device of each weight. What stays in high precision is bfloat16; a parameter that is bfloat16
         already is the model's own memory, to be copied before the next optimizer step.
     order: that of the state dict, so layer by layer; one weight's FP4 is held at a time.
