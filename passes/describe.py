@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..config.recipe import Recipe, operands
+from ..config.recipe import Gemm, Recipe, operands
 from ..report.report import Site
 from .graph import module_of
 from .products.groups import Groups
@@ -64,10 +64,18 @@ def _runs_in(site: MatmulSite, recipe: Recipe) -> str:
     formats: dict[str, list[str]] = {}
     for role in quantized(site, recipe):
         gemm = getattr(recipe, role)
-        formats.setdefault(_FORMATS[gemm.a.elements], []).append(role)
+        formats.setdefault(_format(gemm), []).append(role)
     if len(formats) == 1 and len(quantized(site, recipe)) == 1 + len(site.backward):
         return next(iter(formats))
     return " + ".join(f"{name} ({', '.join(roles)})" for name, roles in formats.items())
+
+
+def _format(gemm: Gemm) -> str:
+    """`fp4`; `fp4-weights` where only the second operand of a product is rounded, and so on."""
+    a, b = (_FORMATS[quantizer.elements] for quantizer in (gemm.a, gemm.b))
+    if gemm.a.exact and not gemm.b.exact:
+        return f"{b}-weights"
+    return a if gemm.b.exact is gemm.a.exact else f"{a}-activations"
 
 
 def _sizes(shape: tuple) -> tuple:

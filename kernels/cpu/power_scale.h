@@ -6,15 +6,16 @@
 
 // The bytes of scales from bits of magnitudes; 255 where these are not finite.
 QUARTET_INLINE i32 scale_bytes(const Destination& to, i32 magnitudes) {
-    int32_t above = 0, binades = 0, carry = 0;
+    int32_t above = 0, even = 0, binades = 0, carry = 0;
     switch (to.request.elements) {
-        case Elements::kE2m1: above = kAboveSix, binades = 2; break;
-        case Elements::kE4m3: above = kAbove448, binades = 8; break;
+        case Elements::kE2m1: above = kAboveSix, even = kEvenE2m1, binades = 2; break;
+        case Elements::kE4m3: above = kAbove448, even = kEvenE4m3, binades = 8; break;
     }
     if (to.request.scale == Scale::kQuest) above = 1, binades = 0;
     switch (to.request.scale_rounding) {
         case ScaleRounding::kNearest: carry = scale_carry(kRootOfTwo); break;
         case ScaleRounding::kUp: carry = scale_carry(above); break;
+        case ScaleRounding::kEven: carry = scale_carry(even); break;
         case ScaleRounding::kDown:
         case ScaleRounding::kError: break;
     }

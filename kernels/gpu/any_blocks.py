@@ -77,7 +77,8 @@ def _require_rounding(rounding: tl.constexpr):
 @triton.jit
 def _require_scale_rounding(name: tl.constexpr):
     tl.static_assert(
-        name == "down" or name == "nearest" or name == "up" or name == "error", "no such rounding of scales"
+        name == "down" or name == "nearest" or name == "up" or name == "error" or name == "even",
+        "no such rounding of scales",
     )
 
 
@@ -105,6 +106,9 @@ def _byte(magnitude, scale: tl.constexpr, e4m3: tl.constexpr, scale_rounding: tl
         byte += ((magnitude & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
     if scale_rounding == "up":
         byte += ((magnitude & 0x7FFFFF) > full).to(tl.int32)
+    if scale_rounding == "even":
+        even: tl.constexpr = 0x780000 if e4m3 else 0x600000
+        byte += ((magnitude & 0x7FFFFF) >= even).to(tl.int32)
     return tl.where(field >= 255, 255, tl.minimum(tl.maximum(byte, SMALLEST_BYTE), 255))
 
 

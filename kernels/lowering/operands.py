@@ -42,8 +42,8 @@ def seeds_of(seed: Any, sign_seed: Any) -> list[Any]:
 
 
 def realize_fusably(x: ir.TensorBox) -> Any:
-    """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load. `invoke_quant_ops`
-    is Inductor's list of the operations that may join."""
+    """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load.
+    `invoke_quant_ops` is Inductor's list of the operations that may join."""
     x.realize()
     producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
     if isinstance(producer, ir.ComputedBuffer):

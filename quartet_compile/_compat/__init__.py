@@ -45,7 +45,17 @@ from .compiled import (
     owner_of,
     put_backend,
 )
-from .distributed import group_ranks, is_fully_sharded, mesh_groups, rank, say_to_ranks, sharded_name
+from .distributed import (
+    from_first_rank,
+    group_ranks,
+    is_distributed_tensor,
+    is_fully_sharded,
+    mesh_groups,
+    rank,
+    say_to_ranks,
+    sharded_name,
+    whole,
+)
 from .dynamo import (
     NotCompiled,
     ShortenTraceback,
@@ -156,6 +166,7 @@ __all__ = [
     "extend_accelerate",
     "fake_like",
     "fake_mode_of",
+    "from_first_rank",
     "function_name",
     "gradient_of",
     "graph_break",
@@ -165,6 +176,7 @@ __all__ = [
     "inductor_options",
     "is_at_limit",
     "is_buffer",
+    "is_distributed_tensor",
     "is_fake",
     "is_fully_sharded",
     "is_in_backward",
@@ -217,5 +229,6 @@ __all__ = [
     "update_of",
     "user_stack",
     "watch_calls",
+    "whole",
     "wrapped_error",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class TransparentMode(TorchDispatchMode):
         return True
 
 
-def decomposed(op: Any, args: tuple, kwargs: dict, mode: TorchDispatchMode) -> Any:
+def decomposed(op: Any, args: tuple, kwargs: Mapping, mode: Any) -> Any:
     """The result of an op that is made of others, each of which the mode sees; NotImplemented for any other op.
 
     Under `inference_mode` a dispatch mode is given such ops whole, as `linear`.
@@ -71,7 +71,8 @@ def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
         return []
     if private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+        parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is one of them
+        return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_tensors(part)]
     if tensor.layout not in _SPARSE_PARTS:
         return [tensor] if tensor.layout == torch.strided else []
     return [getattr(tensor, part)() for part in _SPARSE_PARTS[tensor.layout]]

@@ -40,9 +40,10 @@ class EagerProducts:
         self.sites += [self._site(reading) for reading in readings(func, args, result)[:1]]
 
     def _site(self, reading: Reading) -> Site:
+        m, n, k = reading.shape
         return Site(
             name=self._name(),
-            shape=tuple(map(int, reading.shape)),
+            shape=(int(m), int(n), int(k)),
             dtype=str(reading.weight.dtype).removeprefix("torch."),
             rewritten=False,
             reason=EAGER,

@@ -10,6 +10,7 @@ from .. import _compat
 from ..errors import OptionError, suggest
 from .listed import DEFAULTS
 from .rules import Rules, rules
+from .served import evaluation_rules
 
 SCOPES = ("all", "marked")
 RESERVED = "joint_custom_pre_pass"
@@ -65,7 +66,7 @@ OPTIONS: Mapping[str, str] = {
     "scope": "'all' or 'marked'",
     "strict": "True or False",
     "stats": "True or False",
-    "eval": "the recipe of graphs without gradients (default: the same)",
+    "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
 }
@@ -86,7 +87,7 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
     training, evaluation = rules("recipe", given["recipe"]), given["eval"]
     policy = Policy(
         recipe=training,
-        eval_recipe=training if evaluation is None else rules("eval", evaluation),
+        eval_recipe=training if evaluation is None else evaluation_rules(training, evaluation),
         include=_globs("include", given["include"]),
         exclude=_globs("exclude", given["exclude"]),
         scope=_scope(given["scope"]),

@@ -28,7 +28,8 @@ OUTPUTS = ("same", "float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gemm:
-    """The quantizers of one GEMM's operands; both contract along their columns after transposition.
+    """The quantizers of one GEMM's operands; both contract along their columns after transposition. One may round nothing
+    (`elements="float32"`): the product is then in float32.
 
     output: the dtype that the product is rounded to: `"same"`, that of the matmul it replaces, or a dtype's name; the
             graph goes on in its own dtype. Sums are float32 everywhere.
@@ -55,7 +56,8 @@ class Gemm:
 
     def check(self, role: str) -> None:
         """Raise `RecipeError` if the two operands can't be multiplied."""
-        for field in ("elements", "scale_format", "group", "rotation", "random_signs"):
+        exact = self.a.exact or self.b.exact  # what rounds nothing goes with any format
+        for field in (*(() if exact else ("elements", "scale_format")), "group", "rotation", "random_signs"):
             left, right = getattr(self.a, field), getattr(self.b, field)
             if left != right:
                 raise RecipeError(

@@ -22,7 +22,8 @@ class Site:
     gemms: for fprop, dgrad and wgrad the quantizers of the operands, `"high precision"`, or None where there is no
            such GEMM (no gradient needed).
     recipe: the name of the recipe that it is rewritten by; empty if it is kept.
-    runs_in: `"fp4"`, or a dtype; with the roles, as `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
+    runs_in: `"fp4"`, `"fp4-weights"` where activations are not rounded, or a dtype; with the roles, as
+        `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
     grouped: whether it is rewritten as products of groups of rows with a matrix each.
     """
 
@@ -138,7 +139,8 @@ class Report:
 def precision(sites: Sequence[Site]) -> str:
     """What those that are rewritten run in."""
     formats = {part.split(" ")[0] for site in sites if site.rewritten for part in site.runs_in.split(" + ")}
-    return " or ".join(sorted(name.upper() for name in formats)) or "FP4"
+    shown = (name.replace("fp", "FP", 1) for name in formats)
+    return " or ".join(sorted(shown)) or "FP4"
 
 
 def _table(sites: Sequence[Site]) -> list[str]:

@@ -22,6 +22,7 @@ from .format import Format, Job, Writer
 from .formats import format_named
 from .job import job_of
 from .packing import errors, pack
+from .ranks import on_first_rank
 from .record import Exported, ExportedTensor
 from .staging import new_folder, require_new
 
@@ -36,6 +37,7 @@ def export(
     of: nn.Module | None = None,
     report: Report | None = None,
     unrotated: bool = False,
+    activations: str | None = None,
     progress: Progress = False,
     **options: Any,
 ) -> Exported:
@@ -43,14 +45,19 @@ def export(
     fp-quant or bf16 (docs/export.md says who loads each).
 
     model: a Module, compiled or not; or the path of a checkpoint folder with safetensors, which is read a tensor at a
-        time. of: the model that such a checkpoint is of, weights or none (on the meta device); by default what its
-        config.json describes.
+        time. A sharded one (DTensors: FSDP2, tensor parallelism) is gathered a weight at a time: call it on all ranks, and
+        rank 0 writes.
+    of: the model that a checkpoint is of, weights or none (on the meta device); by default what its config.json describes.
+        Of a sharded model, the same one before it was sharded.
     folder: must not exist. It appears as a whole when all is written, with config.json and, of a checkpoint, what lay
         beside the weights (tokenizer).
     inputs, kwargs: what the model is called with to see which matmuls run in FP4; shapes matter, values don't. By default
         a batch of tokens, for a language model of transformers. report: that of `explain` with these options, if it is
         there already.
     unrotated: quantize rotated weights again without their rotation, for loaders that can't rotate.
+    activations: `"mxfp4"` writes that the server rounds activations to MXFP4 too, each group of 32 by its largest
+        magnitude at run time (compressed-tensors); by default they stay in high precision. `eval="served-w4a16"` and the
+        like compute either here.
     progress: True shows a bar to a person who watches stderr; a callable, as `print`, is told in words what is done next.
     options: those of training, as `recipe` and `exclude`; by default those that the model was compiled with.
 
@@ -61,13 +68,26 @@ def export(
     chosen, path = format_named(format), pathlib.Path(folder)
     require_new(path)  # before the work that follows
     job = job_of(
-        model, chosen, inputs=inputs, kwargs=kwargs, of=of, report=report, unrotated=unrotated, options=options
+        model,
+        chosen,
+        inputs=inputs,
+        kwargs=kwargs,
+        of=of,
+        report=report,
+        unrotated=unrotated,
+        activations=activations,
+        options=options,
     )
-    with new_folder(path) as staged:
-        tensors = _write(job, chosen, staged, progress)
-        _write_config(job, chosen, staged)
-        for companion in job.source.companions:
-            shutil.copyfile(companion, staged / companion.name)
+
+    def write(tensors: Iterator[tuple[str, torch.Tensor]]) -> list[ExportedTensor]:
+        with new_folder(path) as staged:
+            records = _write(job, chosen, staged, _shown(tensors, len(job.source.names), progress))
+            _write_config(job, chosen, staged)
+            for companion in job.source.companions:
+                shutil.copyfile(companion, staged / companion.name)
+        return records
+
+    tensors = on_first_rank(job.source, write)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
         python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
@@ -75,10 +95,12 @@ def export(
 
 
 @torch.no_grad()
-def _write(job: Job, chosen: Format, staged: pathlib.Path, progress: Progress) -> list[ExportedTensor]:
+def _write(
+    job: Job, chosen: Format, staged: pathlib.Path, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> list[ExportedTensor]:
     records = []
     with _opened(chosen, job, staged) as writer:
-        for name, tensor in _shown(job.source.tensors(), len(job.source.names), progress):
+        for name, tensor in tensors:
             assignment = job.plan.assignments[name]
             error, rotated = None, None
             if assignment.quantizer is None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .. import _compat
 from ..errors import ExportError
 from ..optional import needed
 from .plan import unshared
@@ -29,9 +30,13 @@ class Source(Protocol):
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor with its name, one at a time."""
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each tensor is gathered from several ranks, which all read it at the same time."""
+
 
 class ModelSource:
-    """The tensors of a model in memory."""
+    """The tensors of a model in memory. Those of a sharded one are gathered, one at a time, on all of its ranks."""
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = unshared(model)
@@ -41,14 +46,17 @@ class ModelSource:
         self.config: dict[str, Any] = json.loads(config.to_json_string(use_diff=False)) if _is_hf(config) else {}
         if self.config:
             self.config["architectures"] = [type(model).__name__]
+        self.sharded = any(map(_compat.is_distributed_tensor, self._tensors.values()))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self._tensors.items():
-            yield name, tensor.detach()
+            yield name, _compat.whole(tensor.detach())
 
 
 class FolderSource:
     """The tensors of a checkpoint folder: `model.safetensors`, or shards with an index."""
+
+    sharded = False
 
     def __init__(self, folder: pathlib.Path) -> None:
         if not folder.is_dir():

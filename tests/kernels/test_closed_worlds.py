@@ -177,7 +177,7 @@ def test_numbers_are_read_as_c_counts_them():
     [
         ("kQuest, ", "kQuest, kMedian, ", "power_scale.h"),
         ("kStochastic, kEden", "kStochastic, kEden, kDithered", "quantize_any.cpp"),
-        ("kUp, kError }", "kUp, kError, kOdd }", "operand.h"),
+        ("kError, kEven }", "kError, kEven, kOdd }", "operand.h"),
         ("{ kE2m1, kE4m3 }", "{ kE2m1, kE4m3, kE3m2 }", "gemm_decode.cpp"),
     ],
 )
