@@ -18,8 +18,9 @@ The CSV has the cosines by kind of parameter and by block too.
 
 Recipes `fwd ...` quantize the forward product only: their backward is exact, on what the forward rounded (and masked).
 `bwd ...` quantize the two backward products only. Probes are no recipes: `W` and `X` round one operand of each product with
-`mxfp4-quest`, gradients passing straight through, and `noise` adds Gaussian noise to each product, of the relative size
-that the product's error has under `quartet`; they run in eager PyTorch.
+`mxfp4-quest`, `W and X` both, gradients passing straight through; `W and X, rms` takes QuEST's scale from the root mean
+square of a group in place of its standard deviation; and `noise` adds Gaussian noise to each product, of the relative size
+that the product's error has under `quartet`. They run in eager PyTorch, and leave convolutions alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from torch import Tensor, nn
 import quartet_compile as qc
 from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
+from quartet_compile.kernels.numerics.codes import decode_e2m1, encode_e2m1
+from quartet_compile.kernels.numerics.reference import hadamard
+from quartet_compile.kernels.quantizer import E2M1_MAX, QUEST_GAUSSIAN_CLIP
 from quartet_compile.passes.plan import HEADS
 
 COLUMNS = ("model", "hidden", "layers", "embedding", "steps", "recipe", "matmuls", "draws", "seeds",
@@ -143,30 +147,43 @@ def inner_products(model: nn.Module) -> list[nn.Module]:
     return [m for m in products if all(m.weight is not table for table in tables)]
 
 
-def rounded(x: Tensor) -> Tensor:
-    """`mxfp4-quest` of x, with the gradient of x itself."""
+def rounded(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    """x through a quantizer and back, with the gradient of x itself."""
     with torch.no_grad():
-        moved = qc.quantize(x, "mxfp4-quest").restore() - x
+        moved = quantize(x) - x
     return x + moved
+
+
+def by_deviation(x: Tensor) -> Tensor:
+    """`mxfp4-quest`."""
+    return qc.quantize(x, "mxfp4-quest").restore()
+
+
+def by_rms(x: Tensor) -> Tensor:
+    """The same with the root mean square of a rotated group where QuEST has its standard deviation."""
+    columns = x.shape[-1]
+    groups = hadamard(nn.functional.pad(x.float(), (0, -columns % 32)).unflatten(-1, (-1, 32)))
+    spread = groups.square().mean(-1, keepdim=True).sqrt() * (QUEST_GAUSSIAN_CLIP / E2M1_MAX) + 1e-8
+    scale = torch.exp2(torch.frexp(spread).exponent - 1.0)
+    return hadamard(decode_e2m1(encode_e2m1(groups / scale)) * scale).flatten(-2)[..., :columns].to(x.dtype)
 
 
 @contextlib.contextmanager
 def probe(model: nn.Module, kind: str) -> Iterator[None]:
     """Within it, eager calls of the model have one kind of error in each of the products."""
     hooks, before = [], {}
+    quantize = by_rms if kind.endswith("rms") else by_deviation
     for module in inner_products(model):
-        if kind == "W":
+        if "W" in kind:
             before[module] = module.weight.detach().clone()
             transposed = type(module).__name__ == "Conv1D"  # its weight is [in, out]
             w = before[module].t() if transposed else before[module]
-            w = rounded(w.contiguous())
+            w = quantize(w.contiguous())
             module.weight.data.copy_(w.t() if transposed else w)
-        elif kind == "X":
-            hooks.append(module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),)))
-        elif kind == "noise":
+        if "X" in kind:
+            hooks.append(module.register_forward_pre_hook(lambda _, args: (rounded(args[0], quantize),)))
+        if kind == "noise":
             hooks.append(module.register_forward_hook(lambda _, args, y: y + _noise(y)))
-        else:
-            raise ValueError(f"probe {kind!r}; expected one of {PROBES}")
     try:
         yield
     finally:
@@ -180,7 +197,7 @@ def _noise(y: Tensor) -> Tensor:
     return torch.randn_like(y) * y.detach().square().mean(-1, keepdim=True).sqrt() * PRODUCT_ERROR
 
 
-PROBES = ("W", "X", "noise")
+PROBES = ("W", "X", "W and X", "W and X, rms", "noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +222,7 @@ def measure(model: nn.Module, name: str, draws: list[Draw], seeds: int) -> list[
         torch._dynamo.reset()
         capture = Capture(configure({"recipe": RECIPES[name]}), text=False)
         function = torch.compile(model, backend=capture, dynamic=False)
-    seeds = 1 if name in ("W", "X") or name.startswith("fwd") else seeds
+    seeds = 1 if name in PROBES[:-1] or name.startswith("fwd") else seeds
     single, averaged, states = [], [], []
     for each in draws:
         model.load_state_dict(each.weights)

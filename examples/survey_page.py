@@ -69,6 +69,7 @@ def summary(results: Sequence[dict]) -> list[str]:
     return [
         f"| asked for | {len(results)} |",
         f"| build and train | {sum(map(_trains, results))} |",
+        f"| stopped at the limit of time | {sum(_late(r) and 'gradients' not in r for r in results)} |",
         f"| compile | {len(ran)} |",
         *(f"| gradients: {kind} | {count} |" for kind, count in sorted(kinds.items())),
         f"| `explain` works | {sum(not _raised(result) for result in ran)} |",
@@ -79,6 +80,10 @@ def summary(results: Sequence[dict]) -> list[str]:
 
 def _trains(result: dict) -> bool:
     return result["stage"] not in ("not built", "not trained")
+
+
+def _late(result: dict) -> bool:
+    return result.get("error", "").startswith("more than ")
 
 
 def _raised(result: dict) -> bool:
@@ -119,8 +124,9 @@ def page(results: Sequence[dict]) -> str:
         "|-|-|-|-|-|-|-|-|",
         *(_row(result) for result in ran),
         "",
-        *_failures("Those that train and don't compile", built, lambda result: "gradients" not in result),
-        *_failures("Those that did not build or train here", results, lambda result: result not in built),
+        *_failures("Those that train and don't compile", built, lambda r: "gradients" not in r and not _late(r)),
+        *_failures("Those that were stopped at the limit of time", results, lambda r: "gradients" not in r and _late(r)),
+        *_failures("Those that did not build or train here", results, lambda r: r not in built and not _late(r)),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -28,6 +28,7 @@ from .weights import Weights
 from .work import Work
 
 AMBIGUOUS = "its backward matmuls can't be told apart from others"
+ELEMENTWISE = "M is 1, and torch computes the gradient of its weight by elementwise products"
 
 
 class _Reader(NamedTuple):
@@ -98,6 +99,10 @@ def _pair(sites: list[MatmulSite], backward: list[fx.Node], values: Values, grad
             if site.dy is None and site.problem is None:
                 pair(site, readers, gradients, taken)
         taken = {node for site in sites for node in site.backward}
+    for site in sites:
+        rows = site.x.shape[0]
+        if site.wgrad is None and isinstance(rows, int) and rows == 1 and gradients.trains(site):
+            _give_up(site, ELEMENTWISE)
     claims = defaultdict(list)
     for site in sites:
         for node in site.backward:
@@ -156,6 +161,11 @@ class _Gradients:
     def hassequence_number(self, site: MatmulSite, number: int | None) -> bool:
         """Whether the backward of this sequence number goes into the gradient of the site's weight, as far as is known."""
         return not self.known or any(sequence_number(n) == number and self.ends_in(n, site) for n in self._backward)
+
+    def trains(self, site: MatmulSite) -> bool:
+        """Whether this very product, not only another one of its weight, is known to go into the weight's gradient."""
+        number = sequence_number(site.node)
+        return self.known and self.reaches(site) and number is not None and self.hassequence_number(site, number)
 
     def _follow(self, result: fx.Node, source: fx.Node) -> None:
         self._differentiated.add(source)
@@ -262,9 +272,9 @@ def _accept(site: MatmulSite, dgrad: _Reader | None, wgrad: _Reader | None) -> N
         site.wgrad, site.wgrad_transposed, site.dy = wgrad.node, wgrad.transposed, wgrad.other.t
 
 
-def _give_up(site: MatmulSite) -> None:
+def _give_up(site: MatmulSite, why: str = AMBIGUOUS) -> None:
     site.dgrad = site.wgrad = site.dy = None
-    site.problem = AMBIGUOUS
+    site.problem = why
 
 
 def _check_nothing_missed(site: MatmulSite, backward: list[fx.Node], claims: dict, values: Values) -> None:

@@ -17,6 +17,7 @@ from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..errors import StrictError
 from .graph import aten, module_of, strip
+from .match import ELEMENTWISE
 from .packed import recipe_of
 from .products.kind import SMALLEST
 from .site import Decision, MatmulSite, quantized
@@ -184,6 +185,8 @@ def _tied(site: MatmulSite) -> str | None:
 def _unprofitable(site: MatmulSite) -> str | None:
     """Why FP4 would be slower; `include` rewrites it all the same."""
     m, reason = site.shape[0], None
+    if site.problem == ELEMENTWISE:
+        return ELEMENTWISE  # whatever `include` says
     if isinstance(m, int) and m < SMALLEST // 2 and (site.backward or site.problem):
         reason = f"M is {m} in training, and backward has groups of {SMALLEST} rows"
     else:

@@ -23,10 +23,6 @@ from .plain import Plain
 PLAIN, BATCHED, GROUPED, FALLBACK, CONVOLUTION = Plain(), Batched(), Grouped(), Fallback(), Convolution()
 KINDS: tuple[Kind, ...] = (PLAIN, BATCHED, GROUPED, FALLBACK, CONVOLUTION)
 
-MATRICES = {**PLAIN.operands, **BATCHED.operands}
-"""The ops that multiply matrices and nothing else, each with the place of its factors; for code that runs eagerly."""
-
-
 _BY_OP: dict[Any, Kind] = {op: kind for kind in KINDS for op in kind.operands}
 
 

@@ -29,12 +29,9 @@ class Batched(Kind):
         found = affine.obstacle(site.node)
         if found or site.matrices == 1:
             return found
-        rows = site.x.shape[0]
         if not isinstance(site.matrices, int):
             return f"its number of matrices is dynamic ({site.matrices}); mark it static with torch._dynamo.mark_static"
-        if isinstance(rows, int) and rows < SMALLEST // 2:
-            return f"each of its {site.matrices} matrices multiplies {rows} rows, and groups have {SMALLEST}"
-        return None
+        return few_rows(site.matrices, site.x.shape[0])
 
     def form(self, site: MatmulSite) -> type[Form]:
         if site.matrices == 1:
@@ -43,6 +40,13 @@ class Batched(Kind):
 
     def reason(self, node: fx.Node, weights: Weights) -> str:
         return without_weight(*self.factors(node), weights)
+
+
+def few_rows(matrices: int, rows: int | torch.SymInt) -> str | None:
+    """Why so many matrices of so many rows each are kept; None if they aren't."""
+    if matrices > 1 and isinstance(rows, int) and rows < SMALLEST // 2:
+        return f"each of its {matrices} matrices multiplies {rows} row{'s' * (rows > 1)}, and groups have {SMALLEST}"
+    return None
 
 
 @dataclasses.dataclass

@@ -105,7 +105,12 @@ class Kind:
 
 def op_name(node: fx.Node) -> str:
     """The qualified name of an op, `aten::mm`; empty for what is no op."""
-    return _compat.op_name(node.target)
+    return op_name_of(node.target)
+
+
+def op_name_of(target: Any) -> str:
+    """The same of what a node calls."""
+    return _compat.op_name(target)
 
 
 def output(node: fx.Node, index: int) -> fx.Node | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from torch import fx
 
@@ -96,7 +97,12 @@ class Windows:
 def windows(node: fx.Node) -> Windows:
     """The geometry of an `aten.convolution`."""
     x, w, y = (operand.meta["val"].shape for operand in (*node.args[:2], node))
-    stride, padding, dilation, transposed, _, groups = node.args[3:9]
+    return geometry(x, w, y, node.args[3:])
+
+
+def geometry(x: Sequence, w: Sequence, y: Sequence, settings: Sequence) -> Windows:
+    """The geometry of a convolution of these sizes. settings: what `aten.convolution` is given after its bias."""
+    stride, padding, dilation, transposed, _, groups = settings
     rank = len(w) - 2
 
     def full(values: list) -> list:
@@ -119,8 +125,12 @@ def windows(node: fx.Node) -> Windows:
 
 def unfolded_shape(node: fx.Node) -> tuple:
     """`(M, N, K)` of the product, or of the product of one group."""
-    geometry = windows(node)
-    rows = node.args[0].meta["val"].shape[0]
+    return product_shape(windows(node), node.args[0].meta["val"].shape[0])
+
+
+def product_shape(geometry: Windows, batch: int) -> tuple:
+    """The same of a geometry."""
+    rows = batch
     for out in geometry.out:
         rows = rows * out
     n, k = geometry.filters, geometry.columns

@@ -65,6 +65,7 @@ from .dynamo import (
     is_not_compiled,
     reasons_not_compiled,
     shorten,
+    stance,
 )
 from .inductor import (
     cache_dir,
@@ -104,6 +105,7 @@ from .tensors import (
     ValueRead,
     base_of,
     check,
+    decomposed,
     fake_like,
     fake_mode_of,
     is_fake,
@@ -150,6 +152,7 @@ __all__ = [
     "compile_fx",
     "compiled_forward",
     "cpp_compiler",
+    "decomposed",
     "decompositions",
     "default_partition",
     "description_of",
@@ -220,6 +223,7 @@ __all__ = [
     "sequence_number",
     "sharded_name",
     "shorten",
+    "stance",
     "tested_range",
     "trace_artifact",
     "update_of",

@@ -78,6 +78,11 @@ def compilations_tried() -> int:
     return _counters()["frames"]["total"]
 
 
+def stance() -> str:
+    """What `torch.compiler.set_stance` says of compiled calls: "default", "force_eager", "eager_on_recompile", ..."""
+    return private("torch._dynamo.eval_frame:_stance").stance
+
+
 def reasons_not_compiled() -> dict[str, int]:
     """Why Dynamo could not compile something, in its own words, and how often so far."""
     return dict(_counters()["unimplemented"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,20 @@ class TransparentMode(TorchDispatchMode):
     def is_infra_mode(cls) -> bool:
         """Asked by torch."""
         return True
+
+
+def decomposed(op: Any, args: tuple, kwargs: Mapping, mode: Any) -> Any:
+    """The result of an op that is made of others, each of which the mode sees; NotImplemented for any other op.
+
+    Under `inference_mode` a dispatch mode is given such ops whole, as `linear`.
+    """
+    if not torch.is_inference_mode_enabled():
+        return NotImplemented
+    TorchDispatchMode.__enter__(mode)  # not what a subclass does once a call
+    try:
+        return op.decompose(*args, **kwargs)
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
 
 
 def is_in_backward() -> bool:

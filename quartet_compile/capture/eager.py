@@ -9,12 +9,11 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import _compat
 from ..config.names import clean
-from ..passes.products import MATRICES
+from ..passes.products.eager import Reading, readings
 from ..places import is_users, place
 from ..report.report import Site
 
@@ -34,17 +33,18 @@ class EagerProducts:
         self.sites: list[Site] = []
         self._names = {id(module): clean(name) for root in modules for name, module in root.named_modules()}
 
-    def note(self, func: Any, args: tuple) -> None:
-        """An op that is about to run."""
-        if func in MATRICES and not (self.in_graph or _compat.is_tracing() or _compat.is_in_backward()):
-            self.sites.append(self._site(*args[MATRICES[func]]))
+    def note(self, func: Any, args: tuple, result: Any) -> None:
+        """An op that has run."""
+        if self.in_graph or _compat.is_tracing() or _compat.is_in_backward():
+            return
+        self.sites += [self._site(reading) for reading in readings(func, args, result)[:1]]
 
-    def _site(self, a: torch.Tensor, b: torch.Tensor) -> Site:
-        shape = (int(a.shape[-2]), int(b.shape[-1]), int(a.shape[-1]))
+    def _site(self, reading: Reading) -> Site:
+        m, n, k = reading.shape
         return Site(
             name=self._name(),
-            shape=shape,
-            dtype=str(a.dtype).removeprefix("torch."),
+            shape=(int(m), int(n), int(k)),
+            dtype=str(reading.weight.dtype).removeprefix("torch."),
             rewritten=False,
             reason=EAGER,
             gemms={"fprop": "high precision"},
@@ -72,8 +72,9 @@ class FakeEagerProducts(EagerProducts, _compat.FakeTensorMode):
         self.watch(modules)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
-        self.note(func, args)
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
+        result = super().__torch_dispatch__(func, types, args, kwargs or {})
+        self.note(func, args, result)
+        return result
 
 
 class RealEagerProducts(EagerProducts, _compat.TransparentMode):
@@ -84,8 +85,12 @@ class RealEagerProducts(EagerProducts, _compat.TransparentMode):
         self.watch(modules)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
-        self.note(func, args)
-        return func(*args, **(kwargs or {}))
+        whole = _compat.decomposed(func, args, kwargs or {}, self)
+        if whole is not NotImplemented:
+            return whole
+        result = func(*args, **(kwargs or {}))
+        self.note(func, args, result)
+        return result
 
 
 @contextlib.contextmanager

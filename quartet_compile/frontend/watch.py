@@ -2,8 +2,9 @@
 
 Dynamo leaves code out of graphs for many reasons, mostly without a word: a break in a loop, code of torch's own modules,
 the limit of recompilations, an error that `suppress_errors` hides. What is left out runs eagerly, in high precision. So
-calls of what our backend compiles are inspected: the first one, each that follows on a compilation, and with
-`strict=True` every one. An inspected call runs in a dispatch mode, which sees each op that no graph hides.
+calls of what our backend compiles are inspected: the first one, each that follows on a compilation or on a change of
+`torch.compiler.set_stance`, and every one with `strict=True` or where new sizes run eagerly (`eager_on_recompile`). An
+inspected call runs in a dispatch mode, which sees each op that no graph hides.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ..config.marks import KEY, class_mark
 from ..config.names import names_in
 from ..config.options import Config, configure
 from ..errors import QuartetError, StrictError
-from ..passes.plan import DTYPES, SMALLEST, chosen, refused
-from ..passes.products import MATRICES
+from ..passes.plan import DTYPES, chosen, refused
+from ..passes.products.eager import Reading, readings
 from ..places import is_users, place
 from ..process import process
 from ..warn import warn
@@ -44,14 +45,14 @@ class Watch:
         self._slot, self._name = slot, name
         self._always = False
         self._saying = Saying(name)
-        self._tried: dict[bool, int] = {}  # with and without gradients, which may have recipes of their own
+        self._tried: dict[bool, tuple] = {}  # with and without gradients, which may have recipes of their own
         self._told: set[tuple[str, str]] = set()
 
     @torch.compiler.disable  # Dynamo sees this frame where another compiled object calls this one
     def __call__(self) -> _Inspection | None:
         """What the next call runs in: an inspection, or nothing."""
-        tried, training = _compat.compilations_tried(), torch.is_grad_enabled()
-        if tried == self._tried.get(training) and not self._always:
+        tried, training = (_compat.compilations_tried(), _compat.stance()), torch.is_grad_enabled()
+        if tried == self._tried.get(training) and not (self._always or tried[1] == "eager_on_recompile"):
             return None
         self._tried[training] = tried
         config = self._config()
@@ -126,10 +127,14 @@ class _Inspection(_compat.TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in MATRICES and process.running.inspections[-1] is self:
-            if not (_compat.is_tracing() or _compat.is_in_backward()):
-                self._see(args[MATRICES[func]])
-        return func(*args, **(kwargs or {}))
+        looks = process.running.inspections[-1] is self and not (_compat.is_tracing() or _compat.is_in_backward())
+        whole = _compat.decomposed(func, args, kwargs or {}, self) if looks else NotImplemented
+        if whole is not NotImplemented:
+            return whole
+        result = func(*args, **(kwargs or {}))
+        if looks and (found := readings(func, args, result)):
+            self._see(found)
+        return result
 
     @torch.compiler.disable
     def __enter__(self) -> _Inspection:
@@ -162,14 +167,14 @@ class _Inspection(_compat.TorchDispatchMode):
             self._told.update((eager.name, eager.where) for eager in new)
             warn("QC102", self._describe(new))
 
-    def _see(self, operands: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Note a product of these operands if one is a weight, no graph runs, and the options want it in low precision."""
+    def _see(self, found: tuple[Reading, ...]) -> None:
+        """Note a product if it has a weight, no graph runs, and the options want it in low precision."""
         frames = _frames()
-        if frames is None or self._config is None or not all(isinstance(o, torch.Tensor) for o in operands):
+        if frames is None or self._config is None:
             return
         modules = [module for frame in frames if (module := _owner(frame)) is not None]
-        weight = _weight(operands, modules[:1])
-        if weight is None or not _fits(*operands):
+        reading, weight = _with_weight(found, modules[:1])
+        if reading is None or weight is None or reading.obstacle or reading.weight.dtype not in DTYPES:
             return
         names = self._names_of(weight, modules)
         policy = self._config.policy
@@ -177,7 +182,7 @@ class _Inspection(_compat.TorchDispatchMode):
         mark = _mark(modules)
         if refused(names, mark, policy, recipe) or not chosen(names, mark, policy)[0]:
             return
-        if mark != "fp4" and not policy.include and (_is_table(weight, modules) or _has_few_rows(*operands, weight)):
+        if mark != "fp4" and not policy.include and (_is_table(weight, modules) or reading.unprofitable):
             return
         where = _where(frames)
         self._found[_Eager(names[0] if names else where, where, _why(frames))] = None
@@ -204,6 +209,8 @@ class _Inspection(_compat.TorchDispatchMode):
             reasons.append(
                 f"compiling failed, which torch._dynamo.config.suppress_errors hides: {_first_line(self.failures[0])}"
             )
+        if not reasons and _compat.stance() != "default":
+            reasons = [f"torch.compiler.set_stance({_compat.stance()!r}) is in force"]
         if not reasons:
             counts = _compat.reasons_not_compiled().items()
             new = [reason for reason, count in counts if count > self._reasons.get(reason, 0)]
@@ -234,20 +241,19 @@ def _frames() -> list[types.FrameType] | None:
     return found
 
 
-def _weight(operands: tuple, owners: list[nn.Module]) -> torch.Tensor | None:
-    """The parameter that an operand is, is a view of, or, after a cast, has the sizes of; None of two activations."""
-    for operand in operands:
-        root = _compat.base_of(operand)
-        if isinstance(root, nn.Parameter) or (root.is_leaf and root.requires_grad and root.dim() == 2):
-            return root
+def _with_weight(
+    found: tuple[Reading, ...], owners: list[nn.Module]
+) -> tuple[Reading, torch.Tensor] | tuple[None, None]:
+    """The reading whose weight is a parameter, is a view of one, or, after a cast, has the sizes of one; or is a matrix that
+    gets a gradient of its own. Nothing of two activations or two parameters."""
+    roots = [(reading, _compat.base_of(reading.weight)) for reading in found]
+    direct = [pair for pair in roots if isinstance(pair[1], nn.Parameter)]
+    if direct:
+        return direct[0] if len(direct) == 1 else (None, None)
     own = [parameter for owner in owners for parameter in owner.parameters(recurse=False) if parameter.dim() > 1]
-    sizes = [sorted(operand.shape) for operand in operands]
-    return next((parameter for parameter in own if sorted(parameter.shape) in sizes), None)
-
-
-def _fits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether a product of this dtype and these sizes would be rewritten."""
-    return a.dtype in DTYPES and min(a.shape[-1], b.shape[-1]) >= SMALLEST
+    cast = [(reading, p) for reading in found for p in own if sorted(p.shape) == sorted(reading.weight.shape)]
+    leaves = [(r, root) for r, root in roots if root.is_leaf and root.requires_grad and root.dim() == 2]
+    return next(iter((*cast, *leaves)), (None, None))
 
 
 def _mark(modules: list[nn.Module]) -> str | None:
@@ -261,12 +267,6 @@ def _is_table(weight: torch.Tensor, modules: list[nn.Module]) -> bool:
     """Whether a weight is an embedding table too."""
     inner = modules[-1].modules() if modules else ()
     return any(isinstance(module, nn.Embedding) and module.weight is weight for module in inner)
-
-
-def _has_few_rows(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a graph would keep a product for its few rows: those of the operand that isn't the weight, in training."""
-    rows = b.shape[-1] if _compat.base_of(a) is weight else a.shape[-2]
-    return torch.is_grad_enabled() and rows < SMALLEST // 2
 
 
 def _where(frames: list[types.FrameType]) -> str:

@@ -88,6 +88,6 @@ def test_a_mode_changes_nothing(mode):
         function = torch.compile(model, backend="quartet", **options)
         found.append(gradients(model, x, function=function))
     (y, g), (y0, g0) = found
-    assert torch.equal(y, y0)
+    assert torch.equal(y, y0) and relative(y, model(x)) > 1e-3  # in FP4
     for name in g0:
         assert relative(g[name], g0[name]) < 1e-6, name

@@ -21,7 +21,13 @@ def four():
 
 @pytest.mark.parametrize("mode", ["ddp", "ddp, graph break"])
 def test_ddp_equals_one_process(two, mode):
-    assert all(rank[mode]["worst"] < 2e-5 for rank in two)
+    """With a break between blocks, in a loop, the product after it runs eagerly, and blocks are named by themselves."""
+    blocks = {"up", "down"}
+    for rank in two:
+        assert rank[mode]["of rounding"] <= 1
+        assert {name.rpartition(".")[2] for name in rank[mode]["names"]} >= blocks | (
+            {"out"} if mode == "ddp" else set()
+        )
 
 
 def test_data_parallel_ranks_draw_their_own_noise(two):
@@ -38,7 +44,8 @@ def test_ddp_under_quartet_is_the_mean_of_its_replicas(two):
 @pytest.mark.parametrize("mode", ["fsdp", "fsdp, blocks"])
 def test_fsdp_equals_one_process(two, mode):
     for rank in two:
-        assert rank[mode]["worst"] < 2e-5 and rank[mode]["state unchanged"]
+        assert rank[mode]["of rounding"] <= 1 and rank[mode]["state unchanged"]
+        assert {name.partition("layers.0.")[2] or name for name in rank[mode]["names"]} == set(LINEARS)
 
 
 def test_fsdp_in_bf16(two):
@@ -58,7 +65,7 @@ def test_a_distributed_checkpoint_loads_in_an_untouched_model(two):
 
 def test_tensor_parallel_equals_one_process(two):
     for rank in two:
-        assert rank["tensor parallel"]["worst"] < 2e-5
+        assert rank["tensor parallel"]["of rounding"] <= 1
         assert rank["tensor parallel"]["rewritten"] == PARALLEL and rank["tensor parallel"]["kept"] == []
 
 
@@ -92,7 +99,7 @@ ENCODER = ["linear1", "linear2", "self_attn", "self_attn.out_proj"]
 def test_fsdp_over_torchs_own_blocks_is_in_graphs(two, way):
     for rank in two:
         found = rank["fsdp, ways"][way]
-        assert found["worst"] < 2e-5 and found["state unchanged"] and not found["told"]
+        assert found["of rounding"] <= 1 and found["state unchanged"] and not found["told"]
         names = [name.replace(".in_proj_weight", "") for name in found["rewritten"]]
         assert names == [
             "first",
@@ -114,14 +121,14 @@ def test_blocks_compiled_inside_of_enable_have_full_names_under_fsdp(two):
         found = rank["fsdp, enabled"]["model"]
         expected = {f"layers.{layer}.{part}": True for layer in (0, 1) for part in LINEARS} | {"layers.1.mlp.up": False}
         sites = {name: done for name, done in found["sites"].items() if not name.endswith("attention")}
-        assert found["worst"] < 2e-5 and sites == expected and not found["told"]
+        assert found["of rounding"] <= 1 and sites == expected and not found["told"]
 
 
 def test_fsdp_tells_the_names_of_blocks_and_a_pattern_for_one_of_them_is_warned_of(two):
     for rank in two:
         found = rank["fsdp, enabled"]["alone"]
         sites = {name: done for name, done in found["sites"].items() if not name.endswith("attention")}
-        assert found["worst"] < 2e-5 and sites == {f"layers.0.{part}": True for part in LINEARS}
+        assert found["of rounding"] <= 1 and sites == {f"layers.0.{part}": True for part in LINEARS}
         (message,) = found["told"]
         assert "'layers.1' and 'layers.0' can't differ" in message and "quartet_compile.enable(model, ...)" in message
 
@@ -139,8 +146,8 @@ def test_tensor_parallel_ranks_agree_on_shared_operands(two):
 
 def test_four_ranks_equal_one_process(four):
     for rank in four:
-        assert rank["fsdp"]["worst"] < 2e-5 and rank["fsdp"]["state unchanged"]
-        assert rank["mesh"]["worst"] < 2e-5 and rank["mesh"]["kept"] == []
+        assert rank["fsdp"]["of rounding"] <= 1 and rank["fsdp"]["state unchanged"]
+        assert rank["mesh"]["of rounding"] <= 1 and rank["mesh"]["kept"] == []
 
 
 def test_a_mesh_repeats_its_noise(four):

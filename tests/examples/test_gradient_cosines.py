@@ -28,6 +28,19 @@ def test_a_tiny_run_prints_a_table_and_writes_the_rows(tmp_path, capsys):
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]) == 1 + len(recipes)
 
 
+def test_the_rms_of_a_group_is_its_deviation_where_its_mean_is_zero():
+    """The mean of a rotated group is its first element. Alone, that has no deviation, and QuEST loses it."""
+    x = torch.randn(64, 32)
+    x[:, 0] = 0
+    quest, rms = gradient_cosines.by_deviation(x), gradient_cosines.by_rms(x)
+    assert (quest - rms).norm() < 1e-6 * x.norm()
+    alone = torch.linspace(1.0, 1.99, 64)[:, None] * torch.eye(32)[0]
+    lost, kept = (
+        (f(alone) - alone).norm() / alone.norm() for f in (gradient_cosines.by_deviation, gradient_cosines.by_rms)
+    )
+    assert lost > 0.5 and kept < 0.2
+
+
 def test_constant_groups_are_clipped_by_quest_and_by_nothing_else():
     """A constant rotates to one value of sqrt(32) in its group's first place: 5.7 standard deviations. QuEST clips at 2.92
     of them or, with scales rounded down, at as little as half of that. Constants over one binade, so every scale is met."""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = ("bert", "gpt_neox", "llama", "opt", "vit")
 COVERAGE = {
     "albert": (14, 15), "bart": (32, 33), "beit": (13, 14), "bert": (13, 14), "bit": (10, 18), "bloom": (8, 9),
-    "clip": (13, 14), "codegen": (8, 9), "convnext": (9, 17), "deberta": (9, 10), "dinov2": (13, 14),
+    "clip": (0, 14), "codegen": (8, 9), "convnext": (9, 17), "deberta": (9, 10), "dinov2": (13, 14),
     "distilbert": (13, 14), "electra": (13, 14), "falcon": (8, 9), "focalnet": (18, 33), "gemma2": (14, 15),
     "gpt2": (8, 9), "gpt_neox": (8, 9), "gpt_oss": (12, 15), "granite": (14, 15), "llama": (14, 15),
     "llava": (29, 30), "mistral": (14, 15), "mixtral": (12, 15), "olmo2": (14, 15), "opt": (12, 13),

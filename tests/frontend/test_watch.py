@@ -192,6 +192,47 @@ def test_a_cast_weight_is_a_weight(graphs):
     assert "'first', 'last'" in warned[0]
 
 
+class Kinds(nn.Module):
+    """Products of every kind outside of graphs: a patch convolution and a transposed one, experts, and a matmul. Beside
+    them, those that a graph would keep: in groups, of windows that overlap, with too few channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.up = nn.Conv2d(64, 64, 2, 2), nn.ConvTranspose2d(64, 64, 2, 2)
+        self.grouped, self.overlapping = nn.Conv2d(64, 64, 2, 2, groups=2), nn.Conv2d(64, 64, 3)
+        self.narrow = nn.Conv2d(64, 8, 2, 2)
+        self.experts, self.inner = nn.Parameter(torch.randn(2, 64, 64)), nn.Linear(64, 64)
+
+    def forward(self, x):
+        for _ in range(1):
+            torch._dynamo.graph_break()
+            image = x.transpose(1, 2).unflatten(2, (4, 4))
+            for layer in (self.patch, self.up, self.grouped, self.overlapping, self.narrow):
+                layer(image)
+            y = self.inner(x).sum()
+            ends = torch.tensor([8, 32], dtype=torch.int32)
+            y = y + torch._grouped_mm(x.flatten(0, 1).bfloat16(), self.experts.bfloat16(), ends).sum()
+        return y
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_products_of_every_kind_are_told_of(graphs, mode):
+    model, x = Kinds(), torch.randn(4, 16, 64)
+    with told() as warned, mode():
+        torch.compile(model, backend="quartet")(x)
+    assert "4 weight matmuls" in warned[0] and "precision: 'patch', 'up', 'inner', 'experts'." in warned[0]
+    with mode():
+        eager = {site.name: site.shape for site in qc.explain(model, x).eager_sites}
+    sizes = {"patch": (16, 64, 256), "up": (64, 256, 64), "grouped": (16, 32, 128), "inner": (64, 64, 64)}
+    assert sizes.items() <= eager.items() and (64, 64, 64) in [eager[name] for name in eager if name not in sizes]
+
+
+def test_an_overlapping_convolution_is_told_of_where_it_is_included(graphs):
+    with told() as warned:
+        torch.compile(Kinds(), backend="quartet", options={"include": ["overlapping", "grouped"]})(X)
+    assert "1 weight matmul ran" in warned[0] and "'overlapping'" in warned[0]
+
+
 def test_torchs_own_modules_after_a_break(graphs):
     with told() as warned:
         torch.compile(Broken(torchs_own), backend="quartet", options={"exclude": ["first", "last"]})(X)
@@ -224,6 +265,18 @@ def test_the_limit_of_recompilations(graphs, strict):
     assert (
         "'inner'" in message and "limit of recompilations of Scaled.forward" in message and "recompile_limit" in message
     )
+
+
+@pytest.mark.parametrize("stance", ["force_eager", "eager_on_recompile"])
+def test_a_stance_under_which_calls_run_eagerly(graphs, stance):
+    model = torch.compile(nn.Linear(64, 64), backend="quartet", dynamic=False)
+    with told() as early:
+        for _ in range(3):
+            model(X)
+    with told() as late, torch.compiler.set_stance(stance):
+        for _ in range(3):
+            model(X[:, :12])
+    assert not early and len(late) == 1 and f"Why: torch.compiler.set_stance('{stance}') is in force" in late[0]
 
 
 def test_a_change_to_other_matmuls_long_after_the_first_call_is_told_of(graphs):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from captured import decisions, reasons
-from models import Attention, Net, gradients, relative
+from models import Attention, Net
+from rounding import assert_same_step
 from torch import nn
 
 import quartet_compile as qc
@@ -56,12 +57,10 @@ def failing_check(request, monkeypatch):
 def check(graphs, kept, message):
     """Trains under `exact`, with the gradients of the untouched model; the sites of `kept` have the reason."""
     model = Net()
-    _, plain = gradients(model, X)
     graphs.clear()
     function = torch.compile(model, backend="quartet", options={"recipe": "exact"})
     with pytest.warns(UserWarning, match=message) as warned:
-        _, ours = gradients(model, X, function=function)
-    assert all(relative(ours[name], plain[name]) < 2e-5 for name in plain)
+        assert_same_step(model, X, function)
     (report,) = graphs
     assert {site.name for site in report.sites if site.rewritten} == ALL - kept
     assert all(message in site.reason for site in report.sites if site.name in kept)
@@ -80,10 +79,8 @@ def test_a_site_that_is_found_wrong_is_kept(graphs, failing_check):
 def test_others_still_share_what_the_failing_site_would_have_made(graphs, monkeypatch):
     monkeypatch.setattr(form.Form, "fprop", of_site(0, form.Form.fprop))  # q makes X, which k and v share
     model = Attention()
-    _, plain = gradients(model, X)
     with pytest.warns(UserWarning, match="'q_proj' stays in high precision"):
-        _, ours = gradients(model, X, function=torch.compile(model, backend="quartet", options={"recipe": "exact"}))
-    assert all(relative(ours[name], plain[name]) < 2e-5 for name in plain)
+        assert_same_step(model, X, torch.compile(model, backend="quartet", options={"recipe": "exact"}))
     assert [site.name for site in graphs[-1].sites if site.rewritten] == ["k_proj", "v_proj", "o_proj"]
 
 
@@ -109,9 +106,7 @@ def test_a_failure_before_anything_is_rewritten_leaves_the_graph_alone(graphs, m
     monkeypatch.setattr(module, function, fail)
     model = Net()
     with pytest.warns(UserWarning, match="a graph stays in high precision: the pass failed on it .KeyError"):
-        _, ours = gradients(model, X, function=torch.compile(model, backend="quartet"))
-    _, plain = gradients(model, X)
-    assert all(relative(ours[name], plain[name]) < 1e-6 for name in plain)
+        assert_same_step(model, X, torch.compile(model, backend="quartet"))
     assert graphs[0].sites == () and graphs[0].training
 
 
@@ -139,10 +134,8 @@ def test_under_inductor(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(form.Form, "dw", of_site(1, form.Form.dw))
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 32))
-    _, plain = gradients(model, X)
     with (
         pytest.warns(UserWarning, match="'1' stays in high precision"),
         torch._inductor.config.patch(fx_graph_cache=False),
     ):
-        _, ours = gradients(model, X, function=torch.compile(model, backend="quartet", options={"recipe": "exact"}))
-    assert all(relative(ours[name], plain[name]) < 2e-5 for name in plain)
+        assert_same_step(model, X, torch.compile(model, backend="quartet", options={"recipe": "exact"}))

@@ -16,7 +16,7 @@ from accumulation import bound
 from captured import compiled, sites
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from models import relative
+from rounding import assert_rounding
 from torch import nn
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))
@@ -104,9 +104,7 @@ def test_a_product_has_the_gradients_of_plain_autograd(spelling, batch, rows, k,
     dy = torch.randn_like(model(model.leaf).detach())
     expected, actual = step(model, model, dy), step(function, model, dy)
     (site,) = sites(backend)
-    few = rows == 1 or (
-        spelling == "bmm" and batch > 1 and rows < 16
-    )  # of one row, not every gradient can be told apart
+    few = rows == 1 or (spelling == "bmm" and batch > 1 and rows < 16)  # of one row, torch may write no matmul for dW
     assert site.rewritten or few, site.reason
     # a sum has K, N or M terms, and one more for each copy of an expanded operand
     terms = {"y": (x, w, k), "dx": (dy, w, n * batch), "dw": (dy, x, rows * batch)}
@@ -168,9 +166,9 @@ def gradients(function: object, model: nn.Module, x: torch.Tensor) -> list[torch
     seed=st.integers(0, 99),
 )
 def test_a_program_never_has_wrong_gradients(steps, seed):
-    """A gradient of the wrong matmul, sign, mask or operand is of another direction; sums in another order are 1e-6."""
+    """A gradient of the wrong matmul, sign, mask or operand is of another direction."""
     torch.manual_seed(seed)
     model, x = Program(steps), torch.randn(WIDTH, WIDTH)
     function, _ = compiled(model, recipe="exact", include=["*"])
-    for ours, plain in zip(gradients(function, model, x), gradients(model, model, x), strict=True):
-        assert relative(ours, plain) < 1e-4 if plain.any() else not ours.any()
+    ours = dict(enumerate(gradients(function, model, x)))
+    assert_rounding(ours, lambda: dict(enumerate(gradients(model, model, x))))

@@ -16,6 +16,7 @@ from captured import compiled as captured
 from captured import sites
 from models import Attention, Block, Net, gradients, relative
 from module_swap import BackwardSeeds, QuartetLinear
+from rounding import share_of_rounding
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
@@ -76,9 +77,15 @@ def batch(seed: int = 5) -> torch.Tensor:
     return torch.randn(2 * dist.get_world_size(), 24, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def worst(ours: dict, plain: dict, scale: float = 1.0) -> float:
+def worst(ours: dict, plain: dict) -> float:
     assert ours.keys() == plain.keys(), plain.keys() ^ ours.keys()
-    return max(relative(scale * ours[name], plain[name]) for name in plain)
+    return max(relative(ours[name], plain[name]) for name in plain)
+
+
+def of_rounding(ours: dict, reference: nn.Module, x: torch.Tensor, scale: float) -> float:
+    """The furthest whole gradient from that of one process, over what rounding may move it."""
+    scaled = {name: scale * gradient for name, gradient in ours.items()}
+    return share_of_rounding(scaled, lambda: gradients(reference, x)[1])[0]
 
 
 def cosine(ours: dict, plain: dict) -> float:
@@ -107,14 +114,14 @@ def ddp(break_graph: bool) -> dict[str, Any]:
     world, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(0)
     model, x = Net(blocks=2, break_graph=break_graph, hidden=4096), torch.randn(2 * world, 25, 64)
-    _, plain = gradients(model, x)
-    torch._dynamo.reset()
+    reference = copy.deepcopy(model)
     replica = DistributedDataParallel(model, bucket_cap_mb=1)
     function = torch.compile(replica, backend="quartet", options={"recipe": "exact"})
-    _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
+    with _graphs(inductor=True) as reports:
+        _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
     torch.manual_seed(0)
     seed = torch.ops.quartet.seed(1, torch.device("cpu"), []).item()
-    return {"worst": worst(ours, plain, world), "seed": seed}
+    return {"of rounding": of_rounding(ours, reference, x, world), "seed": seed, "names": _rewritten(reports)}
 
 
 def ddp_noise() -> dict[str, Any]:
@@ -185,23 +192,22 @@ def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
-    torch._dynamo.reset()
-    backend = Capture(configure({"recipe": recipe}), text=False)
-    chosen = {"backend": "quartet", "options": {"recipe": recipe}} if inductor else {"backend": backend}
-    if per_block:
-        for layer in model.layers:
-            layer.compile(**chosen)
-        function = model
-    else:
-        function = torch.compile(model, **chosen)
-    ours = backward(function, model, x[2 * rank : 2 * rank + 2])
+    chosen = {"backend": "quartet", "options": {"recipe": recipe}}
+    with _graphs(inductor) as reports:
+        if per_block:
+            for layer in model.layers:
+                layer.compile(**chosen)
+            function = model
+        else:
+            function = torch.compile(model, **chosen)
+        ours = backward(function, model, x[2 * rank : 2 * rank + 2])
     after = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
     return {
-        "worst": worst(ours, plain, world),
+        "of rounding": of_rounding(ours, reference, x, world),
         "cosine": cosine(ours, plain),
-        "names": sorted({site.name for site in sites(backend) if site.rewritten}),
+        "names": _rewritten(reports),
         "state unchanged": after == before,
-        "reasons": sorted({f"{s.name}: {s.reason}" for s in sites(backend) if not s.rewritten}),
+        "reasons": sorted({f"{s.name}: {s.reason}" for graph in reports for s in graph.sites if not s.rewritten}),
     }
 
 
@@ -234,7 +240,7 @@ def tensor_parallel(recipe: str, inductor: bool, data: int = 1) -> dict[str, Any
     local = model[0].weight.grad
     local = local.to_local() if isinstance(local, DTensor) else local
     return {
-        "worst": worst(ours, plain, data),
+        "of rounding": of_rounding(ours, reference, x, data),
         "cosine": cosine(ours, plain),
         "kept": [] if backend is None else sorted({f"{s.name}: {s.reason}" for s in sites(backend) if not s.rewritten}),
         "rewritten": [] if backend is None else sorted({site.name for site in sites(backend) if site.rewritten}),
@@ -349,7 +355,6 @@ def fsdp_ways() -> dict[str, Any]:
     world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
     torch.manual_seed(1)
     reference = Encoders()
-    plain = gradients(reference, x)[1]
     ways = {
         "quartet": lambda model: qc.quartet(model, recipe="exact"),
         "regions": lambda model: qc.quartet(model, regions=["layers.*", "first", "last"], recipe="exact"),
@@ -367,8 +372,8 @@ def fsdp_ways() -> dict[str, Any]:
             function = way(model)
             ours = backward(function, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
-            "worst": worst(ours, plain, world),
-            "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
+            "of rounding": of_rounding(ours, reference, x, world),
+            "rewritten": _rewritten(reports),
             "told": [str(w.message) for w in caught if "ran eagerly" in str(w.message)],
             "state unchanged": list(model.state_dict()) == state,
         }
@@ -380,7 +385,6 @@ def fsdp_enabled() -> dict[str, Any]:
     where `enable` knows the model, and where FSDP2 alone does."""
     world, rank, x = dist.get_world_size(), dist.get_rank(), batch()
     reference = model_of()
-    plain = gradients(reference, x)[1]
     found = {}
     for name in ("model", "alone"):
         model = copy.deepcopy(reference)
@@ -394,7 +398,7 @@ def fsdp_enabled() -> dict[str, Any]:
             warnings.simplefilter("always")
             ours = backward(model, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
-            "worst": worst(ours, plain, world),
+            "of rounding": of_rounding(ours, reference, x, world),
             "sites": {site.name: site.rewritten for graph in reports for site in graph.sites},
             "told": [str(w.message) for w in caught if "compiled by itself" in str(w.message)],
         }
@@ -413,22 +417,30 @@ def other_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def _graphs() -> Iterator[list]:
-    """Compile without Inductor inside; gives the reports, which fill."""
+def _graphs(inductor: bool = False) -> Iterator[list]:
+    """Gives the reports of what is compiled inside, which fill. Without Inductor, if it isn't asked for."""
     reports: list = []
+    with_inductor = _compat.compile_fx
 
     def compile_fx(gm, inputs, config_patches):
         run = config_patches["joint_custom_pre_pass"]
         run.record = reports.append
+        if inductor:
+            return with_inductor(gm, inputs, config_patches=config_patches)
         return compile_plainly(gm, inputs, run)
 
     torch._dynamo.reset()
-    plainly, _compat.compile_fx = _compat.compile_fx, compile_fx
+    _compat.compile_fx = compile_fx
     try:
-        yield reports
+        with torch._inductor.config.patch(fx_graph_cache=False):  # of a cached graph there is no report
+            yield reports
     finally:
-        _compat.compile_fx = plainly
+        _compat.compile_fx = with_inductor
         torch._dynamo.reset()
+
+
+def _rewritten(reports: list) -> list[str]:
+    return sorted({site.name for graph in reports for site in graph.sites if site.rewritten})
 
 
 def noise() -> dict[str, Any]:
