@@ -33,33 +33,34 @@ _TILES = {  # 128 columns have registers for themselves, not for a long epilogue
 
 _TMA_TILES = {
     4: [
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=512, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=512, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
     ],
     8: [
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
     ],
 }
 """For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the product
-would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel. Four warps, because all
-warps issue the loop over K, and four can read what tensor memory holds. Steps of 512 issue fewer instructions; 256 columns
-fewer still, but a long epilogue spills there."""
+would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel. All warps issue the loop
+over K, and four can read what tensor memory holds: four warps and long steps issue the fewest instructions. With 256 columns
+they are fewer still, but a long epilogue spills. A thread has 32 outputs at a time, in PARTS parts of the columns."""
 
 
 def _tma_tiles(bits: int, k: Any) -> list[dict[str, Any]]:
-    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K."""
+    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K, or
+    the shorter step."""
     sizes = V.graph.sizevars
 
-    def wasteful(tile: dict[str, Any]) -> bool:
+    def wasted(tile: dict[str, Any]) -> int:
         step = tile["BLOCK_K"]
         whole = sizes.statically_known_multiple_of(k, step) and sizes.statically_known_geq(k, 2 * step)
-        return not (whole or sizes.statically_known_geq(k, 8 * step))
+        return 0 if whole or sizes.statically_known_geq(k, 8 * step) else step
 
-    return [dict(tile, PARTS=tile["BLOCK_N"] // 32) for tile in sorted(_TMA_TILES[bits], key=wasteful)]
+    return sorted(_TMA_TILES[bits], key=wasted)
 
 
 def scaled_mm(call: ScaledMM):
