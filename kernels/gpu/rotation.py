@@ -156,6 +156,13 @@ def hadamard(x):
 
 
 @triton.jit
+def rotated_back(x, times: tl.constexpr, packed: tl.constexpr):
+    """`H @ x * times` for `x: float32[32, groups]`, one multiply; packed: as in `butterflies_of_pairs`."""
+    even, odd = neighbours(x)
+    return uncontracted(butterflies_of_pairs(even + odd, even - odd, packed), root(32, times), packed)
+
+
+@triton.jit
 def _add_halves(x):
     """`x[:h] + x[h:]` of `x: [2 h, groups]`."""
     low, high = halves(x)

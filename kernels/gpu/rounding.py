@@ -348,6 +348,47 @@ def unpack_bits(packed):
 
 
 @triton.jit
+def _keep_four(x0, x1, x2, x3, words, shift):
+    """Each of four float32 where the highest bit of its byte of `words << shift` is set, else 0."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 bits, m<4>;
+        shl.b32 bits, $8, $9;
+        prmt.b32 m0, bits, bits, 0x8888;
+        prmt.b32 m1, bits, bits, 0x9999;
+        prmt.b32 m2, bits, bits, 0xAAAA;
+        prmt.b32 m3, bits, bits, 0xBBBB;
+        and.b32 $0, $4, m0;
+        and.b32 $1, $5, m1;
+        and.b32 $2, $6, m2;
+        and.b32 $3, $7, m3;
+        }""",
+        "=r,=r,=r,=r,r,r,r,r,r,r",
+        args=[x0, x1, x2, x3, words, shift],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def kept(x, words):
+    """float32 `x: [32, groups]` where the bits of `words: uint32[groups]` are set, else 0; element `e` has bit `e`."""
+    groups: tl.constexpr = x.shape[1]
+    if INTERPRETED:
+        bits = words[None, :] & (1 << tl.arange(0, 32).to(tl.uint32))[:, None]
+        return tl.where(bits != 0, x, 0.0)
+    else:
+        even, odd = tl.split(tl.permute(tl.reshape(x, (2, 2, 8, groups)), (0, 2, 3, 1)))
+        x0, x2 = tl.split(tl.permute(even, (1, 2, 0)))
+        x1, x3 = tl.split(tl.permute(odd, (1, 2, 0)))
+        shift = tl.broadcast_to(7 - tl.arange(0, 8)[:, None], (8, groups))
+        y0, y1, y2, y3 = _keep_four(x0, x1, x2, x3, tl.broadcast_to(words[None, :], (8, groups)), shift)
+        y = tl.join(tl.join(y0, y2), tl.join(y1, y3))
+        return tl.reshape(tl.permute(y, (2, 3, 0, 1)), (32, groups))
+
+
+@triton.jit
 def values_over_2_126(packed):
     """float32[groups, n] of packed codes uint8[groups, n / 2], times 2^-126: sign, exponent and significand of a code where
     float32 has its own; those of 0.5 are subnormal."""
