@@ -4,6 +4,7 @@
 # make gpu-check  what needs a GPU: tests, times of kernels and of a training step (GPU_PYTHON=..., GPU_OUT=folder)
 # make lint    style, spelling and types
 # make bench   times of a training step
+# make docs    the documentation site, in build/docs; DOCS_DIR=... elsewhere
 # Each verb but gpu-check does its own set-up, all but test-torch in .venv, with the versions of constraints.txt.
 # PYTHON=python3.12 picks another Python.
 
@@ -26,7 +27,7 @@ ifneq ($(shell $(is_whole)),True)
 $(shell rm -f $(READY))
 endif
 
-.PHONY: setup demo test test-all test-clients test-torch gpu-check lint bench
+.PHONY: setup demo test test-all test-clients test-torch gpu-check lint bench types docs
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -102,16 +103,26 @@ gpu-check:
 	  "make gpu-check GPU_PYTHON=... names another" >&2; exit 1; }; \
 	"$$python" examples/gpu_check.py --out "$(GPU_OUT)" $(GPU_ARGS)
 
-# mypy doesn't read setuptools' package-dir: links show it the package as one folder, as it is installed.
+# mypy and mkdocstrings don't read setuptools' package-dir: links show them the package as one folder, as it is installed.
 TYPES := .venv/types
 
-lint: setup
+types:
+	@rm -rf $(TYPES)/quartet_compile && mkdir -p $(TYPES)/quartet_compile
+	@ln -s $(CURDIR)/quartet_compile/* $(CURDIR)/passes $(CURDIR)/kernels $(TYPES)/quartet_compile
+
+lint: setup types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m codespell_lib
-	@rm -rf $(TYPES)/quartet_compile && mkdir -p $(TYPES)/quartet_compile
-	@ln -s $(CURDIR)/quartet_compile/* $(CURDIR)/passes $(CURDIR)/kernels $(TYPES)/quartet_compile
 	cd $(TYPES) && ../bin/python -m mypy --config-file ../../pyproject.toml
 
 bench: setup
 	$(PY) examples/bench_step.py
+
+DOCS_DIR ?= build/docs
+
+# Strict: a link that leads nowhere, a page that no menu has, a name that isn't there are errors.
+docs: setup types
+	@$(PY) -c 'import mkdocs, mkdocstrings' 2>/dev/null || \
+	  $(PY) -m pip install --disable-pip-version-check -c .venv/constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -d $(CURDIR)/$(DOCS_DIR)

@@ -1,4 +1,4 @@
-"""Products of quantized operands on the CPU, packing included, beside float32 `torch.mm` of the same shape.
+"""Products of quantized operands on the CPU, packing included, beside `torch.mm` in float32 and in bf16, of the same shape.
 
     python examples/bench_gemm.py --threads 2                       # a Llama's linear layers
     QUARTET_CPU_ISA=avx2 python examples/bench_gemm.py --shapes 512x640x640
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from bench_step import CLOCKS
 
 from quartet_compile.kernels import cpu
 from quartet_compile.kernels.cpu import toolchain
@@ -32,21 +32,23 @@ def shape(text: str) -> tuple[int, int, int]:
     return m, n, k
 
 
-def best(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each call in its best round."""
+def best(calls: dict[str, Callable[[], object]], rounds: int, now: Callable[[], float]) -> dict[str, float]:
+    """Seconds of each call in its best round, by `now`."""
     seconds = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = now()
             call()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], now() - start)
     return seconds
 
 
 def products(m: int, n: int, k: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """`a b^T` of `a: [m, k]` and `b: [n, k]`, as float32, from float32 operands and from ones that are quantized already."""
+    """`a b^T` of `a: [m, k]` and `b: [n, k]`, as float32, from float32 operands and from ones that are quantized already;
+    in bf16 as bf16."""
     a, b = torch.randn(m, k), torch.randn(n, k)
-    calls: dict[str, Callable[[], torch.Tensor]] = {"float32": lambda: a @ b.t()}
+    low = a.bfloat16(), b.bfloat16()
+    calls: dict[str, Callable[[], torch.Tensor]] = {"float32": lambda: a @ b.t(), "bf16": lambda: low[0] @ low[1].t()}
     for name, spec in QUANTIZERS.items():
         left, right = (cpu.quantize(x, quantizer(spec)) for x in (a, b))
         calls[name] = lambda left=left, right=right: cpu.scaled_mm(left, right, 1.0, torch.float32)
@@ -58,13 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="MxNxK")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--rounds", type=int, default=40)
+    p.add_argument("--clock", choices=CLOCKS, default="wall", help="processor time is of all threads together")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {toolchain.isa()}, {args.threads} threads, best of {args.rounds} rounds")
-    print(f"{'M x N x K':<16}  {'float32 Gop/s':>13}" + "".join(f"  {name:>7}" for name in QUANTIZERS))
+    print(
+        f"torch {torch.__version__}, {toolchain.isa()}, {args.threads} threads, {args.clock} time, "
+        f"best of {args.rounds} rounds"
+    )
+    names = ("bf16", *QUANTIZERS)
+    print(f"{'M x N x K':<16}  {'float32 Gop/s':>13}" + "".join(f"  {name:>7}" for name in names))
     for m, n, k in args.shapes:
-        seconds = best(products(m, n, k), args.rounds)
-        ratios = "".join(f"  {seconds['float32'] / seconds[name]:>6.2f}x" for name in QUANTIZERS)
+        seconds = best(products(m, n, k), args.rounds, CLOCKS[args.clock])
+        ratios = "".join(f"  {seconds['float32'] / seconds[name]:>6.2f}x" for name in names)
         print(f"{f'{m}x{n}x{k}':<16}  {2 * m * n * k / seconds['float32'] / 1e9:>13.0f}{ratios}")
     return 0
 

@@ -1,12 +1,14 @@
 """Time and memory of a training step of the Llama, FP4 beside full precision, interleaved in one run.
 
-    python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads
+    python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads, in
+                                                      float32 and under bf16 autocast
+    python examples/bench_step.py --threads 1 --clock processor      where other work is on the machine
     python examples/bench_step.py --swap-compiled     also module swap under torch.compile (compiles for minutes)
     python examples/bench_step.py --device cuda       on a GPU: bf16 autocast, 4 layers of width 2048, 4 x 2048 tokens
     python examples/bench_compile.py                  first call, the pass's share of it, growth with the layers
 
 Each variant has its own copy of the model and its own AdamW; the variants take turns, so that a change of the machine's
-speed meets them all. Figures are medians; ratios are to plain Inductor, taken round by round.
+speed meets them all. Figures are medians; ratios are to plain Inductor of the same dtype, taken round by round.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ import quartet_compile as qc
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """What the model computes in: as it is, or under autocast."""
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+"""Processor time leaves out what other work takes of the machine, and is of all threads together."""
+
 
 @dataclasses.dataclass
 class Variant:
@@ -52,23 +57,23 @@ class Variant:
         self.saved = 0
         self.packed = 0
 
-    def step(self, tokens: Tensor, targets: Tensor, record: bool) -> None:
-        """Forward, backward and optimizer step."""
+    def step(self, tokens: Tensor, targets: Tensor, record: bool, now: Callable[[], float] = time.perf_counter) -> None:
+        """Forward, backward and optimizer step, timed by `now`."""
         if self.seeds is not None:
             self.seeds.reset()
         torch.compiler.cudagraph_mark_step_begin()
-        start = time.perf_counter()
+        start = now()
         with torch.autocast(tokens.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
             loss = self.loss(tokens, targets)
         if not self.saved:
             self.saved, self.packed = saved_bytes(loss, self.model), packed_bytes(loss)
         loss.backward()
         synchronize(tokens.device)
-        middle = time.perf_counter()
+        middle = now()
         self.optimizer.step()
         self.optimizer.zero_grad()
         synchronize(tokens.device)
-        end = time.perf_counter()
+        end = now()
         if record:
             self.gradient_seconds.append(middle - start)
             self.step_seconds.append(end - start)
@@ -108,6 +113,7 @@ def variants(
     """The variants, the baseline first. mode: of `torch.compile`, for the baseline and the backend."""
     made = []
     precision = "full precision" if dtype == "float32" else "bf16"
+    ours = "" if dtype == "float32" else ", bf16"
 
     def add(name: str, compile_: Callable | None, recipe: str | None = None) -> None:
         copied = copy.deepcopy(model)
@@ -116,12 +122,12 @@ def variants(
 
     add(f"Inductor, {precision}", lambda m: torch.compile(_own_code(m), dynamic=False, mode=mode))
     for recipe in recipes:
-        add(f"quartet backend, {recipe}", functools.partial(_with_quartet, recipe=recipe, mode=mode))
+        add(f"quartet backend, {recipe}{ours}", functools.partial(_with_quartet, recipe=recipe, mode=mode))
     add(f"eager, {precision}", None)
     if swap_eager:
-        add("module swap, eager reference", None, recipes[0])
+        add(f"module swap, eager reference{ours}", None, recipes[0])
     if swap_compiled:
-        add("module swap, Inductor", lambda m: torch.compile(_own_code(m), dynamic=False), recipes[0])
+        add(f"module swap, Inductor{ours}", lambda m: torch.compile(_own_code(m), dynamic=False), recipes[0])
     return made
 
 
@@ -139,24 +145,24 @@ def _own_code(model: nn.Module) -> Callable:
     return type(loss)(loss.__code__.replace(), loss.__globals__, "loss", None, loss.__closure__)
 
 
-def measure(made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int) -> None:
+def measure(made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int, clock: str = "wall") -> None:
     """Warm-up steps, enough to capture a CUDA graph, then `rounds` rounds in which the variants take turns."""
     for variant in made:
         for _ in range(2 if batch[0].device.type == "cpu" else 4):
-            variant.step(*batch, record=False)
+            variant.step(*batch, record=False, now=CLOCKS[clock])
     for number in range(rounds):
         for variant in made[number % len(made) :] + made[: number % len(made)]:
-            variant.step(*batch, record=True)
+            variant.step(*batch, record=True, now=CLOCKS[clock])
 
 
 def table(made: list[Variant], elements: int) -> str:
     """One line a variant."""
-    base = made[0]
     lines = [
         f"{'variant':<32} {'fwd+bwd ms':>10} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'saved MB':>9} "
         f"{'packed B/elem':>13}"
     ]
     for v in made:
+        base = _base(v, made)
         lines.append(
             f"{v.name:<32} {1e3 * statistics.median(v.gradient_seconds):>10.1f} "
             f"{_ratio(v.gradient_seconds, base.gradient_seconds):>6.2f} "
@@ -165,6 +171,11 @@ def table(made: list[Variant], elements: int) -> str:
             f"{v.packed / elements if v.packed else float('nan'):>13.3f}"
         )
     return "\n".join(lines)
+
+
+def _base(variant: Variant, made: list[Variant]) -> Variant:
+    """What a variant is compared with: the first of its dtype."""
+    return next(v for v in made if v.dtype == variant.dtype)
 
 
 def _ratio(times: list[float], base: list[float]) -> float:
@@ -178,10 +189,10 @@ def describe(args: argparse.Namespace, size: Size) -> str:
     if args.device != "cpu":
         graphs = "with CUDA graphs" if args.cudagraphs else "without CUDA graphs"
         where = f"{torch.cuda.get_device_name(args.device)}, {graphs}"
-    dtype = "float32" if args.dtype == "float32" else "bf16 autocast"
+    dtype = " and ".join("float32" if name == "float32" else "bf16 autocast" for name in args.dtype)
     return (
-        f"{model}, {args.tokens} tokens a step, {dtype}, {where}, "
-        f"torch {torch.__version__}, medians of {args.rounds} interleaved rounds"
+        f"{model}, {args.tokens} tokens a step, {dtype}, {where}, torch {torch.__version__}, {args.clock} time, "
+        f"medians of {args.rounds} interleaved rounds"
     )
 
 
@@ -193,8 +204,8 @@ def record(made: list[Variant], what: str) -> dict:
         "variants": [
             {
                 **{field: getattr(v, field) for field in fields},
-                "gradient_ratio": _ratio(v.gradient_seconds, made[0].gradient_seconds),
-                "step_ratio": _ratio(v.step_seconds, made[0].step_seconds),
+                "gradient_ratio": _ratio(v.gradient_seconds, _base(v, made).gradient_seconds),
+                "step_ratio": _ratio(v.step_seconds, _base(v, made).step_seconds),
             }
             for v in made
         ],
@@ -212,7 +223,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float32; on a GPU bfloat16, by autocast")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: both; on a GPU bfloat16, by autocast")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor time is of all threads together")
     parser.add_argument("--cudagraphs", action="store_true", help="compile with mode='reduce-overhead'")
     parser.add_argument("--no-swap", action="store_true", help="leave out the slow baseline by module swap")
     parser.add_argument("--swap-compiled", action="store_true", help="also compile it (minutes)")
@@ -226,8 +238,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.size = args.size or ("30M" if on_cpu else "800M")
     args.tokens = args.tokens or (512 if on_cpu else 8192)
     args.seq = args.seq or (args.tokens if on_cpu else min(2048, args.tokens))
-    args.dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    args.dtype = args.dtype or (list(DTYPES) if on_cpu else ["bfloat16"])
     args.no_swap = args.no_swap or not on_cpu
+    if args.clock == "processor" and (not on_cpu or args.threads > 1):
+        parser.error(
+            "--clock processor needs --device cpu and --threads 1: threads that wait for others count, a GPU doesn't"
+        )
     if args.tokens % args.seq:
         parser.error(f"--tokens {args.tokens} is no multiple of --seq {args.seq}")
     return args
@@ -242,8 +258,12 @@ def main(argv: list[str] | None = None) -> None:
     model = Llama(size, positions=args.seq).to(args.device)
     batch = tuple(torch.randint(256, (2, args.tokens // args.seq, args.seq), device=args.device))
     mode = "reduce-overhead" if args.cudagraphs else None
-    made = variants(model, args.recipe, not args.no_swap, args.swap_compiled, dtype=args.dtype, mode=mode)
-    measure(made, batch, args.rounds)
+    made = [
+        variant
+        for dtype in args.dtype
+        for variant in variants(model, args.recipe, not args.no_swap, args.swap_compiled, dtype=dtype, mode=mode)
+    ]
+    measure(made, batch, args.rounds, args.clock)
     what = describe(args, size)
     print(what)
     print(table(made, operand_elements(model, args.tokens)))

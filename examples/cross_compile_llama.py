@@ -16,7 +16,8 @@ import torch
 from llama import SIZES, Block, rotary_table
 
 import quartet_compile as qc
-from quartet_compile.cross.artifact import AT_SHARE, aligned
+from quartet_compile.cross.artifact import AT_SHARE
+from quartet_compile.tables import aligned
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

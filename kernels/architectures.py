@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "hopper": "FP8 tensor cores, that take operands by descriptors",
         "blackwell": "FP4 tensor cores, that take scales from tensor memory",
         "blackwell-rtx": "FP4 tensor cores, that take operands and scales from registers",
+        "cdna4": "FP4 matrix cores of AMD, that take operands and scales from registers, scales of 32 elements only",
     }
 )
 """Every architecture, and what its products run on."""
@@ -26,13 +27,14 @@ CAPABILITIES: Mapping[tuple[int, int], str] = MappingProxyType(
         (8, 7): "ampere",
         (8, 9): "ada",
         (9, 0): "hopper",
+        (9, 5): "cdna4",
         (10, 0): "blackwell",
         (10, 3): "blackwell",
         (12, 0): "blackwell-rtx",
         (12, 1): "blackwell-rtx",
     }
 )
-"""The architecture of each compute capability."""
+"""The architecture of each compute capability, as torch numbers it; AMD's gfx950 is 9.5, which no GPU of NVIDIA's is."""
 
 PRODUCTS: Mapping[str, str] = MappingProxyType(
     {

@@ -24,6 +24,7 @@ from .quantizer import Quantizer, padded
 from .quantizer import quantizer as quantizer_named
 from .schemas import (
     SCHEMAS,
+    Decode,
     Operand,
     Quantize,
     QuantizePair,
@@ -77,6 +78,14 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
         return backend.transposed(source, spec)[:3]
 
+    def decode(call: Decode):
+        spec = quantizer_named(call.quantizer)
+        check_format(spec.format, call.codes, call.scales)
+        leading = call.codes.shape[:-1]
+        codes, scales = (part.flatten(0, -2) for part in (call.codes, call.scales))
+        values = backend.decode(Blocks(codes, scales, call.tensor_scale, None, spec.format), spec)
+        return backend.unrotate(values, None, spec.rotation, call.columns).to(call.dtype).unflatten(0, leading)
+
     def scaled_mm(call: ScaledMM):
         left, right = map(_checked, operands_of(call))
         return ended(call, backend.scaled_mm(left, right, call.alpha, call.dtype))
@@ -100,7 +109,7 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         return backend.unrotate(*call)
 
     products = (scaled_mm, scaled_grouped_mm, unrotate)
-    functions = (quantize, quantize_pair, requantize, transposed, *products, separate_groups, separate_matrices)
+    functions = (quantize, quantize_pair, requantize, transposed, decode, *products, separate_groups, separate_matrices)
     return {f.__name__: f for f in functions}
 
 
@@ -149,6 +158,11 @@ def _fake_requantize(call: Requantize):
 def _fake_transposed(call: Transposed):
     spec = quantizer_named(call.quantizer)
     return _fake_transpose(call, spec, spec)
+
+
+def _fake_decode(call: Decode):
+    check_format(quantizer_named(call.quantizer).format, call.codes, call.scales)
+    return call.codes.new_empty((*call.codes.shape[:-1], call.columns), dtype=call.dtype)
 
 
 def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
@@ -202,6 +216,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "quantize_pair": _fake_quantize_pair,
     "requantize": _fake_requantize,
     "transposed": _fake_transposed,
+    "decode": _fake_decode,
     "scaled_mm": _fake_scaled_mm,
     "scaled_grouped_mm": _fake_scaled_grouped_mm,
     "separate_groups": _fake_separate_groups,

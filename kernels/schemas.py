@@ -79,6 +79,17 @@ class Transposed(NamedTuple):
     quantizer: str
 
 
+class Decode(NamedTuple):
+    """The values of codes [..., rows, padded], rotated back, the first `columns` of each row."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    quantizer: str
+    columns: Size
+    dtype: torch.dtype
+
+
 class Epilogue(NamedTuple):
     """What ends a product: `(product where mask, else 0) H^T`, the first `columns` of it, as `Unrotate` says."""
 
@@ -236,6 +247,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "quantize_pair": Schema(QuantizePair, tuple(f"{side}_{of}" for side in ("row", "column") for of in _BLOCKS)),
         "requantize": Schema(Requantize, _BLOCKS),
         "transposed": Schema(Transposed, _BLOCKS),
+        "decode": Schema(Decode),
         "scaled_mm": Schema(ScaledMM),
         "scaled_grouped_mm": Schema(ScaledGroupedMM),
         "separate_groups": Schema(SeparateGroups, ("index", "back", "separate_ends")),

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 
 from ..errors import StrictError
+from ..warn import warn
 from .graph import VerifyError
 from .work import Work
 
@@ -35,7 +35,7 @@ def tell(what: str, error: BaseException, strict: bool) -> str:
     reason = f"the pass failed on it ({how}), which is a bug of Quartet Compile: please report it"
     if strict:
         raise StrictError(f"strict=True, and {what} stays in high precision: {reason}. Or set strict=False.") from error
-    warnings.warn(f"quartet: {what} stays in high precision: {reason}.", stacklevel=2)
+    warn("QC106", f"{what} stays in high precision: {reason}.")
     log.debug("the pass failed on %s", what, exc_info=error)
     return reason
 

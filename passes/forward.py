@@ -5,7 +5,7 @@ After:   xq = quantize(x, fprop.a); wq = quantize(w, fprop.b)       rotated alon
          y  = scaled_mm(xq, wq)                                     the two rotations cancel
 
 Legal because both operands are rotated by the same orthogonal matrix along the contraction dimension. A recipe may keep
-this GEMM in high precision and quantize only those of the backward.
+this GEMM in high precision and quantize only those of the backward. Of a packed weight, wq is there already (packed.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from .graph import Builder, Values
+from .packed import operand as packed_operand
 from .saved import Saved
 from .share import Operands
 from .site import MatmulSite
@@ -43,7 +44,10 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
         build.working_on = site.index
         with build.graph.inserting_before(site.node):
             x = operands.forward(before.x_original, gemm.a, philox.FPROP_X, site.node)
-            w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)
+            if site.packed is not None:
+                w = packed_operand(build, site)
+            else:
+                w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)
             build.replace(site.node, before.form.fprop(x, w, gemm))
         saved[site.index] = dataclasses.replace(before, x=x, w=w)
     return saved

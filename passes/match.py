@@ -21,6 +21,7 @@ from torch import fx
 
 from .._compat import GradOutput, description_of, descriptions_of, gradient_of, sequence_number
 from .graph import Matrix, Values, descendants, tangents
+from .packed import whole
 from .products import is_paired_by_structure, kind_of
 from .site import MatmulSite
 from .weights import Weights
@@ -52,6 +53,8 @@ def find_sites(graph: fx.Graph, weights: Weights, backward: frozenset[fx.Node]) 
     for node in graph.nodes:
         kind = kind_of(node) if node not in backward else None
         site = kind.site(len(sites), node, values, weights) if kind else None
+        if site is not None and weights.packed:
+            site.packed = whole(values, site.w)
         sites += [site] * (site is not None)
     if backward:
         gradients = _Gradients(graph, [source for site in sites for source in site.sources], backward)

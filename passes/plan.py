@@ -18,6 +18,7 @@ from ..config.rules import Rules
 from ..errors import StrictError
 from .graph import aten, module_of, strip
 from .match import ELEMENTWISE
+from .packed import recipe_of
 from .products.kind import SMALLEST
 from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
@@ -93,7 +94,15 @@ def decide(
             wanted, reason = False, without_weight(site.x.node, site.w.node, weights)
         else:
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
+        packed = [weights.packed[source] for source in site.sources if source in weights.packed]
+        if packed and wanted and site.packed is None:
+            wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
+        elif packed and wanted:
+            recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
+        reason = obstacle or reason
+        if packed and (obstacle or not wanted):
+            reason = f"{reason}; its packed weight is decoded for it"
         decisions.append(
             Decision(
                 site=site,
@@ -101,7 +110,7 @@ def decide(
                 names=names,
                 recipe=recipe,
                 rewrite=wanted and obstacle is None,
-                reason=obstacle or reason,
+                reason=reason,
                 eligible=wanted,
             )
         )

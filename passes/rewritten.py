@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -67,8 +68,15 @@ class Product(NamedTuple):
     operands: tuple[Traced, Traced]
 
 
-def trace(blocks: Operand | Requantize | Transposed, arguments: Callable[[fx.Node], Any] = arguments_of) -> Traced:
-    """Where an operand comes from. arguments: those of a node of ours; whoever asks often can hand on a memory of them."""
+def trace(
+    blocks: Operand | Requantize | Transposed,
+    packed: fx.Node | None = None,
+    arguments: Callable[[fx.Node], Any] = arguments_of,
+) -> Traced:
+    """Where an operand comes from. packed: the site's packed weight, whose codes nothing in the graph makes. arguments:
+    those of a node of ours; whoever asks often can hand on a memory of them."""
+    if packed is not None and blocks.codes.target is not operator.getitem:
+        return Traced(blocks, packed, packed, False, arguments(packed).quantizer, philox.FPROP_W)
     made, index = blocks.codes.args
     call = arguments(made)
     if isinstance(call, Quantize):
@@ -80,7 +88,7 @@ def trace(blocks: Operand | Requantize | Transposed, arguments: Callable[[fx.Nod
                 blocks, made, call.dy, True, call.column_quantizer, philox.WGRAD_DY, call.seed, call.sign_seed
             )
         return Traced(blocks, made, call.dy, False, call.row_quantizer, philox.DGRAD_DY, call.seed, call.seed)
-    source = trace(call, arguments)
+    source = trace(call, packed, arguments)
     how = source.matrix, not source.transposed, call.quantizer
     if isinstance(call, Requantize):
         return Traced(blocks, made, *how, call.stream, call.seed, call.sign_seed, source)
@@ -102,7 +110,7 @@ def products(
     """The same, traced back. arguments: as for `trace`."""
     for role, node, replaced in product_nodes(build, site, recipe):
         call = arguments(node)
-        first, second = (trace(operand, arguments) for operand in operands_of(call))
+        first, second = (trace(operand, site.packed, arguments) for operand in operands_of(call))
         if first.stream == philox.FPROP_W:  # W X^T
             first, second = second, first
         result = build.made.get((replaced, quartet.unrotate.default), node)

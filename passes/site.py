@@ -28,6 +28,7 @@ class MatmulSite:
     weight: the operand that comes from parameters, None if it isn't exactly one; sources: those parameters.
     dgrad, wgrad: the backward matmuls, None where no gradient is needed; `*_transposed` if they compute dX^T or dW^T.
     dy: the gradient [M, N] that both read.
+    packed: the node that computes W of codes that a module holds, and nothing else; None of an ordinary weight.
     problem: why the backward could not be paired; None if it was, or if there is none.
     """
 
@@ -46,6 +47,7 @@ class MatmulSite:
     wgrad: fx.Node | None = None
     wgrad_transposed: bool = False
     dy: Matrix | None = None
+    packed: fx.Node | None = None
     problem: str | None = None
 
     @property

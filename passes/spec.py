@@ -35,6 +35,8 @@ from ..kernels.schemas import (
     operands_of,
 )
 from .graph import CASTS, Values, aten
+from .packed import is_part
+from .packed import parts as packed_parts
 from .rewritten import QUANTIZING, Product, Traced, product_nodes, products
 from .site import MatmulSite
 from .work import Work
@@ -227,6 +229,12 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
             codes, scales = blocks.codes, blocks.scales
             if graph.op.get(scales) in OBSERVING:
                 scales = graph.arguments(scales).scales
+            packed = _packed_of(graph, node)
+            if packed is not None and codes.target is not operator.getitem:
+                for item, part in zip(blocks[:3], packed_parts(packed), strict=True):
+                    if not is_part(item, part):
+                        yield node, f"{packed} is of {part}, and it reads {item}"
+                continue
             if codes.target is not operator.getitem or graph.op.get(codes.args[0]) not in QUANTIZING:
                 yield node, f"{codes} are no codes"
                 continue
@@ -236,6 +244,11 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
             for item, place in ((scales, index + 1), (blocks.tensor_scale, index + 2)):
                 if item.args != (made, place):
                     yield node, f"{codes} is of {made}, and it reads {item} beside it"
+
+
+def _packed_of(graph: Rewritten, node: fx.Node) -> fx.Node | None:
+    """The packed weight of the site that a node was made for."""
+    return next((site.packed for site in graph.sites if site.index == graph.new[node]), None)
 
 
 def recipe(graph: Rewritten) -> Iterator[Offence]:

@@ -37,6 +37,8 @@ from .work import Work
 OPERANDS = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
 GRADIENTS = {"dgrad": "dX", "wgrad": "dW"}
 TRANSPOSED = "the codes of fprop, transposed as they are"
+UNMEASURED = {"transposed": TRANSPOSED, "decode": "the codes of a packed weight, as they are"}
+"""The ops whose operands have no row of their own, and why."""
 
 
 class Measure(NamedTuple):
@@ -67,7 +69,7 @@ def observe(
         labels = zip(product.operands, OPERANDS[product.role], (gemm.a.name, gemm.b.name), strict=True)
         for operand, letter, quantizer in labels:
             row = row_of.get(operand.blocks.codes)
-            reason = TRANSPOSED if row is None else ""
+            reason = UNMEASURED[op_of(operand.made)] if row is None else ""
             observed.append(Observed(**described, operand=letter, quantizer=quantizer, row=row, reason=reason))
         if product.role in GRADIENTS:
             observed.append(Observed(**described, operand=GRADIENTS[product.role], row=row_of[product.result]))
@@ -82,11 +84,11 @@ def observe(
 
 
 def _rows(made: list[Product]) -> dict[fx.Node, int]:
-    """A row for each operand, by its codes, and for each gradient. Codes that were transposed as they are have none."""
+    """A row for each operand, by its codes, and for each gradient. Codes that are taken as they are have none."""
     nodes = {}
     for product in made:
         for operand in product.operands:
-            if op_of(operand.made) != "transposed":
+            if op_of(operand.made) not in UNMEASURED:
                 nodes[operand.blocks.codes] = None
         if product.role in GRADIENTS:
             nodes[product.result] = None

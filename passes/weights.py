@@ -26,7 +26,8 @@ class Weights:
     """Where the values of a graph come from.
 
     parameters, state, leaves: the names of the placeholders that hold parameters; buffers; and matrices that are neither,
-    and that a gradient ends in, as those of a function of its weights.
+    and that a gradient ends in, as those of a function of its weights. packed: the names of the nodes that compute packed
+    weights, which count as parameters.
     """
 
     def __init__(
@@ -35,15 +36,19 @@ class Weights:
         parameters: Mapping[fx.Node, str],
         state: Mapping[fx.Node, str],
         leaves: Mapping[fx.Node, str] | None = None,
+        packed: Mapping[fx.Node, str] | None = None,
     ) -> None:
-        self.parameters, self.state = parameters, state
+        self.packed = packed or {}
+        self.parameters, self.state = {**parameters, **self.packed}, state
         self._leaves = leaves or {}
-        self.names = {**self._leaves, **parameters}
+        self.names = {**self._leaves, **self.parameters}
         fixed = {**dict.fromkeys(state, _Origin.CONSTANT), **dict.fromkeys(self.parameters, _Origin.PARAMETER)}
         self._origin: dict[fx.Node, _Origin] = {}
         for node in graph.nodes:
             if node.op == "placeholder":
                 origin = fixed.get(node, _Origin.DATA)
+            elif node in self.packed:
+                origin = _Origin.PARAMETER
             else:
                 origin = max((self._origin[source] for source in node.all_input_nodes), default=_Origin.CONSTANT)
             self._origin[node] = origin

@@ -13,6 +13,7 @@ from ..config.rules import Rules
 from ..report.report import Observed
 from .graph import Builder, snapshot, tangents
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
+from .packed import packed_weights
 from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .weights import Weights
@@ -54,7 +55,8 @@ class Work:
     def on(cls, graph: fx.Graph, policy: Policy, inputs: GraphInputs, table: str = "") -> Work:
         """The work that a graph is before any pass. inputs: what Dynamo knows of its inputs."""
         known = placeholders_of(graph, inputs)
-        weights = Weights(graph, known.parameters, known.state, known.leaves)
+        packed = packed_weights(graph, known.names)
+        weights = Weights(graph, known.parameters, known.state, known.leaves, packed)
         training, nested = bool(tangents(graph)), is_nested(graph)
         return cls(
             graph=graph,

@@ -1,13 +1,15 @@
-"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | law | export | doctor`.
+"""The command line: `python -m quartet_compile recipes | explain | diff | cross-compile | advise | law | export | doctor`.
 
     python -m quartet_compile recipes
     python -m quartet_compile explain model.py:MyModel --input 2x128x64
     python -m quartet_compile diff my.package:build --exclude 'layers.0.*'
     python -m quartet_compile cross-compile model.py:MyModel --input 2x128x64:bfloat16 --target sm_120 --out build
+    python -m quartet_compile advise model.py:build --target sm_100 --tokens 15T
     python -m quartet_compile law regions --recipe quartet
     python -m quartet_compile export runs/checkpoint served --format compressed-tensors --recipe quartet2
 
 What was asked wrongly is one line on stderr, and exit code 2; so is a result that can't be written, with exit code 1.
+A command loads what it needs when it runs: torch's compiler alone takes a second.
 """
 
 from __future__ import annotations
@@ -26,24 +28,24 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import doctor
-from .capture.explain import explain
+from ._compat import UnfitTorch
+from .advice import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
-from .config.recipe import operands
 from .config.toml import load_recipe
-from .cross.artifact import Artifact
-from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
 from .law import cli as law_cli
 from .serving import cli as export_cli
-from .tables import aligned, ruled
+
+if TYPE_CHECKING:
+    from .cross.artifact import Artifact
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, QuartetError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except OutputError as error:
+    except (OutputError, UnfitTorch) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except ReaderGone:
@@ -127,13 +129,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="DIR", help="write the generated modules and each kernel's source, PTX, cubin"
     )
+    advise_cli.add_command(commands, lambda command: _add_model_arguments(command, recipe=False), run_advise)
     law_cli.add_command(commands)
     export_cli.add_command(commands)
     doctor.add_command(commands)
     return root
 
 
-def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+def _add_model_arguments(command: argparse.ArgumentParser, recipe: bool = True) -> None:
     command.add_argument(
         "model",
         metavar="MODEL",
@@ -147,11 +150,15 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         help="an input, as 2x128x64 or 2x128:int64, or by keyword, as mask=2x128:bool; once for each input of the model",
     )
-    command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
+    if recipe:
+        command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
     command.add_argument("--scope", help="all, or marked: only what is marked with quartet_compile.fp4")
-    command.add_argument("--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error")
+    if recipe:
+        command.add_argument(
+            "--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error"
+        )
     command.add_argument("--no-grad", action="store_true", help="the inference graph instead of the training graph")
     command.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -162,15 +169,12 @@ def run_recipes(options: argparse.Namespace) -> str:
         return "\n\n".join(
             str(load_recipe(name) if name.endswith(".toml") else find_recipe(name)) for name in options.names
         )
-    rows: list[tuple[str, ...]] = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
-    for name, recipe in recipes().items():
-        rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
     note = (
         "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of.\n"
         "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where "
         "FP4 costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
     )
-    return "\n".join([*ruled(aligned(rows)), "", note])
+    return f"{recipes()}\n\n{note}"
 
 
 def run_explain(options: argparse.Namespace) -> str:
@@ -190,6 +194,8 @@ def run_diff(options: argparse.Namespace) -> str:
 
 def run_cross_compile(options: argparse.Namespace) -> str:
     """The table of `cross_compile`; of kernels that fail too, before the error that lists them."""
+    from .cross.cross_compile import CrossCompileError, cross_compile
+
     try:
         artifact = _call(options, cross_compile, target=options.target, progress=True)
     except CrossCompileError as error:
@@ -198,6 +204,14 @@ def run_cross_compile(options: argparse.Namespace) -> str:
         raise
     _write(options, artifact)
     return artifact.to_json() if options.json else str(artifact)
+
+
+def run_advise(options: argparse.Namespace) -> str:
+    """The advice, as text or JSON."""
+    try:
+        return advise_cli.run_advise(options, lambda function, **given: _call(options, function, **given))
+    except OSError as error:
+        raise UsageError(f"--html {str(options.html)!r} can't be written: {error.strerror}") from None
 
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:
@@ -209,6 +223,8 @@ def _write(options: argparse.Namespace, artifact: Artifact) -> None:
 
 
 def _report(options: argparse.Namespace) -> Any:
+    from .capture.explain import explain
+
     return _call(options, explain)
 
 
@@ -224,7 +240,9 @@ def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
             f"{options.model} comes without inputs: give their shapes, as --input 2x128x64 --input 2x128:int64"
         )
     given |= {
-        name: value for name in ("recipe", "include", "exclude", "scope", "strict") if (value := getattr(options, name))
+        name: value
+        for name in ("recipe", "include", "exclude", "scope", "strict")
+        if (value := getattr(options, name, None))
     }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():
         return function(model, *inputs, kwargs=kwargs, **given)

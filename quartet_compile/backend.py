@@ -14,7 +14,6 @@ import logging
 import pathlib
 import re
 import types
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,7 @@ from .report import records
 from .report.report import GraphReport
 from .report.stats import remember
 from .report.summary import products_of
+from .warn import warn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -247,11 +247,11 @@ def warn_unmatched(config: Config) -> None:
     seen = process.seen[config.policy]
     for option, pattern in sorted(set(config.policy.patterns)):
         if not matches(pattern, seen):
-            warnings.warn(
-                f"quartet: {option} pattern {pattern!r} matches no module in the graphs compiled so far. "
+            warn(
+                "QC105",
+                f"{option} pattern {pattern!r} matches no module in the graphs compiled so far. "
                 f"{_inside_a_block(pattern, seen)}quartet_compile.explain(model, *inputs) lists the names; "
                 "quartet_compile.quartet(model, ...) checks them before anything is compiled.",
-                stacklevel=2,
             )
 
 

@@ -22,7 +22,7 @@ import torch
 
 from . import _compat
 from .errors import QuartetError
-from .kernels.cpu import native
+from .kernels.cpu import native, scaled_mm
 from .kernels.cpu.toolchain import isa, require_compiler, run
 from .kernels.numerics import reference
 from .kernels.paths import path_of
@@ -75,6 +75,7 @@ def examine() -> list[Check]:
         "GPU": _gpu,
         "cache folder": _cache,
         "bits": _bits,
+        "products": _products,
     }
     return [Check(name, *_tried(look)) for name, look in checks.items()] + [
         Check("speed", UNKNOWN, "nothing is timed here; python examples/bench_step.py measures a training step")
@@ -126,6 +127,25 @@ def _bits() -> tuple[str, str]:
     if wrong:
         return FAILED, f"the CPU kernels differ from the reference: {', '.join(wrong)}"
     return OK, f"the CPU kernels equal the reference, 64x128 by {', '.join(names)}; on a GPU: make gpu-check"
+
+
+def _products() -> tuple[str, str]:
+    """Products of few enough terms to be exact in any order: with scales alike, and far enough apart for AMX's bf16."""
+    drawn = torch.Generator().manual_seed(0)
+    for span in (1, 6):
+        a, b = (
+            reference.Blocks(
+                torch.randint(0, 256, (rows, 64), generator=drawn, dtype=torch.uint8),
+                torch.randint(120, 120 + wide, (rows, 4), generator=drawn, dtype=torch.uint8),
+                torch.empty(0),
+                None,
+                "mxfp4",
+            )
+            for rows, wide in ((40, span), (70, 1))
+        )
+        if not torch.equal(scaled_mm(a, b, 1.0, torch.float32), reference.scaled_mm(a, b, 1.0, torch.float32)):
+            return FAILED, f"the CPU's product differs from the reference, scales {span - 1} binades apart"
+    return OK, "the CPU's product equals the reference, 40x70x128 of MXFP4, scales alike and 5 binades apart"
 
 
 def _equal_parts(x: torch.Tensor, name: str) -> Iterator[bool]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from ._compat import ShortenTraceback
+from . import _compat
 
 
-class QuartetError(ShortenTraceback, ValueError):
+class QuartetError(_compat.Shortened, ValueError):
     """Base of every error that Quartet Compile raises on purpose; `torch.compile` passes it on unwrapped."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, first_useful_frame=None)
+
+
+_compat.shorten(QuartetError)
 
 
 class QuantizerError(QuartetError):
@@ -39,12 +42,20 @@ class StatsError(QuartetError):
     """Statistics of a model that has none."""
 
 
+class ReportError(QuartetError):
+    """A picture of a report that can't be made."""
+
+
 class CaptureError(QuartetError):
     """A model that could not be captured as graphs."""
 
 
 class ExportError(QuartetError):
     """Weights that can't be written as asked."""
+
+
+class PackError(QuartetError):
+    """A weight can't be packed, or the files of FP4 weights don't fit the model."""
 
 
 class CompilerError(QuartetError):

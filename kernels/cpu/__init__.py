@@ -1,7 +1,8 @@
 """The CPU backend: the functions of `kernels/numerics/reference.py`, in C++ built at first use."""
 
 from ..numerics.reference import transposed
+from .decoded import decode_operand as decode
 from .gemm import scaled_mm
 from .native import quantize, quantize_pair, requantize, unrotate
 
-__all__ = ["quantize", "quantize_pair", "requantize", "scaled_mm", "transposed", "unrotate"]
+__all__ = ["decode", "quantize", "quantize_pair", "requantize", "scaled_mm", "transposed", "unrotate"]

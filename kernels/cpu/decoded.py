@@ -6,6 +6,7 @@ import torch
 
 from ..numerics.reference import Blocks
 from ..operand_formats import OPERAND_FORMATS
+from ..quantizer import Quantizer
 from .arguments import TENSOR_SCALE
 from .arrays import Array
 from .entries import numbers
@@ -35,3 +36,9 @@ def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
         torch.get_num_threads(),
     )
     return out
+
+
+def decode_operand(x: Blocks, quantizer: Quantizer) -> torch.Tensor:
+    """`reference.decode`: the values of codes of `quantizer`, in the rotated space: float32[rows, padded]."""
+    CPU.require(quantizer)
+    return decode(x, quantizer.shrink)

@@ -8,40 +8,17 @@
 #if defined(__AVX2__)
 
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 
+#include "gemm_amx.h"
 #include "gemm_pack.h"
+#include "gemm_parts.h"
 #include "gemm_tile.h"
 
 namespace gemm {
 namespace {
 
-// Packed rows at a time, to stay in L2 while columns pass; packed columns at a time, to stay in L3. Fewer columns mean
-// packing rows more often: 4096x4096x4096 on one Zen 4 core, 1, 4, 16 MiB of columns: 395, 425, 350 to 396 Gop/s.
-constexpr int64_t kRowBytes = 256 << 10, kColumnBytes = 4 << 20;
-
-// Cycles a group, on Zen 4: to multiply a tile, to pack its rows, to pack its columns.
-constexpr int64_t kTileCycles = 70, kRowCycles = 32, kColumnCycles = 222;
-// Another thread is worth it for 10 us of work.
-constexpr int64_t kThreadProducts = 2 << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The size of even parts of `count` things, between 1 and `limit`.
-int64_t even_part(int64_t count, int64_t limit) {
-    const int64_t parts = ceil_div(count, std::max<int64_t>(limit, 1));
-    return std::max<int64_t>(ceil_div(count, std::max<int64_t>(parts, 1)), 1);
-}
-
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
-
-template <class T>
-std::unique_ptr<T[], Free> allocate(int64_t count) {
-    return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) / 64 + 1) * 64)));
-}
+// On Zen 4.
+constexpr Cycles kCycles{70, 32, 222};
 
 // 2^exponent as a product. Sums are below 2^(kLift + 39) = 2^103, for K below 2^31: less than 2^-252 takes them to 0.
 struct PowerOfTwo {
@@ -50,14 +27,6 @@ struct PowerOfTwo {
     explicit PowerOfTwo(int exponent)
         : first(exponent < -252 ? 0.0f : std::ldexp(1.0f, exponent / 2)),
           second(std::ldexp(1.0f, exponent - exponent / 2)) {}
-};
-
-// Tiles `begin` .. `end - 1` along one side of the output.
-struct Range {
-    int64_t begin, end;
-
-    int64_t size() const { return end - begin; }
-    Range part(int64_t index, int64_t parts) const { return {size() * index / parts, size() * (index + 1) / parts}; }
 };
 
 struct Mxfp4 {
@@ -78,17 +47,8 @@ struct Product {
     using Rows = typename Format::Rows;
     using Columns = typename Format::Columns;
     Blocks a, b;
-    typename Format::ScalesOf a_scales, b_scales;
+    const typename Format::ScalesOf &a_scales, &b_scales;
     float scale, column_factor, row_factor;
-
-    bool run_as(int64_t type, void* out, int64_t threads) const {
-        switch ((Type)type) {
-            case Type::kFloat32: return run(static_cast<float*>(out), threads);
-            case Type::kBfloat16: return run(static_cast<BFloat16*>(out), threads);
-            case Type::kFloat16: return run(static_cast<Float16*>(out), threads);
-        }
-        return false;
-    }
 
     template <class Element>
     bool run(Element* out, int64_t threads) const;
@@ -103,20 +63,8 @@ template <class Format>
 template <class Element>
 bool Product<Format>::run(Element* out, int64_t threads) const {
     const Range rows{0, ceil_div(a.rows, kTileRows)}, columns{0, ceil_div(b.rows, kTileColumns)};
-    threads = std::clamp<int64_t>(a.rows * b.rows * a.groups * kGroup / kThreadProducts, 1, threads);
-    int64_t row_parts = 1, least = std::numeric_limits<int64_t>::max();
-    for (int64_t parts = 1; parts <= threads; ++parts) {
-        if (threads % parts) continue;
-        const int64_t r = ceil_div(rows.size(), parts), c = ceil_div(columns.size(), threads / parts);
-        const int64_t cycles = r * c * kTileCycles + r * kRowCycles + c * kColumnCycles;
-        if (cycles < least) least = cycles, row_parts = parts;
-    }
-    const int64_t column_parts = threads / row_parts;
-    bool ok = true;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : ok) if (threads > 1)
-    for (int64_t i = 0; i < threads; ++i)
-        ok = run_part(out, rows.part(i / column_parts, row_parts), columns.part(i % column_parts, column_parts)) && ok;
-    return ok;
+    return in_parts(rows, columns, a.rows * b.rows * a.groups * kGroup, kCycles, threads,
+                    [&](Range r, Range c) { return run_part(out, r, c); });
 }
 
 template <class Format>
@@ -142,8 +90,8 @@ bool Product<Format>::run_part(Element* out, Range rows, Range columns) const {
                     alignas(64) float sums[kTileRows * kTileColumns];
                     prefetch_tile(to);
                     tile_sums(&row_groups[(r - r0) * groups], &column_groups[(c - c0) * groups], groups, sums);
-                    store_tile(sums, scale, &row_factors[(r - r0) * kTileRows],
-                               &column_factors[(c - c0) * kTileColumns], to);
+                    store_tile<kTileColumns>(sums, scale, &row_factors[(r - r0) * kTileRows],
+                                             &column_factors[(c - c0) * kTileColumns], to);
                 }
         }
     }
@@ -158,6 +106,17 @@ Place<Element> Product<Format>::place(Element* out, int64_t row, int64_t column)
             int(std::min<int64_t>(kTileColumns, b.rows - n))};
 }
 
+// False if memory runs out.
+template <class Product>
+bool run_as(int64_t type, const Product& product, void* out, int64_t threads) {
+    switch ((Type)type) {
+        case Type::kFloat32: return product.run(static_cast<float*>(out), threads);
+        case Type::kBfloat16: return product.run(static_cast<BFloat16*>(out), threads);
+        case Type::kFloat16: return product.run(static_cast<Float16*>(out), threads);
+    }
+    return false;
+}
+
 }  // namespace
 }  // namespace gemm
 
@@ -170,14 +129,25 @@ QUARTET_EXPORT void quartet_scaled_mm(const uint8_t* a_codes, const uint8_t* a_s
     using namespace gemm;
     const Blocks a{a_codes, a_scales, rows, groups}, b{b_codes, b_scales, columns, groups};
     if (a_tensor_scale) {
-        const Product<Nvfp4> product{a, b, {}, {}, 0.25f, *b_tensor_scale, *a_tensor_scale * alpha};
-        *done = product.run_as(type, out, threads);
+        const float row_factor = *a_tensor_scale * alpha, column_factor = *b_tensor_scale;
+        const E4m3Scales values;
+#if defined(QUARTET_AMX)
+        const AmxProduct<E4m3Scales> product{a, b, values, values, 1.0f, column_factor, row_factor, 0, 0};
+#else
+        const Product<Nvfp4> product{a, b, values, values, 0.25f, column_factor, row_factor};
+#endif
+        *done = run_as(type, product, out, threads);
         return;
     }
     const Scales a_range = survey(a), b_range = survey(b);
     const PowerOfTwo scale(a_range.high + b_range.high - 2 * 127 - 2 - kLift);
+#if defined(QUARTET_AMX)
+    const int a_lift = std::max(a_range.span - 125, 0), b_lift = kLift + 2 - a_lift;
+    const AmxProduct<Scales> product{a, b, a_range, b_range, scale.first, scale.second, alpha, a_lift, b_lift};
+#else
     const Product<Mxfp4> product{a, b, a_range, b_range, scale.first, scale.second, alpha};
-    *done = a_range.span + b_range.span <= kSpan && product.run_as(type, out, threads);
+#endif
+    *done = a_range.span + b_range.span <= kSpan && run_as(type, product, out, threads);
 }
 
 #endif

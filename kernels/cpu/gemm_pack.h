@@ -39,22 +39,32 @@ inline bool all_zero(const uint8_t* group) {
     return ((words[0] | words[1]) & 0x7777777777777777) == 0;
 }
 
-inline Scales survey(const Blocks& x) {
-    const int64_t count = x.rows * x.groups;
+struct ScaleRange {
+    int low, high;  // of the bytes that are neither 0 nor NaN; 256 and 0 if there are none
+    bool zeros, nan;
+};
+
+inline ScaleRange scale_range(const uint8_t* bytes, int64_t count) {
     uint8_t least = 255, most = 0, least_nonzero = 255, most_finite = 0;
     for (int64_t i = 0; i < count; ++i) {  // the last two are off by one, so that 0 and 255 wrap out of the way
-        const uint8_t byte = x.scales[i], below = byte - 1, above = byte + 1;
+        const uint8_t byte = bytes[i], below = byte - 1, above = byte + 1;
         least = std::min(least, byte);
         most = std::max(most, byte);
         least_nonzero = std::min(least_nonzero, below);
         most_finite = std::max(most_finite, above);
     }
+    return {least_nonzero + 1, std::max(most_finite - 1, 0), least == 0, most == kNanScale};
+}
+
+inline Scales survey(const Blocks& x) {
+    const int64_t count = x.rows * x.groups;
+    const ScaleRange range = scale_range(x.scales, count);
     Scales scales;
-    scales.high = std::max(most_finite - 1, 0);
-    scales.span = std::max(scales.high - (least_nonzero + 1), 0);
-    scales.nan = most == kNanScale;
+    scales.high = range.high;
+    scales.span = std::max(range.high - range.low, 0);
+    scales.nan = range.nan;
     // Byte 0 is what groups of zeros have, which don't count. With any other codes it is 2^-127 in earnest.
-    for (int64_t i = 0; least == 0 && scales.span < scales.high && i < count; ++i)
+    for (int64_t i = 0; range.zeros && scales.span < scales.high && i < count; ++i)
         if (x.scales[i] == 0 && !all_zero(x.codes + i * kGroupBytes)) scales.span = scales.high;
     for (int byte = 0; byte < 256; ++byte)
         scales.exponent[byte] = uint32_t(std::clamp(byte - scales.high, -scales.span, 0)) << kMantissaBits;

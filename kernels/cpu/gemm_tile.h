@@ -79,14 +79,15 @@ QUARTET_INLINE void prefetch_tile(Place<Element> place) {
         for (int c = 0; c < place.columns; c += line) __builtin_prefetch(place.out + r * place.stride + c, 1);
 }
 
-// `out[r, c] = sums[r, c] * scale * column_factors[c] * row_factors[r]`, one after the other, to nearest.
-template <class Element>
+// `out[r, c] = sums[r, c] * scale * column_factors[c] * row_factors[r]`, one after the other, to nearest. Rows of `sums`
+// are `stride` apart.
+template <int stride, class Element>
 void store_tile(const float* sums, float scale, const float* row_factors, const float* column_factors,
                 Place<Element> place) {
     for (int r = 0; r < place.rows; ++r)
         for (int c = 0; c < place.columns; c += kLanes) {
             Element* out = place.out + r * place.stride + c;
-            const f32 sum = load<f32>(sums + r * kTileColumns + c);
+            const f32 sum = load<f32>(sums + r * stride + c);
             const f32 values = sum * scale * load<f32>(column_factors + c) * row_factors[r];
             if (c + kLanes <= place.columns) {
                 narrow(values, out);

@@ -20,7 +20,6 @@ import hashlib
 import os
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 from ... import _compat
 from ...errors import CompilerError
+from ...warn import warn
 from .arrays import Address
 from .scratch import scratch_folder
 from .toolchain import Toolchain, run, toolchain
@@ -92,10 +92,10 @@ def _uncached(tools: Toolchain, key: str, reason: OSError) -> ctypes.CDLL:
             f"({error}); expected {_SPACE} free in a folder that may be written and holds programs. Free some, or set "
             "TORCHINDUCTOR_CACHE_DIR or TMPDIR to such a folder."
         ) from error
-    warnings.warn(
+    warn(
+        "QC202",
         f"Quartet Compile can't keep its CPU kernels in Inductor's cache folder ({reason}), so every process builds "
         f"them again. Set TORCHINDUCTOR_CACHE_DIR to a writable folder with {_SPACE} free.",
-        stacklevel=4,
     )
     return library
 

@@ -8,12 +8,12 @@ container that shares the cache.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 _PREFIX, _LOCK = "building-", "lock"
 _YOUNG = 60.0
@@ -29,7 +29,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         open(Path(name) / _LOCK, "w") as lock,
     ):
         with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left there
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         yield Path(name)
 
 
@@ -45,5 +45,12 @@ def _is_free(lock: Path) -> bool:
     if not lock.exists():
         return True
     with open(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError if it is held, or if there are no locks
+        _lock(file)
     return True
+
+
+def _lock(file: IO[str]) -> None:
+    """Raises `OSError` if another process holds it, or if the file system has no locks."""
+    import fcntl  # which Windows lacks: the package can be imported there, and builds nothing
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 
 from ... import _compat
 from ...errors import CompilerError, OptionError, suggest
+from .amx import AMX_FEATURES, reason_against_amx
 
 ISA_VARIABLE = "QUARTET_CPU_ISA"
 
@@ -23,12 +25,15 @@ _OLDEST = {"GCC": 9, "clang": 12}
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")
 ISA_FEATURES = {
+    "amx": (*_AVX512, "avx512vnni", *AMX_FEATURES),
     "avx512vnni": (*_AVX512, "avx512vnni"),
     "avx512": _AVX512,
     "avx2": _AVX2,
     "portable": (),
 }
-"""Each level, best first, with its `-m` flags; these, less underscores, are also the names in /proc/cpuinfo."""
+"""Each level, best first, with its `-m` flags; these are also the names in /proc/cpuinfo, but for - and _."""
+
+_SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
 
 # No part of -ffast-math: it reassociates, and GCC links a start-up file that turns subnormals off for the process.
 _FLAGS = (
@@ -68,18 +73,34 @@ def isa() -> str:
             f"{ISA_VARIABLE} is {wanted!r}{suggest(wanted, ISA_FEATURES)}; expected one of {', '.join(ISA_FEATURES)}."
         )
     if wanted not in supported:
-        missing = ", ".join(sorted(set(ISA_FEATURES[wanted]) - _cpu_features()))
+        missing = ", ".join(
+            sorted(feature for feature in ISA_FEATURES[wanted] if _plain(feature) not in _cpu_features())
+        )
+        what = f"this CPU lacks {missing}" if missing else refusal()
         raise OptionError(
-            f"{ISA_VARIABLE} is {wanted!r}, but this CPU lacks {missing}; it supports {', '.join(supported)}. "
+            f"{ISA_VARIABLE} is {wanted!r}, but {what}; it supports {', '.join(supported)}. "
             f"Unset {ISA_VARIABLE} to use {supported[0]!r}."
         )
     return wanted
 
 
 def supported_isas() -> list[str]:
-    """The levels that this CPU can run, best first."""
+    """The levels that this CPU can run and this process may use, best first."""
+    levels = _levels_of_cpu()
+    return levels[1:] if refusal() else levels
+
+
+def refusal() -> str | None:
+    """Why this process doesn't use the AMX that its CPU has, or None."""
+    if _levels_of_cpu()[0] != "amx":
+        return None
+    reason = reason_against_amx(require_compiler())
+    return reason and f"this CPU's AMX can't be used: {reason}"
+
+
+def _levels_of_cpu() -> list[str]:
     present = _cpu_features()
-    return [level for level, features in ISA_FEATURES.items() if present.issuperset(features)]
+    return [level for level, features in ISA_FEATURES.items() if present.issuperset(map(_plain, features))]
 
 
 def run(command: list[str], scratch: Path | None = None) -> str:
@@ -120,7 +141,12 @@ def _remedy(compiler: str) -> str:
 
 
 def require_compiler() -> str:
-    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`."""
+    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`, outside of Linux too."""
+    if sys.platform != "linux":
+        raise CompilerError(
+            f"Quartet Compile's CPU kernels are built on Linux, and this is {_SYSTEMS.get(sys.platform, sys.platform)}. "
+            "Train on Linux, in a container, or on Windows in WSL 2; explain, recipes, law and export work here."
+        )
     found = _compat.cpp_compiler()
     if found is None:
         raise _no_compiler(os.environ.get("CXX", "g++"))
@@ -135,13 +161,18 @@ def _no_compiler(name: str) -> CompilerError:
 
 
 def _cpu_features() -> set[str]:
-    """Instruction sets of this CPU, named as the `-m` flags; empty where they can't be read (not Linux, not x86)."""
+    """Instruction sets of this CPU, plain; empty where they can't be read (not Linux, not x86)."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return set(flags.replace("_", "").split())
+    return {_plain(flag) for flag in flags.split()}
+
+
+def _plain(feature: str) -> str:
+    """`avx512_vnni`, `amx-int8` without the mark, which -m flags and /proc/cpuinfo put in different places."""
+    return feature.replace("_", "").replace("-", "")
 
 
 def _openmp_flags(clang: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

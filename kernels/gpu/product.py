@@ -45,3 +45,16 @@ def fp8_dot(a, b, acc):
         left, right = e4m3_value(a.to(tl.uint8, bitcast=True)), e4m3_value(b.to(tl.uint8, bitcast=True))
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
     return tl.dot(a, tl.trans(b), acc, max_num_imprecise_acc=128)
+
+
+@triton.jit
+def in_parts(acc, count: tl.constexpr):
+    """A tuple of `count` equal parts of the columns of `acc`, count a power of two: each comes from tensor memory when it is
+    used, so that not all of them need registers."""
+    rows: tl.constexpr = acc.shape[0]
+    columns: tl.constexpr = acc.shape[1]
+    if count == 1:
+        return (acc,)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(acc, (rows, 2, columns // 2)), (0, 2, 1)))
+        return in_parts(left, count // 2) + in_parts(right, count // 2)

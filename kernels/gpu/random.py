@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rounding import INTERPRETED
+from .assembly import in_ptx
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def flipped(even, odd, seed, stream: tl.constexpr):
     pair = tl.arange(0, 16)[:, None]
     signs = tl.where(pair < 8, low[None, :], high[None, :]) << (15 - pair % 8 * 2).to(tl.uint32)
     signs = tl.broadcast_to(signs & 0x80008000, even.shape)
-    if even.dtype == tl.bfloat16 and not INTERPRETED:
+    if even.dtype == tl.bfloat16 and in_ptx():
         return _flipped_bfloat16(even, odd, signs)
     else:
         return xor(even.to(tl.float32), signs << 16), xor(odd.to(tl.float32), signs & 0x80000000)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .assembly import in_ptx
 from .rounding import INTERPRETED, interleaved, neighbours
 
 
@@ -79,7 +80,7 @@ def butterflies_of_pairs(sums, differences, packed: tl.constexpr):
     float32 in one instruction."""
     tl.static_assert(sums.shape[0] == 16)
     x = interleaved(sums, differences)
-    if packed and not INTERPRETED:
+    if packed and in_ptx():
         return _butterfly_packed(_butterfly_packed(_butterfly_packed(_butterfly_packed(x, 2), 4), 8), 16)
     else:
         return _butterfly(_butterfly(_butterfly(_butterfly(x, 2), 4), 8), 16)
@@ -125,6 +126,15 @@ def uncontracted(x, factor, packed: tl.constexpr):
     """float32 `x * factor`, rounded, whatever is added to it, for `x: [n, groups]`; packed: as in `butterflies_of_pairs`."""
     if INTERPRETED:
         return x * factor
+    elif not in_ptx():
+        return tl.inline_asm_elementwise(
+            "v_mul_f32 $0, $1, $2",
+            "=v,v,v",
+            args=[x, tl.broadcast_to(factor, x.shape)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
     elif packed:
         even, odd = neighbours(x)
         return interleaved(*_two_products(even, odd, tl.broadcast_to(factor, even.shape)))
@@ -143,6 +153,13 @@ def uncontracted(x, factor, packed: tl.constexpr):
 def hadamard(x):
     """`x @ H` for `x: float32[groups, size]`, size 16 to 128: the butterflies, then one multiply by 1/sqrt(size)."""
     return tl.fma(tl.trans(butterflies(tl.trans(x))), tl.broadcast_to(root(x.shape[1]), x.shape), tl.zeros_like(x))
+
+
+@triton.jit
+def rotated_back(x, times: tl.constexpr, packed: tl.constexpr):
+    """`H @ x * times` for `x: float32[32, groups]`, one multiply; packed: as in `butterflies_of_pairs`."""
+    even, odd = neighbours(x)
+    return uncontracted(butterflies_of_pairs(even + odd, even - odd, packed), root(32, times), packed)
 
 
 @triton.jit

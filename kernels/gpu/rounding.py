@@ -1,11 +1,13 @@
 """E2M1: rounding of float32 to 4-bit codes, packing, and the values of codes.
 
 `native` targets convert with one instruction for two values (`cvt.rn.satfinite.e2m1x2.f32`: sm_100a, sm_103a, sm_120a);
-elsewhere, and in Triton's interpreter, which has no assembly, bit arithmetic gives the same codes.
+elsewhere bit arithmetic gives the same codes, in PTX where the target has it (assembly.py).
 """
 
 import triton
 import triton.language as tl
+
+from .assembly import in_ptx
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -39,7 +41,7 @@ def nearest_magnitude(magnitude):
 @triton.jit
 def _half_above_half(x):
     """float32 `x / 2 + 1 / 2`, rounded toward zero, for `x` from 0 to 6."""
-    if INTERPRETED:
+    if not in_ptx():
         y = x * 0.5 + 0.5
         raw = y.to(tl.int32, bitcast=True)
         return tl.where((y - 0.5) * 2 > x, raw - 1, raw).to(tl.float32, bitcast=True)
@@ -188,7 +190,7 @@ def pack_nearest(y, valid, native: tl.constexpr):
     """uint8[n / 2, groups]: the codes of `y: float32[n, groups]`, the even one in the low nibble; 0 in groups that are
     not `valid: int1[groups]`."""
     keep = _keeping(valid, y.shape[0] // 2)
-    if native and not INTERPRETED:
+    if native and in_ptx():
         low, high = neighbours(y)
         return _pack_native(low, high, keep)
     else:
@@ -252,7 +254,7 @@ def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
 @triton.jit
 def _upper(words):
     """`words >> 16`, out of the compiler's sight: it would merge this shift with the next, and a mask would follow."""
-    if INTERPRETED:
+    if not in_ptx():
         return words >> 16
     else:
         return tl.inline_asm_elementwise(
@@ -276,7 +278,7 @@ def pack_stochastic(y, valid, words):
     element's in the low half."""
     bits = interleaved(words & 0xFFFF, _upper(words))
     keep = _keeping(valid, y.shape[0] // 2)
-    if INTERPRETED:
+    if not in_ptx():
         return (_merge(stochastic(y, bits), 4) & keep).to(tl.uint8)
     else:
         low, high = neighbours(_stochastic_raw(y, bits))
@@ -287,7 +289,7 @@ def pack_stochastic(y, valid, words):
 def pack_stochastic_halves(y, valid, words):
     """As `pack_nearest`, of `y * 2^14`, stochastically rounded by `words: uint32[n / 4, groups]` of 8 bits an element, the
     first element's the low ones."""
-    if INTERPRETED:
+    if not in_ptx():
         codes = stochastic_halves(y, _bytes(words))
         return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
@@ -329,7 +331,7 @@ def _pack_signs(x0, x1, x2, x3, x4, x5, x6, x7):
 @triton.jit
 def pack_below(y, limit: tl.constexpr):
     """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two."""
-    if INTERPRETED:
+    if not in_ptx():
         return pack_bits(tl.abs(y) < limit)
     else:
         least: tl.constexpr = limit * limit
@@ -343,6 +345,47 @@ def unpack_bits(packed):
     size: tl.constexpr = packed.shape[1]
     bits = packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]
     return tl.reshape(bits & 1, (groups, size * 8)) != 0
+
+
+@triton.jit
+def _keep_four(x0, x1, x2, x3, words, shift):
+    """Each of four float32 where the highest bit of its byte of `words << shift` is set, else 0."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 bits, m<4>;
+        shl.b32 bits, $8, $9;
+        prmt.b32 m0, bits, bits, 0x8888;
+        prmt.b32 m1, bits, bits, 0x9999;
+        prmt.b32 m2, bits, bits, 0xAAAA;
+        prmt.b32 m3, bits, bits, 0xBBBB;
+        and.b32 $0, $4, m0;
+        and.b32 $1, $5, m1;
+        and.b32 $2, $6, m2;
+        and.b32 $3, $7, m3;
+        }""",
+        "=r,=r,=r,=r,r,r,r,r,r,r",
+        args=[x0, x1, x2, x3, words, shift],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def kept(x, words):
+    """float32 `x: [32, groups]` where the bits of `words: uint32[groups]` are set, else 0; element `e` has bit `e`."""
+    groups: tl.constexpr = x.shape[1]
+    if INTERPRETED:
+        bits = words[None, :] & (1 << tl.arange(0, 32).to(tl.uint32))[:, None]
+        return tl.where(bits != 0, x, 0.0)
+    else:
+        even, odd = tl.split(tl.permute(tl.reshape(x, (2, 2, 8, groups)), (0, 2, 3, 1)))
+        x0, x2 = tl.split(tl.permute(even, (1, 2, 0)))
+        x1, x3 = tl.split(tl.permute(odd, (1, 2, 0)))
+        shift = tl.broadcast_to(7 - tl.arange(0, 8)[:, None], (8, groups))
+        y0, y1, y2, y3 = _keep_four(x0, x1, x2, x3, tl.broadcast_to(words[None, :], (8, groups)), shift)
+        y = tl.join(tl.join(y0, y2), tl.join(y1, y3))
+        return tl.reshape(tl.permute(y, (2, 3, 0, 1)), (32, groups))
 
 
 @triton.jit

@@ -24,7 +24,7 @@ GPU = Support(
         "noise_bits": (8, 16),
         "operand format": (*_FORMATS, "float32"),
         "product of": tuple(itertools.product((*_FORMATS, "float32"), repeat=2)),
-        "architecture": ("ampere", "ada", "hopper", "blackwell", "blackwell-rtx"),
+        "architecture": ("ampere", "ada", "hopper", "blackwell", "blackwell-rtx", "cdna4"),
         "products": ("fp8", "bf16"),
     },
 )

@@ -10,7 +10,7 @@ import torch
 from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import E2M1_MAX, Quantizer
 from . import templates
-from .device import has_fp4
+from .device import converts_to_fp4
 from .flat import Flat
 from .inductor import TritonTemplate, V, ir, lowerings, ops, realize_inputs
 from .operands import ELEMENTS_E4M3, SCALES_E4M3, in_float8, nothing, round_up
@@ -82,7 +82,7 @@ def quantize_blocks(
         BYTES=bytes_a_group,
         MASKED=mask,
         SWIZZLED=swizzled,
-        NATIVE=has_fp4(source.device),
+        NATIVE=converts_to_fp4(source.device),
         **flat.starts(),
     )
     made = flat.views(buffer)

@@ -16,8 +16,18 @@ def architecture_of(device: torch.device) -> str:
 
 
 def has_fp4(device: torch.device) -> bool:
-    """Whether the device has FP4 tensor cores and conversions to E2M1."""
+    """Whether the device has FP4 tensor cores."""
+    return architecture_of(device) in ("blackwell", "blackwell-rtx", "cdna4")
+
+
+def converts_to_fp4(device: torch.device) -> bool:
+    """Whether one instruction that we know rounds float32 to E2M1."""
     return architecture_of(device) in ("blackwell", "blackwell-rtx")
+
+
+def multiplies_format(device: torch.device, number_format: str) -> bool:
+    """Whether the tensor cores multiply two operands of this format, scales included."""
+    return has_fp4(device) and (number_format != "nvfp4" or architecture_of(device) != "cdna4")
 
 
 def multiplies_in_fp8(device: torch.device) -> bool:
@@ -39,7 +49,7 @@ def unit_of(device: torch.device, left: str, right: str, grouped: bool = False) 
     if grouped and (left, right) not in GROUPED_PRODUCTS:
         return "reference"
     if has_fp4(device):
-        return "native" if left == right else "bf16"
+        return "native" if left == right and multiplies_format(device, left) else "bf16"
     return "fp8" if left == right == "mxfp4" and not grouped and multiplies_in_fp8(device) else "bf16"
 
 

@@ -15,8 +15,10 @@ from .unrotate import ended, in_template
 _GROUPED_TILES = {  # 8 warps spill on Blackwell, and so would more elements of 8 bits
     ("blackwell", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
     ("blackwell-rtx", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=8, num_stages=2)],
+    ("cdna4", 4): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=128, num_warps=4, num_stages=2)],
     ("blackwell", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
     ("blackwell-rtx", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=8, num_stages=2)],
+    ("cdna4", 8): [dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=2)],
 }
 """By architecture and the bits of an element."""
 

@@ -11,10 +11,10 @@ from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledMM, epilogue_of, operands_of
 from . import templates
 from .decoded import decoded_mm
-from .device import through_tensor_memory, unit_of
+from .device import adds_in_pairs, through_tensor_memory, unit_of
 from .fp8 import fp8_mm
-from .inductor import V, ir, realize_inputs
-from .operands import fields_of
+from .inductor import V, ir, lowerings, realize_inputs
+from .operands import aten, box, fields_of
 from .scales import swizzled_scales
 from .templates import over_k, select
 from .unrotate import ended, in_template
@@ -33,17 +33,34 @@ _TILES = {  # 128 columns have registers for themselves, not for a long epilogue
 
 _TMA_TILES = {
     4: [
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=512, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
     ],
     8: [
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
     ],
 }
-"""For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the
-product would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel."""
+"""For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the product
+would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel. All warps issue the loop
+over K, and four can read what tensor memory holds: four warps and long steps issue the fewest instructions. With 256 columns
+they are fewer still, but a long epilogue spills. A thread has 32 outputs at a time, in PARTS parts of the columns."""
+
+
+def _tma_tiles(bits: int, k: Any) -> list[dict[str, Any]]:
+    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K, or
+    the shorter step."""
+    sizes = V.graph.sizevars
+
+    def wasted(tile: dict[str, Any]) -> int:
+        step = tile["BLOCK_K"]
+        whole = sizes.statically_known_multiple_of(k, step) and sizes.statically_known_geq(k, 2 * step)
+        return 0 if whole or sizes.statically_known_geq(k, 8 * step) else step
+
+    return sorted(_TMA_TILES[bits], key=wasted)
 
 
 def scaled_mm(call: ScaledMM):
@@ -62,14 +79,17 @@ def scaled_mm(call: ScaledMM):
     constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
     template, tiles = templates.scaled_mm, _TILES[facts.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[facts.bits][0]["BLOCK_K"])
+    one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, 256)
+    masks = list(inside.mask)
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
-        template, tiles = templates.scaled_mm_tma, _TMA_TILES[facts.bits]
+        template, tiles = templates.scaled_mm_tma, _tma_tiles(facts.bits, k)
         a_scales, b_scales = swizzled_scales(left.scales), swizzled_scales(right.scales)
-        constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        constants |= dict(PROGRAMS=processors, FLATTEN=False, PACKED=adds_in_pairs(device))
+        masks = [_in_words(mask) for mask in masks]
     product = select(
         template,
-        [a, a_scales, b, b_scales, *tensor_scales, *inside.mask],
+        [a, a_scales, b, b_scales, *tensor_scales, *masks],
         ir.FixedLayout(device, call.dtype, [m, inside.columns]),
         [m, n],
         over_k(tiles, k),
@@ -83,3 +103,12 @@ def _describable(codes: Any) -> bool:
     known = V.graph.sizevars.statically_known_multiple_of
     stride, offset = codes.get_stride(), codes.get_layout().offset
     return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
+
+
+def _in_words(mask: Any) -> Any:
+    """A mask whose rows lie on 4 bytes: itself or a copy; a row has 4 bytes for each group."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    stride, offset = mask.get_stride(), mask.get_layout().offset
+    if stride[1] == 1 and known(stride[0], 4) and known(offset, 4):
+        return mask
+    return realize_inputs(lowerings[aten.clone.default](box(mask), memory_format=torch.contiguous_format))

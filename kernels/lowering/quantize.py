@@ -15,7 +15,7 @@ from ..quantizer import quantizer as quantizer_named
 from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
-from .device import adds_in_pairs, has_fp4
+from .device import adds_in_pairs, converts_to_fp4
 from .flat import Flat
 from .inductor import realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
@@ -41,7 +41,7 @@ def _fields(spec: Quantizer, prefix: str = "") -> dict[str, Any]:
 
 def _instructions(device: torch.device) -> dict[str, bool]:
     """Which instructions the device has: those that convert to E2M1, and those for two float32."""
-    return {"NATIVE": has_fp4(device), "PACKED": adds_in_pairs(device)}
+    return {"NATIVE": converts_to_fp4(device), "PACKED": adds_in_pairs(device)}
 
 
 _SQUARE_TILES = [

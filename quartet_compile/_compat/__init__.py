@@ -6,16 +6,14 @@ the same for Inductor's lowerings.)
 """
 
 # ruff: noqa: E402  the version comes first: an old torch lacks what the others import
+from typing import TYPE_CHECKING, Any
+
 from . import installed
 
 installed.check_version()
 
 from .accelerate import extend_accelerate
 from .aot import (
-    BufferInput,
-    GradOutput,
-    ParamInput,
-    PlainInput,
     aot_module_simplified,
     default_partition,
     description_of,
@@ -31,7 +29,6 @@ from .aot import (
 from .backends import known_backends, register_backend, replace_inductor
 from .calls import Watcher, is_watched_call, watch_calls
 from .compiled import (
-    OptimizedModule,
     backend_function,
     backend_in,
     backend_name,
@@ -57,8 +54,7 @@ from .distributed import (
     whole,
 )
 from .dynamo import (
-    NotCompiled,
-    ShortenTraceback,
+    Shortened,
     allow_variants,
     compilations_tried,
     compile_apart,
@@ -66,11 +62,12 @@ from .dynamo import (
     dynamo_sizes_restored,
     hides_errors,
     is_at_limit,
+    is_not_compiled,
     reasons_not_compiled,
+    shorten,
     stance,
 )
 from .inductor import (
-    CustomGraphPass,
     cache_dir,
     claim_joint_pass,
     compile_fx,
@@ -81,7 +78,7 @@ from .inductor import (
     known_modes,
     mode_options,
 )
-from .installed import is_tested, missing, tested_range
+from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
     OpOverload,
     annotation,
@@ -115,6 +112,7 @@ from .tensors import (
     is_in_backward,
     map_tensors,
     plain_tensors,
+    plainly,
 )
 from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
 
@@ -125,14 +123,13 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensorMode",
     "GradOutput",
-    "NotCompiled",
     "OpOverload",
-    "OptimizedModule",
     "ParamInput",
     "PlainInput",
-    "ShortenTraceback",
+    "Shortened",
     "TorchDispatchMode",
     "TransparentMode",
+    "UnfitTorch",
     "ValueRead",
     "Watcher",
     "allow_variants",
@@ -182,6 +179,7 @@ __all__ = [
     "is_in_backward",
     "is_in_graph",
     "is_in_loop",
+    "is_not_compiled",
     "is_parameter",
     "is_recomputed",
     "is_tagged",
@@ -213,6 +211,7 @@ __all__ = [
     "owner_of",
     "place_of",
     "plain_tensors",
+    "plainly",
     "put_backend",
     "rank",
     "reasons_not_compiled",
@@ -223,6 +222,7 @@ __all__ = [
     "say_to_ranks",
     "sequence_number",
     "sharded_name",
+    "shorten",
     "stance",
     "tested_range",
     "trace_artifact",
@@ -232,3 +232,26 @@ __all__ = [
     "whole",
     "wrapped_error",
 ]
+
+
+_LATER = {
+    "BufferInput": "torch._functorch._aot_autograd.descriptors:BufferAOTInput",
+    "CustomGraphPass": "torch._inductor.custom_graph_pass:CustomGraphPass",
+    "GradOutput": "torch._functorch._aot_autograd.descriptors:GradAOTOutput",
+    "ParamInput": "torch._functorch._aot_autograd.descriptors:ParamAOTInput",
+    "PlainInput": "torch._functorch._aot_autograd.descriptors:PlainAOTInput",
+}
+"""Classes of parts of torch that `import torch` doesn't load: neither does an import of this package."""
+
+if TYPE_CHECKING:
+    BufferInput: type
+    CustomGraphPass: type
+    GradOutput: type
+    ParamInput: type
+    PlainInput: type
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return installed.private(_LATER[name])

@@ -9,11 +9,6 @@ from torch import fx
 
 from .installed import private
 
-GradOutput: type = private("torch._functorch._aot_autograd.descriptors:GradAOTOutput")
-PlainInput: type = private("torch._functorch._aot_autograd.descriptors:PlainAOTInput")
-ParamInput: type = private("torch._functorch._aot_autograd.descriptors:ParamAOTInput")
-BufferInput: type = private("torch._functorch._aot_autograd.descriptors:BufferAOTInput")
-
 
 def aot_module_simplified(gm: torch.fx.GraphModule, inputs: list, **compilers: Any) -> Any:
     """AOTAutograd on a Dynamo graph with the given compilers."""

@@ -12,6 +12,7 @@ import torch
 
 from ..process import process
 from .compiled import backend_function, backend_slot
+from .imported import when_imported
 from .installed import private
 
 
@@ -32,7 +33,10 @@ def watch_calls(watcher_of: Callable[[Any, Any, dict[str, Any]], Watcher | None]
     A backend's own `backend_ctx_ctor` is no place for it: a dispatch mode that is entered there is still half active
     afterwards, since `torch.compile` saves the dispatch keys after it and puts them back.
     """
-    context = private("torch._dynamo.eval_frame:OptimizeContext")
+    when_imported("torch._dynamo.eval_frame", lambda module: _watch(module.OptimizeContext, watcher_of))
+
+
+def _watch(context: Any, watcher_of: Callable[[Any, Any, dict[str, Any]], Watcher | None]) -> None:
     original = context.__call__
 
     @functools.wraps(original)

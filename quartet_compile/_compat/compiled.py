@@ -12,8 +12,6 @@ import torch
 
 from .installed import missing, private
 
-OptimizedModule: type[Any] = private("torch._dynamo:OptimizedModule")
-
 _BACKEND = "_torchdynamo_orig_backend"
 _CALLS = ("_compiled_call_impl", "forward", "_call_impl")
 """The attributes of a Module through which it is called, those of which one may be compiled."""
@@ -22,7 +20,7 @@ _CALLS = ("_compiled_call_impl", "forward", "_call_impl")
 def backend_slot(compiled: Any) -> Any | None:
     """The object inside of what `torch.compile` returned that holds its backend; None for anything else. Dynamo reads it
     at each call: it is what it compiles with, and what it tells the entries of its cache apart by."""
-    if isinstance(compiled, OptimizedModule):
+    if _is_optimized(compiled):
         slot = getattr(compiled.dynamo_ctx, "callback", None)
     else:
         slot = _variable(compiled, "callback")
@@ -31,6 +29,11 @@ def backend_slot(compiled: Any) -> Any | None:
             raise missing(f"{_BACKEND} of a compiled object")
         return None
     return inner_slot(slot)
+
+
+def _is_optimized(compiled: Any) -> bool:
+    """Whether `torch.compile` made it of a Module."""
+    return isinstance(compiled, private("torch._dynamo:OptimizedModule"))
 
 
 def inner_slot(callback: Any) -> Any | None:
@@ -86,7 +89,7 @@ def backend_name(backend: Any) -> str:
 
 def original_of(compiled: Any) -> Any:
     """What `torch.compile` was given to make this; the object itself if it was not made so."""
-    if isinstance(compiled, OptimizedModule):
+    if _is_optimized(compiled):
         return compiled._orig_mod
     return getattr(compiled, "_torchdynamo_orig_callable", compiled) if inspect.isfunction(compiled) else compiled
 

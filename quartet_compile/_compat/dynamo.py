@@ -6,24 +6,41 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from ..process import process
+from .imported import when_imported
 from .installed import private
 
-if TYPE_CHECKING:
-    from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
-else:
-    ShortenTraceback = private("torch._dynamo.exc:ShortenTraceback")
-"""An error of this class reaches the user as it is; any other becomes a `BackendCompilerFailed`."""
 
-NotCompiled: tuple[type[Exception], ...] = (
-    private("torch._dynamo.exc:Unsupported"),
-    private("torch._dynamo.exc:FailOnRecompileLimitHit"),
-)
-"""What Dynamo raises under `fullgraph=True` for code that it would else run eagerly."""
+class Shortened(RuntimeError):
+    """The first base of errors that `torch.compile` passes on as they are; any other becomes a `BackendCompilerFailed`.
+
+    Dynamo knows such errors by a class of its own, which takes this one's place where Dynamo is loaded: see `shorten`.
+    """
+
+    def __init__(self, message: str, *, first_useful_frame: None) -> None:
+        super().__init__(message)
+
+
+def shorten(cls: type[Shortened]) -> None:
+    """Make a class of errors that has `Shortened` as its first base one of Dynamo's, as soon as Dynamo is loaded."""
+
+    def rebase(module: ModuleType) -> None:
+        known = private(f"{module.__name__}:ShortenTraceback")
+        cls.__bases__ = (known, *cls.__bases__[1:])
+
+    when_imported("torch._dynamo.exc", rebase)
+
+
+def is_not_compiled(error: BaseException) -> bool:
+    """Whether Dynamo raised it under `fullgraph=True` for code that it would else run eagerly."""
+    return isinstance(
+        error, (private("torch._dynamo.exc:Unsupported"), private("torch._dynamo.exc:FailOnRecompileLimitHit"))
+    )
 
 
 @contextlib.contextmanager
@@ -58,7 +75,7 @@ def compiled_forward(module: torch.nn.Module, **how: Any) -> Callable:
 
 def compilations_tried() -> int:
     """How many frames Dynamo has tried to compile in this process, failures and recompilations included."""
-    return _counters["frames"]["total"]
+    return _counters()["frames"]["total"]
 
 
 def stance() -> str:
@@ -68,10 +85,11 @@ def stance() -> str:
 
 def reasons_not_compiled() -> dict[str, int]:
     """Why Dynamo could not compile something, in its own words, and how often so far."""
-    return dict(_counters["unimplemented"])
+    return dict(_counters()["unimplemented"])
 
 
-_counters: dict[str, Any] = private("torch._dynamo.utils:counters")
+def _counters() -> dict[str, Any]:
+    return private("torch._dynamo.utils:counters")
 
 
 def is_at_limit(code: Any) -> bool:

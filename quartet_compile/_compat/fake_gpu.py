@@ -46,7 +46,13 @@ class Chip(Protocol):
     """What is asked of a GPU, as `cross.targets.Target` has it."""
 
     @property
+    def name(self) -> str: ...
+    @property
     def chip(self) -> str: ...
+    @property
+    def amd(self) -> bool: ...
+    @property
+    def warp(self) -> int: ...
     @property
     def capability(self) -> tuple[int, int]: ...
     @property
@@ -79,6 +85,9 @@ CODE_ONLY: dict[str, Any] = {
     "triton.autotune_at_compile_time": False,
 }
 """Inductor's configuration where nothing can be measured or loaded."""
+
+_ROCM = "7.0"
+"""What `torch.version.hip` says where the target is AMD's: Inductor asks no more than whether it is there."""
 
 _CACHES = ("torch.utils._triton", "torch._inductor.utils", "torch._inductor.codegen.cuda.cuda_env")
 _CACHED = (
@@ -234,6 +243,7 @@ def fake_gpu(target: Chip) -> Iterator[None]:
         replace(triton_helpers, "set_driver_to_gpu", lambda: None)
         replace(torch._inductor.compile_fx, "_warn_tf32_disabled", lambda: None)  # of the process, not of the target
         replace(driver, "_active", _Driver(target))
+        replace(torch.version, "hip", _ROCM if target.amd else torch.version.hip)
         for name, function in _UNGUARDED.items():
             replace(FakeTensor, name, function)
         _forget_device()
@@ -276,7 +286,7 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> 
 def _properties(target: Chip) -> types.SimpleNamespace:
     """What `torch.cuda.get_device_properties` would say."""
     return types.SimpleNamespace(
-        name=f"NVIDIA {target.chip}",
+        name=f"{'AMD' if target.amd else 'NVIDIA'} {target.chip}",
         major=target.capability[0],
         minor=target.capability[1],
         multi_processor_count=target.processors,
@@ -285,11 +295,11 @@ def _properties(target: Chip) -> types.SimpleNamespace:
         max_threads_per_multi_processor=target.threads_sm,
         max_threads_per_block=1024,
         regs_per_multiprocessor=65536,
-        warp_size=32,
+        warp_size=target.warp,
         shared_memory_per_block=49152,
         shared_memory_per_block_optin=target.shared_bytes,
         shared_memory_per_multiprocessor=target.shared_bytes_sm,
-        gcnArchName="",
+        gcnArchName=target.name if target.amd else "",
     )
 
 
@@ -299,7 +309,8 @@ class _Driver:
     def __init__(self, target: Chip) -> None:
         from triton.backends.compiler import GPUTarget
 
-        self._target = GPUTarget("cuda", target.architecture, 32)
+        backend = ("hip", target.name) if target.amd else ("cuda", target.architecture)
+        self._target = GPUTarget(*backend, target.warp)
 
     def get_current_target(self) -> Any:
         return self._target
@@ -365,8 +376,8 @@ def async_compile_replaced(compiler: Any) -> Iterator[None]:
 
 
 def compile_triton(name: str, path: pathlib.Path) -> tuple[str, bytes, int]:
-    """PTX, cubin and dynamic shared memory of the Inductor kernel `name` in a file, by its first configuration. In
-    `fake_gpu`."""
+    """PTX, cubin and dynamic shared memory of the Inductor kernel `name` in a file, by its first configuration; for AMD the
+    assembly and its binary. In `fake_gpu`."""
     import importlib.util
 
     from torch._inductor.runtime import triton_heuristics
@@ -378,7 +389,8 @@ def compile_triton(name: str, path: pathlib.Path) -> tuple[str, bytes, int]:
     static = triton_heuristics.StaticTritonCompileResult
     with mock.patch.object(static, "can_statically_launch", return_value=None):
         compiled = kernel._precompile_config(kernel.configs[0]).kernel
-    return compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared
+    text, binary = ("amdgcn", "hsaco") if "amdgcn" in compiled.asm else ("ptx", "cubin")
+    return compiled.asm[text], compiled.asm[binary], compiled.metadata.shared
 
 
 def scratch_folder() -> Any:

@@ -10,8 +10,6 @@ import torch
 
 from .installed import private
 
-CustomGraphPass: type = private("torch._inductor.custom_graph_pass:CustomGraphPass")
-
 
 def compile_fx(gm: torch.fx.GraphModule, inputs: list, config_patches: dict[str, Any]) -> Any:
     """Inductor on a Dynamo graph, with configuration patches that last through the lazy backward compilation."""

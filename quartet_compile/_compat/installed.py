@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from typing import Any
 
 import torch
+
+from ..warn import warn
 
 MINIMUM_TORCH = (2, 11)
 TESTED_TORCH = (2, 14)
@@ -24,12 +25,11 @@ def check_version() -> None:
             "Upgrade with: pip install -U torch"
         )
     if _version() > TESTED_TORCH:
-        warnings.warn(
+        warn(
+            "QC201",
             f"{_PACKAGE} is tested with torch {tested_range()}, found {torch.__version__}, which is newer: its private "
             "parts may have changed. If something fails, please report it to Quartet Compile with both versions, and with "
             "what tests/project/test_contract.py says.",
-            UserWarning,
-            stacklevel=2,
         )
 
 
@@ -56,11 +56,15 @@ def missing(what: str) -> BaseException:
     )
 
 
+class UnfitTorch(ImportError):
+    """A torch that can't be used: too old, without one of the private parts, or without a cache folder."""
+
+
 def cannot_import(message: str) -> BaseException:
     """The error; on the command line, which imports the package before it runs anything, one line and no traceback."""
     if sys.argv[:1] == ["-m"] and _PACKAGE in sys.orig_argv:
         return SystemExit(f"{_PACKAGE}: {message}")
-    return ImportError(message)
+    return UnfitTorch(message)
 
 
 def is_tested() -> bool:

@@ -87,6 +87,12 @@ _SPARSE_PARTS = {
 }
 
 
+def plainly(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A function of torch's on tensors of a Python subclass as if they were ordinary ones."""
+    with private("torch._C:DisableTorchFunctionSubclass")():
+        return function(*args, **kwargs)
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor, or a part of it, has no values."""
     return private("torch._subclasses.fake_tensor:is_fake")(tensor)

@@ -30,8 +30,8 @@ def matches(pattern: str, names: Iterable[str]) -> bool:
 
 
 def names_in(model: Any) -> dict[int, str]:
-    """The names of all parameters and modules of a model, by `id`; of what has several, the first."""
-    named = [*model.named_parameters(), *model.named_modules()]
+    """The names of all parameters, buffers and modules of a model, by `id`; of what has several, the first."""
+    named = [*model.named_parameters(), *model.named_buffers(), *model.named_modules()]
     return {id(item): clean(name) for name, item in named}
 
 

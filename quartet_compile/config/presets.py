@@ -16,12 +16,14 @@ no block quantizers of operands, so they are not data of this form.
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 from ..errors import RecipeError, suggest
 from ..kernels.quantizer import QUANTIZERS, quantizer
 from ..process import process
-from .recipe import ROLES, Gemm, Recipe
+from ..tables import aligned, html, ruled
+from .recipe import ROLES, Gemm, Recipe, operands
 
 
 def _pair(a: str, b: str | None = None) -> Gemm:
@@ -72,9 +74,35 @@ _PRESETS = (
 PRESETS = tuple(preset.name for preset in _PRESETS)
 
 
-def recipes() -> MappingProxyType[str, Recipe]:
+class Recipes(Mapping[str, Recipe]):
+    """Recipes by name, which print as a table: the quantizers of both operands of each GEMM."""
+
+    def __init__(self, known: Mapping[str, Recipe]) -> None:
+        self._known = dict(known)
+
+    def __getitem__(self, name: str) -> Recipe:
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        head = ("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")
+        return [head, *((name, *(operands(getattr(self[name], role)) for role in ROLES)) for name in self)]
+
+    def __str__(self) -> str:
+        return "\n".join(ruled(aligned(self._rows())))
+
+    def _repr_html_(self) -> str:
+        return html(self._rows(), range(1 + len(ROLES)))
+
+
+def recipes() -> Recipes:
     """Every recipe by name: the presets, and those registered so far."""
-    return MappingProxyType({preset.name: preset for preset in _PRESETS} | process.recipes)
+    return Recipes({preset.name: preset for preset in _PRESETS} | process.recipes)
 
 
 def recipe(name: str | Recipe) -> Recipe:
@@ -120,6 +148,27 @@ def register_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"Recipe {recipe.name!r} is registered already, with other operands; choose another name.")
     process.recipes[recipe.name] = recipe
     return recipe
+
+
+_UNROTATED = {"mxfp4": "mxfp4-rtn-2d,group_rows=1"}
+"""By the format of codes, how the forward pass quantizes without a rotation: by the largest magnitude, clipping nothing."""
+
+
+def unrotated(of: str | Recipe) -> Recipe:
+    """A recipe without the rotation of its forward pass, for weights whose codes are not rotated, as those of gpt-oss'
+    files: `unrotated("quartet")` quantizes X and W by their largest magnitude, since QuEST's scale is for what a rotation
+    made normal, and computes dgrad and wgrad as `quartet` does. Its name is that of the recipe with `-unrotated`.
+
+    Raises `RecipeError` for an unknown recipe, and for one whose forward pass has no rotation.
+    """
+    found = recipe(of)
+    name = _UNROTATED.get(found.fprop.b.format) if found.fprop is not None and found.fprop.b.rotation else None
+    if name is None:
+        what = "computes fprop in high precision" if found.fprop is None else f"has {found.fprop.b.name} in fprop"
+        raise RecipeError(
+            f"Recipe {found.name!r} {what}; expected MXFP4 with a rotation, as 'quartet'. Use it as it is."
+        )
+    return dataclasses.replace(found, name=f"{found.name}-unrotated", fprop=_pair(name), trust_mask=False)
 
 
 def mix(name: str, *, fprop: str | Recipe, dgrad: str | Recipe, wgrad: str | Recipe) -> Recipe:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from ..errors import RecipeError
 from ..kernels.quantizer import Quantizer
-from ..tables import aligned, ruled
+from ..tables import aligned, html, html_lines, ruled
 
 ROLES = ("fprop", "dgrad", "wgrad")
 SOURCES = ("requantized", "original", "codes")
@@ -177,7 +177,10 @@ class Recipe:
                 )
 
     def __str__(self) -> str:
-        return table(self)
+        return "\n".join([_title(self), *ruled(aligned(_rows(self)))])
+
+    def _repr_html_(self) -> str:
+        return f"<div>{html_lines([_title(self)])}{html(_rows(self), range(len(_COLUMNS)))}</div>"
 
 
 def operands(gemm: Gemm | None) -> str:
@@ -190,8 +193,8 @@ def operands(gemm: Gemm | None) -> str:
 _COLUMNS = ("GEMM", "operand", "made of", "quantizer", "elements", "group", "rotation", "scale", "rounding", "output")
 
 
-def table(recipe: Recipe) -> str:
-    """The six operands of a recipe, a line each."""
+def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
+    """The six operands of a recipe, a line each, after a head."""
     rows: list[tuple[str, ...]] = [_COLUMNS]
     names = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
     for role in ROLES:
@@ -205,5 +208,9 @@ def table(recipe: Recipe) -> str:
             rotation = f"{'random' if q.random_signs else 'fixed'} {q.rotation}" if q.rotation else "none"
             scale = f"{q.scale}, {q.scale_format}" + f" {q.scale_rounding}" * (not q.two_level)
             rows.append((role, operand, source, q.name, q.elements, group, rotation, scale, q.rounding, gemm.output))
+    return rows
+
+
+def _title(recipe: Recipe) -> str:
     mask = "gradients pass where fprop did not clip" if recipe.trust_mask else "no trust mask"
-    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", *ruled(aligned(rows))])
+    return f"Recipe {recipe.name!r}; {mask}."

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
-from ..tables import aligned, ruled
+from ..tables import aligned, html, html_folded, html_lines, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
 from .roofline import ISSUE_SHARE
 from .targets import Target
@@ -23,6 +23,7 @@ class Kernel:
     """A Triton kernel of the generated modules, compiled for the target; nothing of it ran.
 
     op, number_format: of a kernel of ours, as "scaled_mm" and "mxfp4"; empty for Inductor's own.
+    ptx, cubin: for AMD its assembly and binary, shared_bytes LDS, stack_bytes scratch; no times then.
     mma: kinds of matrix instructions and how often each is in the PTX; conversions: those to E2M1.
     registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a CTA (thread block).
     launches: how often each graph launches it.
@@ -138,7 +139,14 @@ class Artifact:
         return [f"{kernel.name}: {failure}" for kernel in self.kernels for failure in kernel.failures]
 
     def __str__(self) -> str:
-        return "\n".join([*_kernel_table(self), "", *_matmul_table(self), "", *_summary(self)])
+        kernels = ruled(aligned(_kernel_rows(self), _KERNEL_LEFT))
+        matmuls = [] if self.target.amd else [*ruled(aligned(_matmul_rows(self), _MATMUL_LEFT)), ""]  # nothing but times
+        return "\n".join([*kernels, "", *matmuls, *_summary(self)])
+
+    def _repr_html_(self) -> str:
+        kernels = html_folded("Kernels", html(_kernel_rows(self), _KERNEL_LEFT), preformatted=False)
+        matmuls = "" if self.target.amd else html(_matmul_rows(self), _MATMUL_LEFT)
+        return f"<div>{html_lines(_summary(self))}{matmuls}{kernels}</div>"
 
     def to_json(self, *, text: bool = False) -> str:
         """Everything as JSON, without cubins; text: with the sources and the PTX too."""
@@ -165,7 +173,7 @@ class Artifact:
         return json.dumps(data, indent=1)
 
     def write(self, folder: str | pathlib.Path) -> None:
-        """Write the modules (`forward_0.py`) and each kernel's source, PTX and cubin to a folder."""
+        """Write the modules (`forward_0.py`) and each kernel's source, PTX and cubin (AMD: .amdgcn, .hsaco) to a folder."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for module in self.modules:
@@ -173,8 +181,9 @@ class Artifact:
         for index, kernel in enumerate(self.kernels):
             stem = f"{index:02}_{kernel.name[:120]}"
             (folder / f"{stem}.py").write_text(kernel.source)
-            (folder / f"{stem}.ptx").write_text(kernel.ptx)
-            (folder / f"{stem}.cubin").write_bytes(kernel.cubin)
+            text, binary = ("amdgcn", "hsaco") if self.target.amd else ("ptx", "cubin")
+            (folder / f"{stem}.{text}").write_text(kernel.ptx)
+            (folder / f"{stem}.{binary}").write_bytes(kernel.cubin)
 
 
 def _plain(item: Any, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -195,7 +204,10 @@ _MATMUL_COLUMNS = ("matmul", "format", "graph", "runs", "product us", "quantizin
                    "speedup", AT_SHARE)  # fmt: skip
 
 
-def _kernel_table(artifact: Artifact) -> list[str]:
+_KERNEL_LEFT, _MATMUL_LEFT = (0, 1, 3, 13), (0, 1, 2)
+
+
+def _kernel_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for kernel in artifact.kernels:
         numbers = (kernel.registers, kernel.stack_bytes, kernel.shared_bytes, kernel.tmem_columns)
@@ -203,10 +215,10 @@ def _kernel_table(artifact: Artifact) -> list[str]:
         rows.append((*_head(kernel), mma, *map(str, numbers), *_tail(kernel)))
     for call in artifact.library_calls:
         rows.append((*_head(call), call.kind, "", "", "", "", *_tail(call)))
-    return ruled(aligned(rows, left={0, 1, 3, 13}))
+    return rows
 
 
-def _matmul_table(artifact: Artifact) -> list[str]:
+def _matmul_rows(artifact: Artifact) -> list[tuple[str, ...]]:
     """Each matmul, all that are quantized, and all."""
     rows: list[tuple[str, ...]] = [_MATMUL_COLUMNS]
     for one in artifact.matmuls:
@@ -216,7 +228,7 @@ def _matmul_table(artifact: Artifact) -> list[str]:
     for name, what in (("all quantized", artifact.quantized), ("all", total(artifact.matmuls, artifact.unfed))):
         if what is not None:
             rows.append((name, "", "", "", *_times(what)))
-    return ruled(aligned(rows, left={0, 1, 2}))
+    return rows
 
 
 def _times(item: Comparison) -> tuple[str, ...]:
@@ -241,16 +253,7 @@ def _tail(item: Kernel | LibraryCall) -> tuple[str, ...]:
 
 
 def _summary(artifact: Artifact) -> list[str]:
-    target = artifact.target
-    rates = ", ".join(f"{name} {rate / 1e12:g}" for name, rate in target.rates.items())
-    lines = [
-        f"{len(artifact.kernels)} kernels compiled for {target.name}, not run. Times are predicted: the longest of bytes, "
-        "matrix operations and",
-        f"instructions at the rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}; "
-        f"{target.instruction_rate / 1e12:g} T instructions/s, all of them or {ISSUE_SHARE:.0%}. Instructions of our own "
-        "kernels: a loop's body times its trips,",
-        "both sides of a condition, waits that succeed at once. No launch overhead, no cache between kernels.",
-    ]
+    lines = _about_amd(artifact) if artifact.target.amd else _about_times(artifact)
     whole = artifact.quantized
     if whole is not None:
         lines.append(
@@ -258,7 +261,7 @@ def _summary(artifact: Artifact) -> list[str]:
             f"of the issue rate; quantizing is {whole.quantizing_share:.0%} of their time."
         )
     items: list[Kernel | LibraryCall] = [*artifact.kernels, *artifact.library_calls]
-    for graph in artifact.graphs:
+    for graph in artifact.graphs if not artifact.target.amd else ():
         known, unknown = _seconds(items, graph)
         more = f", and {unknown} calls without a prediction" if unknown else ""
         lines.append(f"{graph}: {known * 1e6:.1f} us predicted{more}.")
@@ -266,6 +269,27 @@ def _summary(artifact: Artifact) -> list[str]:
     lines += [f"Graph break at {line}" for line in artifact.report.eager]
     lines += [f"FAILED: {failure}" for failure in artifact.failures]
     return lines
+
+
+def _about_amd(artifact: Artifact) -> list[str]:
+    return [
+        f"{len(artifact.kernels)} kernels compiled for {artifact.target.name} ({artifact.target.chip}), not run. No time is "
+        "predicted, since instructions of AMD's",
+        "binaries are not counted. No GPU of AMD's has run any kernel of this project. shared: LDS; stack: scratch.",
+    ]
+
+
+def _about_times(artifact: Artifact) -> list[str]:
+    target = artifact.target
+    rates = ", ".join(f"{name} {rate / 1e12:g}" for name, rate in target.rates.items())
+    return [
+        f"{len(artifact.kernels)} kernels compiled for {target.name}, not run. Times are predicted: the longest of bytes, "
+        "matrix operations and",
+        f"instructions at the rates of one {target.chip}: {target.bandwidth / 1e12:g} TB/s; dense TFLOP/s {rates}; "
+        f"{target.instruction_rate / 1e12:g} T instructions/s, all of them or {ISSUE_SHARE:.0%}. Instructions of our own "
+        "kernels: a loop's body times its trips,",
+        "both sides of a condition, waits that succeed at once. No launch overhead, no cache between kernels.",
+    ]
 
 
 def _seconds(items: Iterable[Kernel | LibraryCall], graph: str) -> tuple[float, int]:

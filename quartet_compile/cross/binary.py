@@ -1,4 +1,5 @@
-"""Compile one Triton kernel of a generated module for a target, and read what came out: PTX, SASS, resources.
+"""Compile one Triton kernel of a generated module for a target, and read what came out: PTX, SASS, resources; AMD's assembly
+(amdgcn.py).
 
 Inductor's own object decides the signature, constants, warps and stages; of several configurations that it would measure,
 the first is compiled.
@@ -15,6 +16,8 @@ from collections import Counter
 
 from .._compat.fake_gpu import compile_triton, triton_bin
 from ..errors import QuartetError
+from . import amdgcn
+from .targets import Target
 
 _MMA = re.compile(r"(?<![\w.])(?:tcgen05\.mma|mma\.sync|wgmma\.mma_async)(?:[.:\w]*)")
 _CONVERSION = re.compile(r"(?<![\w.])cvt\.r[ns]\.[.\w]*e2m1x\d[.\w]*")
@@ -27,9 +30,10 @@ _NOISE = re.compile(r"^(sync|aligned|row|col|cta_group::\d|f32|collector::.*|dis
 class Binary:
     """A compiled kernel.
 
+    ptx, cubin: for AMD the assembly, and its binary.
     mma: the kinds of its matrix instructions, with how often each is in the PTX. conversions: those to E2M1.
-    registers: a thread. stack_bytes: a thread; more than 0 means that registers spill. shared_bytes: a CTA.
-    tmem_columns: of tensor memory that a CTA allocates. threads: a CTA. stores: whether it writes anything.
+    registers: a thread. stack_bytes: a thread, AMD's scratch; more than 0 means that registers spill. shared_bytes: a CTA,
+    AMD's LDS. tmem_columns: of tensor memory that a CTA allocates. threads: a CTA. stores: whether it writes anything.
     """
 
     ptx: str
@@ -44,12 +48,14 @@ class Binary:
     stores: bool
 
 
-def compile_kernel(name: str, source: str, folder: str) -> Binary:
+def compile_kernel(name: str, source: str, folder: str, target: Target) -> Binary:
     """Compile the kernel `name` of this source, in `fake_gpu`; the source is kept in `folder` for as long as that is
     there. Raises what Triton raises."""
     path = pathlib.Path(folder) / f"{name}.py"
     path.write_text(source)
     ptx, cubin, dynamic_shared = compile_triton(name, path)
+    if target.amd:
+        return _of_amd(ptx, cubin, dynamic_shared)
     registers, stack, static_shared = resource_usage(cubin)
     return Binary(
         ptx=ptx,
@@ -62,6 +68,22 @@ def compile_kernel(name: str, source: str, folder: str) -> Binary:
         tmem_columns=sum(map(int, re.findall(r"tcgen05\.alloc\.[^;]*?,\s*(\d+)\s*;", ptx))),
         threads=int((re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", ptx) or ["", "0"])[1]),
         stores=bool(_STORE.search(ptx)),
+    )
+
+
+def _of_amd(text: str, binary: bytes, dynamic_shared: int) -> Binary:
+    registers, scratch, static_shared, threads = amdgcn.resources(text)
+    return Binary(
+        ptx=text,
+        cubin=binary,
+        mma=amdgcn.matrix_instructions(text),
+        conversions=amdgcn.conversions(text),
+        registers=registers,
+        stack_bytes=scratch,
+        shared_bytes=max(dynamic_shared, static_shared),
+        tmem_columns=0,
+        threads=threads,
+        stores=amdgcn.stores(text),
     )
 
 

@@ -14,6 +14,7 @@ from ..capture.explain import report_of
 from ..config.listed import lists_options
 from ..errors import QuartetError
 from ..progress import Progress, teller
+from . import amdgcn
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
 from .roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
@@ -48,14 +49,14 @@ def cross_compile(
     **options: Unpack[Options],
 ) -> Artifact:
     """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
-    compiled to PTX and cubin. Needs no GPU and no driver, runs no kernel, and leaves weights, random state, caches, torch
-    and Triton as they are (Triton's own cache keeps the binaries).
+    compiled to PTX and cubin; for AMD to its assembly and hsaco, without predicted times. Needs no GPU, no driver; runs no
+    kernel, and leaves weights, random state, caches, torch and Triton as they are (Triton's own cache keeps the binaries).
 
     model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
-    `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", a chip of these, as "b200", or a
-    `Target`. progress: it may take minutes: a callable, as `print`, is told in words what is done next; True tells a
-    person who watches stderr. options: those of `torch.compile(..., backend="quartet", options=...)`. Nothing is measured:
-    where Inductor would, its first choice is compiled.
+    `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", AMD's "gfx950", a chip of these, as
+    "b200", or a `Target`. progress: it may take minutes: a callable, as `print`, is told in words what is done next; True
+    tells a person who watches stderr. options: those of `torch.compile(..., backend="quartet", options=...)`. Nothing is
+    measured: where Inductor would, its first choice is compiled.
 
     Raises `QuartetError` where there is no Triton; `OptionError` and `RecipeError`; `CaptureError` for code that can't be
     captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor
@@ -144,11 +145,14 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
         "elements": elements_of(first.source) * len(launches) if op else 0,
     }
     try:
-        binary = compile_kernel(first.name, first.source, folder)
+        binary = compile_kernel(first.name, first.source, folder, target)
     except Exception as error:  # noqa: BLE001  whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
-    known["instructions"], remarks = _instructions(op, binary, [launch.ctas for _, launch in launches])
-    work = known["bytes"], known["operations"], format_of_mma(binary.mma), target, known["instructions"]
+    if target.amd:
+        remarks: tuple[str, ...] = (f"{amdgcn.instruction_count(binary.ptx)} instructions in its text, a loop's once",)
+    else:
+        known["instructions"], remarks = _instructions(op, binary, [launch.ctas for _, launch in launches])
+    work = known["bytes"], known["operations"], format_of_mma(binary.mma), target, known.get("instructions")
     seconds, bound = predict(*work)
     realistic, _ = predict(*work, issue_share=ISSUE_SHARE)
     read = {name: value for name, value in vars(binary).items() if name != "stores"}
@@ -195,8 +199,8 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.stack_bytes:
         spill = f"{kernel.stack_bytes} bytes of stack a thread: registers spill"
         (failures if kernel.op else notes).append(spill)
-    elements = kernel.number_format[-3:]  # "fp4" or "fp8": a target that has block scales for one has them for both
-    if is_product(kernel.op) and target.fp4 and format_of_mma(kernel.mma) != elements:
+    elements = kernel.number_format[-3:]  # "fp4" or "fp8"
+    if is_product(kernel.op) and target.multiplies(kernel.number_format) and format_of_mma(kernel.mma) != elements:
         kinds = ", ".join(kernel.mma) or "none"
         failures.append(f"no {elements.upper()} matrix instruction, which {target.name} has (found: {kinds})")
     return tuple(failures), tuple(notes)

@@ -56,10 +56,10 @@ def predict(
     instructions: int | None = None,
     issue_share: float = 1.0,
 ) -> tuple[float | None, str]:
-    """Seconds (None if the operations are not known) and what bounds them: "memory", the format whose rate it is, or
-    "issue". instructions: of all threads together, None where they are not known. issue_share: how much of the issue rate
-    the kernel reaches."""
-    if operations is None:
+    """Seconds, and what bounds them: "memory", the format whose rate it is, or "issue"; None if the operations are not
+    known, or the target's instructions are not counted. instructions: of all threads together, None where they are not
+    known. issue_share: how much of the issue rate the kernel reaches."""
+    if operations is None or target.amd:
         return None, ""
     rate = target.rates.get(number_format, target.rates["float32"])
     bounds = {

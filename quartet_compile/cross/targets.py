@@ -3,7 +3,8 @@
 Rates are dense (no 2:4 sparsity), at boost clock, with float32 accumulation. Sources, all NVIDIA's: A100 80GB SXM datasheet
 (2021); L40S datasheet (2023); H100 datasheet (2023); H200 datasheet (2024); HGX B200 and HGX B300 platform specifications
 (2025), an eighth of each; "NVIDIA RTX Blackwell GPU Architecture" whitepaper (2025), RTX 5090. Limits of an SM: CUDA C++
-Programming Guide, "Technical Specifications per Compute Capability".
+Programming Guide, "Technical Specifications per Compute Capability". AMD's: Instinct MI355X datasheet and "AMD CDNA 4
+Architecture" whitepaper (2025).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Target:
     bandwidth: of device memory, bytes a second.
     rates: operations a second (a multiply-add is two) by number format; a format that the chip's tensor cores lack is
            absent. `float32` is that of the ordinary cores, which torch uses for float32 matmuls unless TF32 is allowed.
+    amd: the binaries are AMD's, of which no instructions are counted, so that no time is predicted.
     """
 
     name: str
@@ -39,6 +41,16 @@ class Target:
     memory_bytes: int
     bandwidth: float
     rates: Mapping[str, float]
+    amd: bool = False
+
+    @property
+    def warp(self) -> int:
+        """Threads that run together."""
+        return 64 if self.amd else 32
+
+    def multiplies(self, number_format: str) -> bool:
+        """Whether the tensor cores multiply "mxfp4", "nvfp4" or "mxfp8", scales included."""
+        return self.fp4 and not (self.amd and number_format == "nvfp4")
 
     @property
     def fp4(self) -> bool:
@@ -61,6 +73,7 @@ def _target(chip: str, architecture: int, rates: Mapping[str, float], bandwidth:
         name=f"sm_{architecture}",
         chip=chip,
         capability=divmod(architecture, 10),
+        amd=False,
         bandwidth=bandwidth * TERA,
         rates={name: rate * TERA for name, rate in rates.items()},
         **limits,
@@ -99,6 +112,12 @@ TARGETS: Mapping[str, Target] = {
             "RTX 5090", 120, {"float32": 104.8, "tf32": 104.8, "bf16": 209.5, "fp8": 419, "fp4": 1676}, 1.792,
             processors=170, l2_bytes=96 * _MB, memory_bytes=32 * _GB, **_DESKTOP,
         ),
+        Target(
+            name="gfx950", chip="MI355X", capability=(9, 5), amd=True, processors=256, threads_sm=2048,
+            shared_bytes=160 * 1024, shared_bytes_sm=160 * 1024, l2_bytes=32 * _MB, memory_bytes=288 * _GB,
+            bandwidth=8 * TERA,
+            rates={"float32": 157.3 * TERA, "bf16": 2516 * TERA, "fp8": 5033 * TERA, "fp4": 10066 * TERA},
+        ),
     )
 }  # fmt: skip
 
@@ -111,6 +130,7 @@ CHIPS: Mapping[str, Target] = {
     "b200": TARGETS["sm_100"],
     "b300": TARGETS["sm_103"],
     "rtx5090": TARGETS["sm_120"],
+    "mi355x": TARGETS["gfx950"],
 }
 """The same by the names of chips; an H100 (datasheet, 2023) is an H200 with another memory."""
 

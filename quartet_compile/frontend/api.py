@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -26,6 +25,7 @@ from ..config.options import Config, Policy, configure
 from ..errors import OptionError, PatternError, suggest
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
+from ..warn import warn
 from .in_place import compile_regions, unbroken_parts
 
 if TYPE_CHECKING:
@@ -245,11 +245,11 @@ class Backend:
                     "Give quartet_compile.enable(model, ...) the model before it is compiled",
                 )
             )
-            warnings.warn(
-                f"quartet: {cause.format(repr(part))}, whose code {type(own).__name__} modules share; so what include and "
+            warn(
+                "QC104",
+                f"{cause.format(repr(part))}, whose code {type(own).__name__} modules share; so what include and "
                 f"exclude say of {', '.join(map(repr, others[:3]))} and {part!r} can't differ. {remedy}, or compile with "
                 f"regions=[{region!r}].",
-                stacklevel=2,
             )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +24,7 @@ from ..passes.weights import ACTIVATIONS
 from ..process import process
 from ..report.report import GraphReport, Site
 from ..report.summary import counted, products_of, recipes_of, why_nothing
+from ..warn import warn
 
 VARIABLE = "QUARTET_QUIET"
 _QUIET = {"": False, "0": False, "1": True}
@@ -56,8 +56,8 @@ class Saying:
         """The call ended in an error, and its graphs with it."""
         self._graphs = []
 
-    def over(self, depth: int) -> None:
-        """The call is over. depth: the `stacklevel` of a warning by the caller that shows the user's line."""
+    def over(self) -> None:
+        """The call is over."""
         graphs, self._graphs = self._graphs, []
         sites = [site for graph, _, _ in graphs for site in graph.sites]
         recipes = _recipes(graphs)
@@ -67,10 +67,10 @@ class Saying:
             self._over = True
         elif _weights(sites) and not self._warned:
             self._over = self._warned = True
-            warnings.warn(
-                f"quartet: {self._name}: none of {len(sites)} matmuls in FP4 (recipe {_names(recipes)}): "
+            warn(
+                "QC101",
+                f"{self._name}: none of {len(sites)} matmuls in FP4 (recipe {_names(recipes)}): "
                 f"{why_nothing(_weights(sites))}. quartet_compile.explain(model, *inputs) lists each.",
-                stacklevel=depth + 1,
             )
 
     def _say(self, graphs: Sequence[tuple[GraphReport, Policy, torch.device]], end: str) -> None:

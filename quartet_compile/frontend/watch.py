@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..passes.plan import DTYPES, chosen, refused
 from ..passes.products.eager import Reading, readings
 from ..places import is_users, place
 from ..process import process
+from ..warn import warn
 from .api import Backend
 from .in_place import CopiesToo
 from .nested import is_ours, outer_of, parts_inside
@@ -68,7 +68,7 @@ class Watch:
         text = nested_message([self._name], backend)
         if config.policy.strict:
             raise StrictError(f"strict=True, and {text}")
-        warnings.warn(f"quartet: {text}", stacklevel=_depth_of_user())
+        warn("QC103", text)
 
     def _config(self) -> Config | None:
         """The configuration in force; None if it is wrong, which the backend says."""
@@ -150,13 +150,13 @@ class _Inspection(_compat.TorchDispatchMode):
         strict = self._config is not None and self._config.policy.strict
         if error is not None:
             self.saying.failed()
-            if strict and isinstance(error, _compat.NotCompiled):
+            if strict and _compat.is_not_compiled(error):
                 raise StrictError(
                     f"strict=True, and a part of the model can't be compiled: {_first_line(error)}\n"
                     "Remove what Dynamo names here, exclude that part from compilation, or set strict=False."
                 ) from error
             return
-        self.saying.over(_depth_of_user())
+        self.saying.over()
         for failure in self.failures:
             if isinstance(failure, QuartetError) and _compat.hides_errors():
                 raise failure
@@ -165,7 +165,7 @@ class _Inspection(_compat.TorchDispatchMode):
             raise StrictError(f"strict=True, and {self._describe(list(self._found))}")
         if new:
             self._told.update((eager.name, eager.where) for eager in new)
-            warnings.warn(f"quartet: {self._describe(new)}", stacklevel=_depth_of_user())
+            warn("QC102", self._describe(new))
 
     def _see(self, found: tuple[Reading, ...]) -> None:
         """Note a product if it has a weight, no graph runs, and the options want it in low precision."""
@@ -241,14 +241,6 @@ def _frames() -> list[types.FrameType] | None:
     return found
 
 
-def _depth_of_user() -> int:
-    """The `stacklevel` of a warning by this function's caller that shows the user's line."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and not is_users(frame.f_code.co_filename):
-        depth, frame = depth + 1, frame.f_back
-    return depth
-
-
 def _with_weight(
     found: tuple[Reading, ...], owners: list[nn.Module]
 ) -> tuple[Reading, torch.Tensor] | tuple[None, None]:
@@ -322,7 +314,7 @@ def _first_line(error: object) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
+def watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
     """The watch over what our backend compiles. Warns of what it compiles inside of what another one does."""
     backend, _, held = _compat.backend_in(slot)
     if is_ours(backend):
@@ -343,7 +335,7 @@ def _watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
         return watch
     inside = parts_inside(function, held)
     if inside:
-        warnings.warn(f"quartet: {nested_message(inside, held)}", stacklevel=_depth_of_user())
+        warn("QC103", nested_message(inside, held))
     return None
 
 
@@ -351,8 +343,3 @@ def _given(slot: Any) -> dict[str, Any]:
     """The backend in a slot and its options, as `torch.compile` takes them."""
     function, given, _ = _compat.backend_in(slot)
     return {"backend": function, **given}
-
-
-def install() -> None:
-    """Look at every call of what `torch.compile` makes from now on."""
-    _compat.watch_calls(_watcher_of)

@@ -13,7 +13,7 @@ Fits need scipy, pictures matplotlib; both are imported when they are first used
 
 from .budgets import SPEEDUPS, Region, Speedup, best, losses, read_speedups, regions
 from .efficiencies import efficiency
-from .fitting import Fit, fit, interval_key
+from .fitting import Fit, Gap, fit, gap, interval_key
 from .formula import COEFFICIENTS, PUBLISHED, Efficiency, Law, LawError
 from .plot import plot_fit, plot_regions
 from .runs import SHIPPED, Run, read_runs
@@ -26,6 +26,7 @@ __all__ = [
     "SPEEDUPS",
     "Efficiency",
     "Fit",
+    "Gap",
     "Law",
     "LawError",
     "Region",
@@ -35,6 +36,7 @@ __all__ = [
     "efficiency",
     "fit",
     "fit_law",
+    "gap",
     "interval_key",
     "losses",
     "plot_fit",

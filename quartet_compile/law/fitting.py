@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .efficiencies import efficiencies, refit, runs_of
+from .efficiencies import efficiencies, efficiency, refit, runs_of
 from .formula import COEFFICIENTS, Efficiency, Law, LawError, needed
 from .runs import Run
 from .solve import BASELINE, Problem, baseline_runs, fit_law, refit_law
@@ -79,23 +79,89 @@ def interval_key(found: Efficiency, which: str) -> str:
 def _bootstrap(
     runs: Sequence[Run], law: Law, found: Sequence[Efficiency], baseline: str, resamples: int, seed: int, level: float
 ) -> dict[str, tuple[float, float]]:
-    """Percentiles over resamples of whole runs, each recipe's apart, so that none loses a kind of run it needs."""
+    drawn: dict[str, list[float]] = {}
+    for again, others in _again(runs, law, found, baseline, resamples, seed):
+        for name in COEFFICIENTS:
+            drawn.setdefault(name, []).append(getattr(again, name))
+        for each, new in zip(found, others, strict=True):
+            for which in ("eff_n", "eff_d"):
+                drawn.setdefault(interval_key(each, which), []).append(getattr(new, which))
+    return {name: _percentiles(values, level) for name, values in drawn.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What a recipe costs at a budget, in nats a token, with its interval. extrapolated: whether the model is larger, or is
+    trained on more tokens, than any that the law was fitted on."""
+
+    efficiency: Efficiency
+    loss: float
+    gap: float
+    interval: tuple[float, float]
+    level: float
+    extrapolated: bool
+
+
+def gap(
+    runs: Sequence[Run],
+    recipe: str,
+    parameters: float,
+    tokens: float,
+    *,
+    law: Law | None = None,
+    baseline: str = BASELINE,
+    resamples: int = 100,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Gap:
+    """The predicted loss in full precision, and how much more it is with a recipe, over runs drawn again for the interval.
+
+    parameters, tokens: as in `Law.predict`. law: fitted to these runs before; default: fit it. The interval is of both
+    stages: in each resample the law and the recipe's efficiencies are fitted anew. Raises `LawError` for a recipe that
+    these runs say nothing about.
+    """
+    runs = tuple(runs)
+    law = fit_law(runs, baseline=baseline) if law is None else law
+    found = efficiency(runs, law, recipe, baseline=baseline)
+
+    def of(each: Law, pair: Efficiency) -> float:
+        low = each.predict(parameters, tokens, eff_n=pair.eff_n, eff_d=pair.eff_d)
+        return low - each.predict(parameters, tokens)
+
+    again = [of(each, pair) for each, (pair,) in _again(runs, law, (found,), baseline, resamples, seed)]
+    return Gap(
+        efficiency=found,
+        loss=law.predict(parameters, tokens),
+        gap=of(law, found),
+        interval=_percentiles(again, level),
+        level=level,
+        extrapolated=parameters > max(run.parameters for run in runs) or tokens > max(run.tokens for run in runs),
+    )
+
+
+def _again(
+    runs: Sequence[Run], law: Law, found: Sequence[Efficiency], baseline: str, resamples: int, seed: int
+) -> Iterator[tuple[Law, list[Efficiency]]]:
+    """The law and the efficiencies of resamples of whole runs, each recipe's drawn apart, so that none loses a kind of run
+    that it needs."""
     np = needed("numpy", "Bootstrapping")
     generator = np.random.default_rng(seed)
     own = baseline_runs(runs, baseline)
-    drawn: dict[str, list[float]] = {}
     for _ in range(resamples):
         again = refit_law(_resample(own, generator, baseline), law, baseline=baseline)
-        for name in COEFFICIENTS:
-            drawn.setdefault(name, []).append(getattr(again, name))
+        others = []
         for each in found:
             chosen = runs_of(runs, each.fprop, each.backward, baseline=baseline, separable=each.separable)
             parts = [[run for run in chosen if run.recipe == name] for name in recipes_of(chosen, baseline)]
-            new = refit(each, [run for part in parts for run in _draw(part, generator)], again, baseline=baseline)
-            for which in ("eff_n", "eff_d"):
-                drawn.setdefault(interval_key(each, which), []).append(getattr(new, which))
+            drawn = [run for part in parts for run in _draw(part, generator)]
+            others.append(refit(each, drawn, again, baseline=baseline))
+        yield again, others
+
+
+def _percentiles(values: Sequence[float], level: float) -> tuple[float, float]:
+    np = needed("numpy", "Bootstrapping")
     low, high = (1 - level) / 2, (1 + level) / 2
-    return {name: (float(np.quantile(values, low)), float(np.quantile(values, high))) for name, values in drawn.items()}
+    return float(np.quantile(values, low)), float(np.quantile(values, high))
 
 
 def _draw(runs: Sequence[Run], generator: Any) -> list[Run]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from html import escape
-
-from ..tables import aligned, ruled
+from typing import Any
 
 FAKES, REAL = "fake tensors", "a real call"
 
@@ -66,8 +65,10 @@ class GraphReport:
     observed: tuple[Observed, ...] = ()
 
     def table(self) -> str:
-        """The matmuls, a line each."""
-        return "\n".join(_table(self.sites))
+        """The matmuls, a line each, equal ones of equal layers together."""
+        from . import shown  # it reads reports
+
+        return "\n".join(shown.table(self.sites))
 
     def diff(self, context: int = 1) -> str:
         """Unified diff of the two texts; empty if nothing was rewritten."""
@@ -110,30 +111,29 @@ class Report:
             counts[site.reason] = counts.get(site.reason, 0) + 1
         return counts | dict.fromkeys(self.unmatched, 0)
 
-    def _repr_html_(self) -> str:
-        return html(self)
-
     def graph_diff(self, context: int = 1) -> str:
         """Unified diff of the joint graphs before and after, one line an op; empty if nothing was rewritten."""
         return "".join(graph.diff(context) for graph in self.graphs)
 
     def __str__(self) -> str:
-        return "\n".join([*_table(self.sites), *self._summary()])
+        from . import shown  # it reads reports
 
-    def _summary(self) -> list[str]:
-        sites = self.sites
-        done = sum(site.rewritten for site in sites)
-        graphs = f"{len(self.graphs)} graph{'s' * (len(self.graphs) != 1)}"
-        lines = ["", f"{done} of {len(sites)} matmuls in {precision(sites)}, in {graphs} (recipe {self.recipe!r})."]
-        lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
-        lines += ["Rules, and how many matmuls each decided:"] * bool(sites)
-        lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
-        lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
-        lines += [f"Graph break at {line}" for line in self.eager]
-        by_call = self.captured == REAL
-        lines += ["Captured by a real call, since the code does not run without the tensors' values."] * by_call
-        lines += [f"Not seen: {self.gap}"] * bool(self.gap)
-        return lines
+        return shown.as_text(self)
+
+    def _repr_html_(self) -> str:
+        from . import shown
+
+        return shown.as_html(self)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """A picture: a bar for each line of the report with its share of the FLOPs, a colour for what it runs in.
+
+        path: where to write it too, as `"report.png"`. Returns the matplotlib figure, which notebooks show. Raises
+        `ReportError` without matplotlib, and where no sizes are known.
+        """
+        from . import shown
+
+        return shown.plot(self, path)
 
 
 def precision(sites: Sequence[Site]) -> str:
@@ -141,29 +141,3 @@ def precision(sites: Sequence[Site]) -> str:
     formats = {part.split(" ")[0] for site in sites if site.rewritten for part in site.runs_in.split(" + ")}
     shown = (name.replace("fp", "FP", 1) for name in formats)
     return " or ".join(sorted(shown)) or "FP4"
-
-
-def _table(sites: Sequence[Site]) -> list[str]:
-    rows: list[tuple[str, ...]] = [("matmul", "M", "N", "K", "runs in", "because")]
-    for site in sites:
-        runs = site.runs_in or site.dtype
-        rows.append((site.name, *map(str, site.shape), runs, site.reason))
-    return ruled(aligned(rows, left={0, 4, 5}))
-
-
-def html(report: Report) -> str:
-    """The report for a notebook: one self-contained element, readable on light and dark backgrounds."""
-    headers = ("matmul", "M", "N", "K", "runs in", "because")
-    rows = ["<tr>" + "".join(f'<th style="text-align:left">{name}</th>' for name in headers) + "</tr>"]
-    for site in report.sites:
-        runs = f"<b>{escape(site.runs_in)}</b>" if site.rewritten else escape(site.dtype)
-        name = f"<b>{escape(site.name)}</b>" if site.rewritten else escape(site.name)
-        sizes = "".join(f'<td style="text-align:right">{escape(str(size))}</td>' for size in site.shape)
-        rows.append(
-            f'<tr><td style="text-align:left">{name}</td>{sizes}<td>{runs}</td>'
-            f'<td style="text-align:left">{escape(site.reason)}</td></tr>'
-        )
-    summary = "".join(f"<div>{escape(line)}</div>" for line in report._summary() if line)
-    diff = report.graph_diff()
-    folded = f"<details><summary>Graphs, before and after</summary><pre>{escape(diff)}</pre></details>" if diff else ""
-    return f"<div><table>{''.join(rows)}</table>{summary}{folded}</div>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..callables import modules_of, uncompiled
 from ..errors import StatsError
 from ..kernels import stats as statistics
 from ..process import process
-from ..tables import aligned, ruled
+from ..tables import aligned, html, html_lines, ruled
 from . import records
 from .report import Observed
 
@@ -88,6 +88,10 @@ class Stats:
 
     def __str__(self) -> str:
         return "\n".join(_table(self.records))
+
+    def _repr_html_(self) -> str:
+        rows = [_HEADER, *map(_row, _gemms(self.records))]
+        return f"<div>{html(rows, range(_TEXTS))}{html_lines([*_LEGEND, *_reasons(self.records)])}</div>"
 
 
 def stats(model: Any = None) -> Stats:
@@ -179,19 +183,31 @@ _LEGEND = (
 )
 
 
-def _table(records: Iterable[Statistic]) -> list[str]:
+_TEXTS = 3
+"""Columns of text."""
+
+
+def _table(records: Sequence[Statistic]) -> list[str]:
+    gemms = _gemms(records)
+    lines = ruled(aligned([_HEADER, *map(_row, gemms)], range(_TEXTS)))
+    kinds = [gemm[0].graph for gemm in gemms]
+    if "inference" in kinds:
+        lines.insert(kinds.index("inference") + 2, "inference graph" + "s" * (kinds.count("inference") > 1))
+    return [*lines, "", *_LEGEND, *_reasons(records)]
+
+
+def _gemms(records: Iterable[Statistic]) -> list[list[Statistic]]:
+    """The records of each GEMM."""
     gemms: list[list[Statistic]] = []
     for record in records:
         if record.operand in _FIRST:
             gemms.append([])
         gemms[-1].append(record)
-    lines = aligned([_HEADER, *map(_row, gemms)], left={0, 1, 2})
-    kinds = [gemm[0].graph for gemm in gemms]
-    for position in reversed(range(len(kinds))):
-        if kinds[position] == "inference" and kinds[:position].count("inference") == 0:
-            lines.insert(position + 1, "inference graph" + "s" * (kinds.count("inference") > 1))
-    reasons = {f"{r.operand} has no numbers of its own: {r.reason}.": None for r in records if r.reason}
-    return [*ruled(lines), "", *_LEGEND, *reasons]
+    return gemms
+
+
+def _reasons(records: Iterable[Statistic]) -> list[str]:
+    return list({f"{r.operand} has no numbers of its own: {r.reason}.": None for r in records if r.reason})
 
 
 def _row(gemm: list[Statistic]) -> tuple[str, ...]:

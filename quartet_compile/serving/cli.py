@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import warnings
 
-from .export import export
 from .formats import FORMATS
 
 
@@ -33,8 +32,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_export(options: argparse.Namespace) -> str:
     """A table of what each tensor became."""
+    from .export import export
+
     given = {name: value for name in ("recipe", "include", "exclude") if (value := getattr(options, name))}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="quartet: exported as")  # the table ends with them
+        warnings.filterwarnings("ignore", message="quartet QC301")  # the table ends with them
         how = dict(format=options.format, unrotated=options.unrotated, activations=options.activations, progress=True)
         return str(export(options.checkpoint, options.folder, **how, **given))

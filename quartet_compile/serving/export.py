@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import warnings as python_warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..errors import ExportError
 from ..optional import needed
 from ..progress import Progress, teller
 from ..report.report import Report
+from ..warn import warn
 from .format import Format, Job, Writer
 from .formats import format_named
 from .job import job_of
@@ -90,7 +90,7 @@ def export(
     tensors = on_first_rank(job.source, write)
     warnings = tuple(chosen.warnings(job))
     for warning in warnings:
-        python_warnings.warn(f"quartet: exported as {format!r}: {warning}.", stacklevel=2)
+        warn("QC301", f"exported as {format!r}: {warning}.")
     return Exported(folder=path, format=format, tensors=tuple(tensors), warnings=warnings)
 
 

@@ -54,11 +54,12 @@ class ModelSource:
 
 
 class FolderSource:
-    """The tensors of a checkpoint folder: `model.safetensors`, or shards with an index."""
+    """The tensors of a checkpoint folder: `model.safetensors`, or shards with an index. quantized: whether the weights may
+    be."""
 
     sharded = False
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, quantized: bool = False) -> None:
         if not folder.is_dir():
             raise ExportError(
                 f"No folder {str(folder)!r}; expected one with model.safetensors, as save_pretrained writes."
@@ -74,7 +75,7 @@ class FolderSource:
                 "checkpoint again."
             )
         self.config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        if "quantization_config" in self.config:
+        if "quantization_config" in self.config and not quantized:
             method = self.config["quantization_config"].get("quant_method", "some method")
             raise ExportError(
                 f"The checkpoint {str(folder)!r} is quantized already (by {method}); expected the weights "
@@ -89,6 +90,14 @@ class FolderSource:
             with _open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  a handle, not a dict
                     yield name, opened.get_tensor(name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, none of which is read."""
+        found: dict[str, tuple[int, ...]] = {}
+        for file in self._files:
+            with _open(file) as opened:
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        return found
 
 
 def _is_hf(config: Any) -> bool:

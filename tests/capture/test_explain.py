@@ -46,6 +46,12 @@ def test_a_report_reads_as_a_table():
     assert_expected_inline(
         str(qc.explain(Decoder(), IDS)),
         """\
+6 of 8 matmuls (84 % of FLOPs outside attention) in FP4, in 1 graph (recipe 'quartet').
+Rules, and how many matmuls and what share of these FLOPs each decided:
+    6    84 %  matmul with a parameter
+    1          attention: product of two activations
+    1    15 %  output head by its name 'lm_head'; include=['*'] rewrites it too
+
 matmul                      M   N   K  runs in  because
 ----------------------------------------------------------------------------------------------------------------
 layers.0.self_attn.q_proj  32  64  64  fp4      matmul with a parameter
@@ -57,12 +63,7 @@ layers.0.mlp.up            32  96  64  fp4      matmul with a parameter
 layers.0.mlp.down          32  64  96  fp4      matmul with a parameter
 lm_head                    32  80  64  float32  output head by its name 'lm_head'; include=['*'] rewrites it too
 
-6 of 8 matmuls in FP4, in 1 graph (recipe 'quartet').
-Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
-Rules, and how many matmuls each decided:
-    6  matmul with a parameter
-    1  attention: product of two activations
-    1  output head by its name 'lm_head'; include=['*'] rewrites it too""",
+Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.""",
     )
 
 
@@ -73,20 +74,19 @@ def test_a_report_of_graph_breaks_says_where_and_lists_what_runs_eagerly(monkeyp
     assert_expected_inline(
         report,
         """\
-matmul                       M   N   K  runs in  because
--------------------------------------------------------------------------------------
-layers.0.up                 32  96  64  fp4      matmul with a parameter
-layers.0.down               32  64  96  fp4      matmul with a parameter
-layers.1.up                 32  96  64  fp4      matmul with a parameter
-layers.1.down               32  64  96  fp4      matmul with a parameter
-tests/support/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
-
 4 of 5 matmuls in FP4, in 2 graphs (recipe 'quartet').
-Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
 Rules, and how many matmuls each decided:
     4  matmul with a parameter
     1  runs eagerly, outside of every graph
-Graph break at tests/support/models.py:NN: Call to `torch._dynamo.graph_break()`""",
+Graph break at tests/support/models.py:NN: Call to `torch._dynamo.graph_break()`
+
+matmul                       M   N   K  runs in  because
+-------------------------------------------------------------------------------------
+layers.0-1.up (x2)          32  96  64  fp4      matmul with a parameter
+layers.0-1.down (x2)        32  64  96  fp4      matmul with a parameter
+tests/support/models.py:NN  32  40  64  float32  runs eagerly, outside of every graph
+
+Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.""",
     )
 
 
@@ -333,7 +333,7 @@ def test_names_of_a_sequential_are_in_order():
 def test_the_example_explains_a_llama(capsys):
     explain_model.main(["--device", "meta"])
     out = capsys.readouterr().out
-    assert "14 of 19 matmuls in FP4" in out  # on the meta device, attention is two batched products
+    assert "14 of 19 matmuls (" in out  # on the meta device, attention is two batched products
     assert "7 x kept: excluded by 'layers.0'" in out and "7 x fp4: included by '*'" in out
     assert "+bwd  output.grad.q = quantize_pair[mxfp4-sr](output.grad, seed[0])" in out
 

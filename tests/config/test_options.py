@@ -107,7 +107,7 @@ def test_torch_compile_shows_the_error_itself(error, options):
     with pytest.raises(error) as caught:
         torch.compile(model, backend="quartet", options=options)(X)
     assert type(caught.value) is error
-    assert isinstance(caught.value, _compat.ShortenTraceback)
+    assert isinstance(caught.value, torch._dynamo.exc.ShortenTraceback)
     after, same = gradients(model, X)
     assert torch.equal(before, after)
     assert all(torch.equal(gradient[name], same[name]) for name in gradient)

@@ -47,7 +47,7 @@ def write_figures(folder: Path) -> None:
         kernel_row("unrotate dX, mask", error="RuntimeError: no"),
     ]
     (folder / "bench_kernels.json").write_text(json.dumps({"copy_bytes_a_second": 4.3e12, "rows": rows}))
-    times = [("Inductor, bf16", 0.040, 1.0), ("quartet backend, quartet", 0.036, 0.9)]
+    times = [("Inductor, bf16", 0.040, 1.0), ("quartet backend, quartet, bf16", 0.036, 0.9)]
     steps = [{"name": name, "step_seconds": [t], "step_ratio": ratio} for name, t, ratio in times]
     (folder / "bench_step.json").write_text(json.dumps({"variants": steps}))
 
@@ -77,7 +77,7 @@ copy, read and written          4.30 TB/s
 quantize X, mask                78 to 91 % of copy           aim: at least 80 %
 scaled_mm, fprop                1.40 to 1.40 times bf16      aim: at least 1, with FP8; else .7
 unrotate dX, mask               not measured, 1 failed
-step: quartet backend, quartet  36.0 ms, 0.90x               aim: at most 1.3x
+step: quartet backend, quartet, bf16 36.0 ms, 0.90x               aim: at most 1.3x
 step: Inductor, bf16            40.0 ms"""
     )
 
@@ -203,13 +203,33 @@ class TestStepDefaults:
     def test_on_a_cpu(self):
         args = bench_step.parse([])
         assert (args.size, args.layers, args.tokens, args.seq) == ("30M", None, 512, 512)
-        assert (args.dtype, args.no_swap) == ("float32", False)
+        assert (args.dtype, args.no_swap) == (["float32", "bfloat16"], False)
 
     def test_on_a_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         args = bench_step.parse(["--device", "cuda"])
         assert (args.size, args.layers, args.tokens, args.seq) == ("800M", 4, 8192, 2048)
-        assert (args.dtype, args.no_swap) == ("bfloat16", True)
+        assert (args.dtype, args.no_swap) == (["bfloat16"], True)
+
+    def test_processor_time_is_of_one_thread(self, capsys):
+        assert bench_step.parse(["--threads", "1", "--clock", "processor"]).clock == "processor"
+        with pytest.raises(SystemExit):
+            bench_step.parse(["--clock", "processor"])
+        assert "needs --device cpu and --threads 1" in capsys.readouterr().err
+
+    def test_ratios_are_to_the_same_dtype(self):
+        """The first variant of each dtype is what the others of it are compared with."""
+        made = [v for dtype in bench_step.DTYPES for v in bench_step.variants(torch.nn.Linear(4, 4), [], dtype=dtype)]
+        for seconds, variant in enumerate(made, 1):
+            variant.gradient_seconds = variant.step_seconds = [float(seconds)]
+        ratios = [variant["step_ratio"] for variant in bench_step.record(made, "")["variants"]]
+        assert ratios == [1.0, 2.0, 1.0, 4 / 3]
+        assert [line.split()[-3] for line in bench_step.table(made, 1).splitlines()[1:]] == [
+            "1.00",
+            "2.00",
+            "1.00",
+            "1.33",
+        ]
 
     def test_no_gpu(self, monkeypatch, capsys):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -37,6 +37,21 @@ def test_other_bits_are_a_failure(capsys, monkeypatch):
     assert code == 1 and checks["bits"]["state"] == "failed" and "nvfp4-rtn" in checks["bits"]["found"]
 
 
+def test_another_product_is_a_failure(capsys, monkeypatch):
+    """Of rows whose scales are apart only: what AMX multiplies by bf16."""
+    product = doctor.scaled_mm
+
+    def wrong(a, b, *rest):
+        return product(a, b, *rest) + (a.scales.max() > 120)
+
+    monkeypatch.setattr(doctor, "scaled_mm", wrong)
+    code, checks = found(capsys)
+    assert (
+        code == 1
+        and checks["products"]["found"] == "the CPU's product differs from the reference, scales 5 binades apart"
+    )
+
+
 def test_no_compiler_is_a_failure(capsys, monkeypatch):
     monkeypatch.setattr(toolchain._compat, "cpp_compiler", lambda: None)
     code, checks = found(capsys)

@@ -59,7 +59,7 @@ def test_sizes(size):
 def test_accumulation(m, n, k):
     """Within the error of adding the terms one by one in float32. The last case is packed in several chunks."""
     a, b = random_blocks(m, k), random_blocks(n, k)
-    terms = k // 32 if toolchain.isa() != "portable" else k
+    terms = k if toolchain.isa() in ("portable", "amx") else k // 32
     x, y = decode(a), decode(b)
     exact, bound = x @ y.t(), (terms + 2) * EPSILON * (x.abs() @ y.abs().t())
     for alpha in 1.0, -16 / 9:

@@ -51,7 +51,9 @@ POSITIVE = padded(
 ).abs()
 POSITIVE[20] = float("nan")
 GROUPS = ordinary(64 * 32).reshape(64, 32)
+BEHIND = torch.where(torch.rand(64, 32, generator=torch.Generator().manual_seed(7)) < 0.1, float("nan"), GROUPS)
 KEEP = torch.randint(0, 2, (1024,), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+MASK_WORDS = reference.pack_bits(BEHIND == BEHIND).view(torch.int32)[:, 0]
 BYTES = torch.arange(256, dtype=torch.uint8)
 SWIZZLED = torch.randint(0, 256, (BLOCK[0] * BLOCK[1],), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
 SIGNED = ordinary(128)
@@ -75,6 +77,7 @@ def made():
         "mean and largest": ("_mean_and_largest", [GROUPS], [(64, f32), (64, f32)], {"groups": 64}),
         "halves": ("_stochastic_halves", [BY_BYTES, EVERY_BYTE], [(BY_BYTES.numel(), i32)], {"n": BY_BYTES.numel()}),
         "below": ("_below", [ELEMENTS], [(128, u8)], {"n": 1024}),
+        "kept": ("_kept_and_rotated_back", [BEHIND, MASK_WORDS], [((64, 32), f32), ((64, 32), f32)], {"groups": 64}),
         "nvfp4": ("_nvfp4", [CODES, NV_SCALES], [((8, 64), f32)], {"rows": 8, "groups": 4}),
     }
     calls["e4m3 elements"] = ("_e4m3_elements", [SCALED, NOISE], [(1024, u8), (1024, u8)], {"n": 1024})
@@ -159,6 +162,14 @@ def test_scales_in_the_layout_of_tensor_memory(made):
 def test_hadamard(made, size):
     expected = reference.hadamard(GROUPS.reshape(-1, size)).flatten()
     assert torch.equal(made[f"hadamard {size}"][0], expected)
+
+
+def test_masked_and_rotated_back(made):
+    """A NaN behind a 0 of the mask is gone. The factor, a power of two, is exact."""
+    kept, rotated = made["kept"]
+    expected = BEHIND.nan_to_num()
+    assert torch.equal(kept, expected)
+    assert torch.equal(rotated, reference.hadamard(expected) / 2)
 
 
 def test_mean_and_largest(made):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
+
+import quartet_compile as qc
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEFINED = {
@@ -14,7 +19,7 @@ DEFINED = {
 }
 
 
-@pytest.mark.parametrize("page", ["support.md", "ecosystem.md", "gpu.md", "export.md"])
+@pytest.mark.parametrize("page", ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "advise.md"])
 def test_every_test_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
     named = set(re.findall(r"\b(?:(test_\w+\.py)(?:::(test_\w+))?|(test_\w+))", text))
@@ -23,3 +28,24 @@ def test_every_test_that_a_page_names_exists(page):
         assert not file or file in DEFINED, file
         assert not within or within in DEFINED[file], f"{file}::{within}"
         assert not alone or any(alone in tests for tests in DEFINED.values()), alone
+
+
+def test_every_public_name_is_on_the_page_of_functions():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^::: quartet_compile\.(?:[a-z_]+\.)+(\w+)$", page, re.MULTILINE))
+    assert {name for names in qc._HOMES.values() for name in names} - {"TARGETS"} <= listed
+
+
+@pytest.mark.slow
+def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    done = subprocess.run(
+        ["make", "--no-print-directory", "docs", f"DOCS_DIR={os.path.relpath(tmp_path, ROOT)}", f"PYTHON={sys.executable}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        assert not re.search(r'<(?:script|img|link)[^>]*(?:src|href)="https?:', page.read_text()), page

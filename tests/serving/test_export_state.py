@@ -27,7 +27,7 @@ def net():
     return Net(bias=True)
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 @pytest.mark.parametrize(
     "format, recipe", [("compressed-tensors", "quartet2"), ("fp-quant", "quartet"), ("bf16", "quartet")]
 )

@@ -70,7 +70,7 @@ def assert_same(loaded, other):
     assert not differ
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+@pytest.mark.filterwarnings("ignore:quartet QC301", "ignore:You passed")
 @pytest.mark.parametrize(
     "recipe, unrotated, quantizer",
     [
@@ -86,7 +86,7 @@ def test_transformers_with_compressed_tensors(model, reports, tmp_path, recipe, 
     assert_same(loaded, expected(model, report, quantizer))
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+@pytest.mark.filterwarnings("ignore:quartet QC301", "ignore:You passed")
 def test_nvfp4_is_read_to_one_step_of_bfloat16(model, reports, tmp_path):
     """The format divides by the reciprocal of the tensor scale, which rounds: ties of bfloat16 may fall to either side."""
     report, folder = reports("quartet2"), tmp_path / "served"
@@ -104,7 +104,7 @@ def test_nvfp4_is_read_to_one_step_of_bfloat16(model, reports, tmp_path):
     )
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_gguf(model, reports, tmp_path):
     gguf = pytest.importorskip("gguf")
     report = reports("jetfire-fp4")
@@ -123,7 +123,7 @@ def test_gguf(model, reports, tmp_path):
         assert torch.equal(values, qc.quantize(weight, "mxfp4-rtn-2d").restore()[rows]), part
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:MXFP4 inference")
+@pytest.mark.filterwarnings("ignore:quartet QC301", "ignore:MXFP4 inference")
 def test_gpt_oss_by_transformers(tmp_path):
     """Its experts are `[E, K, N]` in the model and `[E, N, K]` in the file."""
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def test_gpt_oss_by_transformers(tmp_path):
     assert_same(loaded, moe)
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_bf16(model, reports, tmp_path):
     report = reports("quartet")
     made = qc.export(model, tmp_path / "served", format="bf16", report=report)
@@ -169,7 +169,7 @@ def test_bf16(model, reports, tmp_path):
     assert became["lm_head.weight"] == "bfloat16"
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_shards_by_transformers(model, reports, tmp_path, monkeypatch):
     monkeypatch.setattr(format, "Shards", functools.partial(Shards, shard_bytes=30_000))
     report, folder = reports("quartet"), tmp_path / "served"
@@ -198,7 +198,7 @@ def test_shards_by_their_index(tmp_path):
     assert all(sum(tensor.nbytes for tensor in held.values()) <= 405 for held in files.values())
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_fp_quant_holds_our_codes(model, reports, tmp_path):
     qc.export(model, tmp_path / "served", format="fp-quant", report=reports("quartet"))
     tensors = load_file(tmp_path / "served/model.safetensors")
@@ -212,7 +212,7 @@ def test_rotated_weights_warn(model, reports, tmp_path):
         qc.export(model, tmp_path / "served", format="compressed-tensors", report=reports("quartet"))
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_a_checkpoint_in_shards_by_the_command_line(model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "checkpoint", max_shard_size="30KB")
     arguments = [str(tmp_path / "checkpoint"), str(tmp_path / "served"), "--format", "bf16", "--recipe", "jetfire-fp4"]
@@ -225,7 +225,7 @@ def test_a_checkpoint_in_shards_by_the_command_line(model, tmp_path, capsys):
     )
 
 
-@pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:You passed")
+@pytest.mark.filterwarnings("ignore:quartet QC301", "ignore:You passed")
 def test_a_rotated_file_needs_its_transform(model, reports, tmp_path):
     """transformers reads the weights bit for bit and not the transform, so it is wrong until compressed-tensors adds it."""
     folder, report = tmp_path / "served", reports("quartet")

@@ -32,7 +32,7 @@ def kernel_values(weight, hadamard):
 
 
 @pytest.mark.skipif(SPEC is None, reason="needs fp_quant")
-@pytest.mark.filterwarnings("ignore:quartet. exported as")
+@pytest.mark.filterwarnings("ignore:quartet QC301")
 def test_the_published_kernel_gives_the_values_of_the_file(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128, bias=False))

@@ -88,6 +88,15 @@ def _hadamard(X, OUT, n: tl.constexpr, size: tl.constexpr):
 
 
 @triton.jit
+def _kept_and_rotated_back(X, WORDS, KEPT, ROTATED, groups: tl.constexpr):
+    at = tl.arange(0, groups * 32)
+    x = tl.trans(tl.reshape(tl.load(X + at), (groups, 32)))
+    kept = rounding.kept(x, tl.load(WORDS + tl.arange(0, groups)).to(tl.uint32, bitcast=True))
+    tl.store(KEPT + at, tl.reshape(tl.trans(kept), (groups * 32,)))
+    tl.store(ROTATED + at, tl.reshape(tl.trans(rotation.rotated_back(kept, 0.5, True)), (groups * 32,)))
+
+
+@triton.jit
 def _mean_and_largest(X, MEAN, LARGEST, groups: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))

@@ -1,0 +1,30 @@
+"""Callbacks for other people's trainers: the report, statistics each few steps, a schedule of recipes, and provenance.
+
+    trainer.add_callback(qc.callbacks.HuggingFace(trainer, every=100))              # transformers' Trainer, TRL's
+    lightning.Trainer(callbacks=[qc.callbacks.Lightning(every=100)])                # lightning, pytorch_lightning
+
+What they log goes to the loggers that the trainer is configured with: TensorBoard, wandb, a file. The trainer's package
+is imported when its callback is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hf import HuggingFace
+    from .on_lightning import Lightning
+
+__all__ = ["HuggingFace", "Lightning"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HuggingFace":
+        from .hf import HuggingFace
+
+        return HuggingFace
+    if name == "Lightning":
+        from .on_lightning import Lightning
+
+        return Lightning
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
