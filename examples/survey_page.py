@@ -125,7 +125,9 @@ def page(results: Sequence[dict]) -> str:
         *(_row(result) for result in ran),
         "",
         *_failures("Those that train and don't compile", built, lambda r: "gradients" not in r and not _late(r)),
-        *_failures("Those that were stopped at the limit of time", results, lambda r: "gradients" not in r and _late(r)),
+        *_failures(
+            "Those that were stopped at the limit of time", results, lambda r: "gradients" not in r and _late(r)
+        ),
         *_failures("Those that did not build or train here", results, lambda r: r not in built and not _late(r)),
     ]
     return "\n".join(lines).rstrip() + "\n"

@@ -140,7 +140,9 @@ class Artifact:
 
     def __str__(self) -> str:
         kernels = ruled(aligned(_kernel_rows(self), _KERNEL_LEFT))
-        matmuls = [] if self.target.amd else [*ruled(aligned(_matmul_rows(self), _MATMUL_LEFT)), ""]  # nothing but times
+        matmuls = (
+            [] if self.target.amd else [*ruled(aligned(_matmul_rows(self), _MATMUL_LEFT)), ""]
+        )  # nothing but times
         return "\n".join([*kernels, "", *matmuls, *_summary(self)])
 
     def _repr_html_(self) -> str:
