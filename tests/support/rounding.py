@@ -46,9 +46,9 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in OPERANDS:
+        if func not in OPERANDS and not _is_experts(func):
             return result
-        positive = [a.abs() if at in OPERANDS[func] and a is not None else a for at, a in enumerate(args)]
+        positive = [a.abs() if _is_operand(func, at, a) else a for at, a in enumerate(args)]
         reach = func(*positive, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
             return self._moved(result, reach, _terms(func, args, result))
@@ -65,6 +65,8 @@ class Moved(TorchDispatchMode):
 
 def _terms(func: Any, args: tuple, result: Any) -> int:
     """How many products an element of the result adds, at most."""
+    if _is_experts(func):
+        return max(size for a in args if isinstance(a, torch.Tensor) for size in a.shape)
     if func is aten.convolution.default:
         return _elements(args[1])
     if func is aten.convolution_backward.default:  # of dX and of dW
@@ -72,6 +74,17 @@ def _terms(func: Any, args: tuple, result: Any) -> int:
     if func.name().startswith("aten::sum"):
         return args[0].numel() // max(result.numel(), 1)
     return max(args[at].shape[-1] for at in OPERANDS[func][-2:])
+
+
+def _is_experts(func: Any) -> bool:
+    """transformers' grouped product, or its backward; only there once transformers is."""
+    return isinstance(func, torch._ops.OpOverload) and func.name().startswith("transformers::grouped_mm_fallback")
+
+
+def _is_operand(func: Any, at: int, argument: Any) -> bool:
+    if not isinstance(argument, torch.Tensor) or not argument.is_floating_point():
+        return False
+    return _is_experts(func) or at in OPERANDS[func]
 
 
 def _elements(filters: torch.Tensor) -> int:
