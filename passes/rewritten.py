@@ -23,6 +23,7 @@ from ..kernels.schemas import (
     operands_of,
 )
 from .graph import Builder
+from .rows import origin
 from .share import quartet
 from .site import MatmulSite, quantized
 
@@ -69,7 +70,7 @@ class Product(NamedTuple):
 
 def trace(blocks: Operand | Requantize | Transposed, arguments: Callable[[fx.Node], Any] = arguments_of) -> Traced:
     """Where an operand comes from. arguments: those of a node of ours; whoever asks often can hand on a memory of them."""
-    made, index = blocks.codes.args
+    made, index = origin(blocks.codes).args
     call = arguments(made)
     if isinstance(call, Quantize):
         drawn = call.stream, call.seed, call.sign_seed

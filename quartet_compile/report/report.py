@@ -50,15 +50,35 @@ class Observed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """A matrix that ranks gather and then quantize, of a graph compiled with `wire="quantized"`.
+
+    matmul: the first that reads it. operand: `"X"`, `"W"`, `"dY"`, or a transpose, as `"W^T"`.
+    shape: of the whole; a dynamic size is a string.
+    bytes_before, bytes_after: of the whole, as it is and as it is sent; 0 where sizes are dynamic.
+    reason: why it is sent as it is; empty if its codes are.
+    """
+
+    matmul: str
+    operand: str
+    shape: tuple[int | str, ...]
+    ranks: int
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphReport:
     """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward.
-    observed: what it measures of itself."""
+    observed: what it measures of itself. gathered: what its ranks gather and then quantize."""
 
     sites: tuple[Site, ...]
     training: bool
     before: str = ""
     after: str = ""
     observed: tuple[Observed, ...] = ()
+    gathered: tuple[Gathered, ...] = ()
 
     def table(self) -> str:
         """The matmuls, a line each."""
@@ -98,6 +118,11 @@ class Report:
         return [*(site for graph in self.graphs for site in graph.sites), *self.eager_sites]
 
     @property
+    def gathered(self) -> list[Gathered]:
+        """What ranks gather and then quantize, under `wire="quantized"`."""
+        return [item for graph in self.graphs for item in graph.gathered]
+
+    @property
     def rules(self) -> dict[str, int]:
         """How many matmuls each rule decided, in the order of the report; patterns that decided none have 0."""
         counts: dict[str, int] = {}
@@ -123,12 +148,29 @@ class Report:
         lines += ["Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens."] * bool(sites)
         lines += ["Rules, and how many matmuls each decided:"] * bool(sites)
         lines += [f"{count:>5}  {rule}" for rule, count in self.rules.items() if count]
+        lines += _sent(self.gathered)
         lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in self.unmatched]
         lines += [f"Graph break at {line}" for line in self.eager]
         by_call = self.captured == REAL
         lines += ["Captured by a real call, since the code does not run without the tensors' values."] * by_call
         lines += [f"Not seen: {self.gap}"] * bool(self.gap)
         return lines
+
+
+def _sent(gathered: Sequence[Gathered]) -> list[str]:
+    """What ranks send of what they quantize."""
+    if not gathered:
+        return []
+    sent = [item for item in gathered if not item.reason]
+    before, after = (sum(getattr(item, which) for item in gathered) for which in ("bytes_before", "bytes_after"))
+    lines = [
+        f"Ranks gather {len(sent)} of {len(gathered)} operands in low precision: {after:,} bytes instead of {before:,}."
+    ]
+    return lines + [
+        f"   as it is: {item.operand} of {item.matmul}, {list(item.shape)}: {item.reason}"
+        for item in gathered
+        if item.reason
+    ]
 
 
 def precision(sites: Sequence[Site]) -> str:
