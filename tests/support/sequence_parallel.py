@@ -27,7 +27,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-WORDS, WIDTH, LENGTH = 96, 64, 32
+WORDS, WIDTH, LENGTH = 96, 128, 32
 
 
 class Layer(nn.Module):
