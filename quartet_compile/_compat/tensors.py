@@ -54,7 +54,8 @@ def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
         return []
     if private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+        parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is among them
+        return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_tensors(part)]
     if tensor.layout not in _SPARSE_PARTS:
         return [tensor] if tensor.layout == torch.strided else []
     return [getattr(tensor, part)() for part in _SPARSE_PARTS[tensor.layout]]

@@ -65,6 +65,12 @@ def test_what_is_read_in_high_precision_too_is_gathered_as_it_is(two):
         assert all("it is read in high precision too, by " in reason for reason in found["kept"].values())
 
 
+def test_ranks_whose_parts_differ_in_size_share_no_compiled_graph():
+    first, second = run_ranks("wired:uuids", 2)
+    assert first["even"] and first["even"] == second["even"]
+    assert first["odd"] and first["odd"] != second["odd"]
+
+
 def test_through_inductor():
     for rank in run_ranks("wired:by_inductor", 2):
         assert rank["equal"] and rank["sent"] == [4, 4]

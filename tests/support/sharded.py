@@ -310,7 +310,7 @@ def policy_by_full_names() -> dict[str, Any]:
         return {"sites": {s.name: s.rewritten for graph in reports for s in graph.sites}, "graphs": len(reports)}
 
     found = {}
-    with _graphs() as reports:
+    with without_inductor() as reports:
         replica = DistributedDataParallel(Net(blocks=3, hidden=4096), bucket_cap_mb=1)
         qc.quartet(replica, exclude=["layers.1", "out"])(batch())
     found["ddp"] = decided(reports)
@@ -319,7 +319,7 @@ def policy_by_full_names() -> dict[str, Any]:
         model.layers[index] = checkpoint_wrapper(layer)
         fully_shard(model.layers[index])
     fully_shard(model)
-    with _graphs() as reports:
+    with without_inductor() as reports:
         qc.quartet(model, regions=["layers.*"], exclude=["layers.1.attention.*", "layers.*.mlp.up"])
         model(batch()).square().sum().backward()
     found["fsdp"] = decided(reports)
@@ -362,7 +362,7 @@ def fsdp_ways() -> dict[str, Any]:
             fully_shard(layer)
         fully_shard(model)
         state = list(model.state_dict())
-        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+        with without_inductor() as reports, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             function = way(model)
             ours = backward(function, model, x[2 * rank : 2 * rank + 2])
@@ -390,7 +390,7 @@ def fsdp_enabled() -> dict[str, Any]:
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
-        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+        with without_inductor() as reports, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             ours = backward(model, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
@@ -405,7 +405,7 @@ def other_options() -> list[str]:
     """The errors of ranks of which one has other options than the rest; which rank is told is a matter of time."""
     options = {"recipe": "exact" if dist.get_rank() else "quartet", "exclude": ["layers.1"]}
     try:
-        with _graphs():
+        with without_inductor():
             torch.compile(model_of(), backend="quartet", options=options)(batch())
     except qc.OptionError as error:
         return [str(error)]
@@ -413,7 +413,7 @@ def other_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def _graphs() -> Iterator[list]:
+def without_inductor() -> Iterator[list]:
     """Compile without Inductor inside; gives the reports, which fill."""
     reports: list = []
 

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from captured import compiled as captured
 from sequence_parallel import LENGTH, WORDS, Language, parallel, step
-from sharded import whole
+from sharded import whole, without_inductor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from quartet_compile import backend as backend_module
 from quartet_compile.process import process
 
 SIZES = {"unsigned char": 1, "c10::BFloat16": 2, "float": 4}
@@ -152,6 +153,22 @@ def two() -> dict[str, Any]:
         "autocast": compared(Autocast, trained),
         "also read": compared(lambda: blocks(also_read=True), trained),
     }
+
+
+def uuids() -> dict[str, list[str]]:
+    """Under which uuid a rank compiles weights of 102 and of 101 rows."""
+    found: dict[str, list[str]] = {"even": [], "odd": []}
+    original = backend_module.graph_uuid
+    for name, hidden in (("even", 102), ("odd", 101)):
+
+        def kept(*arguments: Any, name: str = name) -> str:
+            found[name].append(original(*arguments))
+            return found[name][-1]
+
+        backend_module.graph_uuid = kept
+        with without_inductor():
+            torch.compile(blocks(hidden=hidden), backend="quartet")(mine())
+    return found
 
 
 def by_inductor() -> dict[str, Any]:
