@@ -81,10 +81,10 @@ TORCH_VENV := .venv-torch-$(TORCH)
 test-torch: $(TORCH_VENV)/.ready
 	$(TORCH_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(PYTEST_ARGS) $(TESTS)
 
-# The triton is that which this torch asks for.
+# Triton and setuptools are those which this torch asks for.
 .venv-torch-%/.ready: pyproject.toml constraints.txt
 	test -x .venv-torch-$*/bin/python || $(PYTHON) -m venv .venv-torch-$*
-	grep -vE '^(torch|triton)=' constraints.txt > .venv-torch-$*/constraints.txt
+	grep -vE '^(torch|triton|setuptools)=' constraints.txt > .venv-torch-$*/constraints.txt
 	echo 'torch==$*' >> .venv-torch-$*/constraints.txt
 	.venv-torch-$*/bin/python -m pip install --disable-pip-version-check -c .venv-torch-$*/constraints.txt 'torch==$*' -e ".[test]"
 	@touch $@

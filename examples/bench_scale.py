@@ -55,11 +55,11 @@ def measure(name: str, layers: int) -> dict:
     """One row: compiles the model in this process."""
     import torch
 
+    from quartet_compile._compat.fake_gpu import code_only, scratch_folder
     from quartet_compile.capture.call import Call
     from quartet_compile.capture.capture import run_on_fakes
     from quartet_compile.config.options import configure
     from quartet_compile.cross.backend import CrossBackend
-    from quartet_compile.cross.fake_gpu import code_only, scratch_folder
     from quartet_compile.cross.targets import find_target
     from quartet_compile.passes.joint import QuartetPass
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .._compat import group_ranks, rank
+from .._compat import check, group_ranks, rank
 from . import cpu
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
@@ -114,12 +114,12 @@ def _checked(operand: Operand) -> Blocks:
 
 
 def _fake_blocks(x: torch.Tensor, spec: Quantizer, rows, columns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    full, form = padded(columns, spec.block), OPERAND_FORMATS[spec.format]
-    groups = 0 if spec.exact else full // form.group
+    full, facts = padded(columns, spec.block), OPERAND_FORMATS[spec.format]
+    groups = 0 if spec.exact else full // facts.group
     return (
-        x.new_empty((rows, full // form.packed), dtype=form.codes),
-        x.new_empty((rows, groups), dtype=form.scales),
-        x.new_empty((int(form.two_level),), dtype=torch.float32),
+        x.new_empty((rows, full // facts.packed), dtype=facts.codes),
+        x.new_empty((rows, groups), dtype=facts.scales),
+        x.new_empty((int(facts.two_level),), dtype=torch.float32),
     )
 
 
@@ -152,13 +152,13 @@ def _fake_transposed(call: Transposed):
 
 
 def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
-    form = check_format(before.format, call.codes, call.scales)
-    return _fake_blocks(call.codes, after, call.codes.shape[1] * form.packed, call.codes.shape[0])
+    facts = check_format(before.format, call.codes, call.scales)
+    return _fake_blocks(call.codes, after, call.codes.shape[1] * facts.packed, call.codes.shape[0])
 
 
 def _fake_scaled_mm(call: ScaledMM):
     widths = [_width(operand) for operand in operands_of(call)]
-    torch._check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
+    check(widths[0] == widths[1], lambda: f"scaled_mm contracts {widths[0]} with {widths[1]} columns")
     return _fake_product(call, call.a.shape[0], call.b.shape[0])
 
 

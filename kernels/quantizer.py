@@ -62,6 +62,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "nearest": "to the nearest in the logarithm",
                 "up": "to the power of two above; under `absmax`, to the least that clips nothing",
                 "error": "down or one above, by squared error",
+                "even": "to the power of two of the largest, once that is rounded to the elements' mantissa (`absmax`)",
             }
         ),
         "rounding": MappingProxyType(
@@ -230,7 +231,7 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
             f"has scale_format='e4m3' with elements={q.elements!r}; E4M3 scales are those of NVFP4: set elements='e2m1'.",
         ),
         (
-            q.two_level != (q.group == 16),
+            not q.exact and q.two_level != (q.group == 16),
             f"has group={q.group} with scale_format={q.scale_format!r}; expected group=16 with 'e4m3' (NVFP4) and group=32 "
             "with 'e8m0' (MX formats).",
         ),
@@ -266,6 +267,11 @@ def _contradictions(q: Quantizer) -> list[tuple[bool, str]]:
             q.noise_bits != 8 and not q.stochastic,
             f"has noise_bits={q.noise_bits} with {rounds}; elements take random bits under stochastic rounding only: leave "
             "noise_bits out, or set rounding='stochastic'.",
+        ),
+        (
+            q.scale_rounding == "even" and q.scale != "absmax",
+            f"has scale_rounding='even' with scale={q.scale!r}; it rounds the largest of a group as an element: set "
+            "scale='absmax'.",
         ),
         (
             q.scale_rounding == "error" and (q.shrink != 1.0 or q.noisy or q.elements != "e2m1" or q.two_level),

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from .._compat import region
+from .._compat import recomputation
 from ..config.recipe import Recipe
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
@@ -107,14 +107,14 @@ class _Job:
 
     @property
     def x_key(self) -> tuple:
-        """The same in one checkpointed region: sites with the same key share the nodes."""
-        return *self.x_value, *region(self.site.node)
+        """The same in one recomputation: sites with the same key share the nodes."""
+        return *self.x_value, *recomputation(self.site.node)
 
 
 @dataclasses.dataclass
 class _Rewriter:
     """order: position of each node. first_of_x: by the value of X^T, the first site that reads it; its seed gives the
-    signs of wgrad, which every dY that meets this X must use. Checkpointed regions don't count, so that they change no
+    signs of wgrad, which every dY that meets this X must use. Recomputations don't count, so that they change no
     noise."""
 
     build: Builder

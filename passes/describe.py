@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..config.recipe import Recipe, operands
+from ..config.recipe import Gemm, Recipe, operands
 from ..report.report import Site
 from .graph import module_of
+from .products.groups import Groups
+from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .work import Work
 
@@ -16,7 +18,7 @@ _FORMATS = {"e2m1": "fp4", "e4m3": "fp8", "float32": "fp4"}
 
 def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     """Every product of a graph, in the order of its nodes."""
-    described = {decision.site.node: [_decided(decision)] for decision in work.decisions}
+    described = {decision.site.node: [_decided(decision, work.saved)] for decision in work.decisions}
     for other in work.others:
         if other.node not in described or other.inside:
             line = _never(other, work.inputs.parameters)
@@ -24,7 +26,7 @@ def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     return tuple(site for node in sorted(described, key=order.__getitem__) for site in described[node])
 
 
-def _decided(decision: Decision) -> Site:
+def _decided(decision: Decision, saved: dict[int, Saved]) -> Site:
     site = decision.site
     present = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
     gemms = {}
@@ -40,6 +42,7 @@ def _decided(decision: Decision) -> Site:
         gemms=gemms,
         recipe=decision.recipe.name if decision.rewrite else "",
         runs_in=_runs_in(site, decision.recipe) if decision.rewrite else _dtype(site.node),
+        grouped=decision.rewrite and isinstance(saved[site.index].form, Groups),
     )
 
 
@@ -61,10 +64,18 @@ def _runs_in(site: MatmulSite, recipe: Recipe) -> str:
     formats: dict[str, list[str]] = {}
     for role in quantized(site, recipe):
         gemm = getattr(recipe, role)
-        formats.setdefault(_FORMATS[gemm.a.elements], []).append(role)
+        formats.setdefault(_format(gemm), []).append(role)
     if len(formats) == 1 and len(quantized(site, recipe)) == 1 + len(site.backward):
         return next(iter(formats))
     return " + ".join(f"{name} ({', '.join(roles)})" for name, roles in formats.items())
+
+
+def _format(gemm: Gemm) -> str:
+    """`fp4`; `fp4-weights` where only the second operand of a product is rounded, and so on."""
+    a, b = (_FORMATS[quantizer.elements] for quantizer in (gemm.a, gemm.b))
+    if gemm.a.exact and not gemm.b.exact:
+        return f"{b}-weights"
+    return a if gemm.b.exact is gemm.a.exact else f"{a}-activations"
 
 
 def _sizes(shape: tuple) -> tuple:

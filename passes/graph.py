@@ -20,7 +20,7 @@ from .._compat import (
     module_stack,
     op_name,
     place_of,
-    region,
+    recomputation,
 )
 from ..config.names import clean
 
@@ -205,8 +205,8 @@ class Builder:
         return node
 
     def once(self, like: fx.Node, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` builds, built for the first site that asks for this key. Checkpointed regions have their own."""
-        key = (key, *region(like))
+        """What `make` builds, built for the first site that asks for this key. Each recomputation has its own."""
+        key = (key, *recomputation(like))
         if key not in self._once:
             self._once[key] = make()
         return self._once[key]

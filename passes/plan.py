@@ -29,7 +29,7 @@ _LOST_TAILS = {1: 1.0, 2: 0.13, 3: 0.046}
 columns have .028, as much as a full group of unit variance."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EXCLUDED, MARKED = "excluded by", "in a region marked no_fp4"
+EXCLUDED, MARKED = "excluded by", "marked no_fp4"
 """How the reasons start of what the user named to be kept."""
 
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
@@ -149,9 +149,9 @@ def chosen(names: tuple[str, ...], mark: str | None, policy: Policy) -> tuple[bo
     """Whether a matmul of these names that nothing refuses is wanted in low precision, and by what the user wrote; an
     empty reason if by default."""
     if mark == "fp4":
-        return True, "in a region marked fp4"
+        return True, "marked fp4"
     if policy.scope == "marked":
-        return False, "outside the regions marked fp4 (scope='marked')"
+        return False, "not marked fp4 (scope='marked')"
     if policy.include:
         for pattern in policy.include:
             if matches(pattern, names):

@@ -1,7 +1,7 @@
 """One quantize for each distinct operand: X for q, k and v, and for gate and up; W once.
 
 q, k and v each have their own view of X, so the key is the value that the view reads (`Matrix.key`), not the node.
-Operands of different checkpointed regions are not shared: the partitioner recomputes each region by itself.
+Operands of different activation checkpoints are not shared: the partitioner recomputes each by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from .._compat import region
+from .._compat import recomputation
 from ..kernels.quantizer import Quantizer
 from .graph import Builder, Matrix
 
@@ -44,7 +44,7 @@ class Operands:
 
     def forward(self, operand: Matrix, quantizer: Quantizer, stream: int, like: fx.Node) -> Quantized:
         """The quantized operand of a forward GEMM; a new one is placed where the graph inserts now."""
-        key = (operand.key, quantizer, *region(like))
+        key = (operand.key, quantizer, *recomputation(like))
         found = self._made.get(key)
         if found is None:
             masked = operand.key in self.masked

@@ -395,7 +395,7 @@ def _seed(node: fx.Node) -> Any:
 
 
 def _what(operand: Traced, values: Values) -> tuple:
-    """What an operand is: a matrix, and the quantizers that it went through. Checkpointed regions each have their own
+    """What an operand is: a matrix, and the quantizers that it went through. Activation checkpoints each have their own
     nodes for one operand."""
     matrix = values.matrix(operand.matrix)
     quantizers, source = [operand.quantizer], operand.source

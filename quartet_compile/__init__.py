@@ -25,9 +25,6 @@ from .errors import (
     StatsError,
     StrictError,
 )
-from .export.export import export
-from .export.record import Exported, ExportedTensor
-from .export.state import ExportedState, export_state
 from .frontend import watch as _watch
 from .frontend.api import quartet
 from .frontend.enable import disable, enable
@@ -36,6 +33,9 @@ from .kernels.quantizer import Quantizer, quantizer
 from .quantized import QuantizedTensor, quantize
 from .report.report import Report, Site
 from .report.stats import Stats, stats
+from .serving.export import export
+from .serving.record import Exported, ExportedTensor
+from .serving.state import ExportedState, export_state
 
 _watch.install()
 _compat.extend_accelerate(_backend_names)

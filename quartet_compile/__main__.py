@@ -41,8 +41,9 @@ from .cross.artifact import Artifact
 from .cross.cross_compile import CrossCompileError, cross_compile
 from .cross.targets import CHIPS, TARGETS
 from .errors import QuartetError, suggest
-from .export import cli as export_cli
 from .law import cli as law_cli
+from .serving import cli as export_cli
+from .tables import aligned, ruled
 
 SHAPE = re.compile(r"^(\d+(?:x\d+)*)?(?::(\w+))?$")
 NAMED = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
@@ -149,7 +150,7 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", help="a name or a TOML file; default: quartet (see the command recipes)")
     command.add_argument("--include", metavar="GLOB", action="append", help="only modules of these names; repeatable")
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
-    command.add_argument("--scope", help="all, or marked: only regions marked with quartet_compile.fp4")
+    command.add_argument("--scope", help="all, or marked: only what is marked with quartet_compile.fp4")
     command.add_argument("--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error")
     command.add_argument("--no-grad", action="store_true", help="the inference graph instead of the training graph")
     command.add_argument("--json", action="store_true", help="machine-readable output")
@@ -164,14 +165,12 @@ def run_recipes(options: argparse.Namespace) -> str:
     rows: list[tuple[str, ...]] = [("recipe", "fprop  Y = X W^T", "dgrad  dX = dY W", "wgrad  dW = dY^T X")]
     for name, recipe in recipes().items():
         rows.append((name, *(operands(getattr(recipe, role)) for role in ("fprop", "dgrad", "wgrad"))))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     note = (
         "One name: both operands. With names (recipes quartet2): all six operands, and what each is made of.\n"
         "Which to pick: quartet, the default (MXFP4); quartet2 (NVFP4) where a rise of the loss is in doubt; mxfp8 where "
         "FP4 costs too much; quartet-rtn for gradients without noise. docs/recipes.md compares them."
     )
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
+    return "\n".join([*ruled(aligned(rows)), "", note])
 
 
 def run_explain(options: argparse.Namespace) -> str:
@@ -192,22 +191,13 @@ def run_diff(options: argparse.Namespace) -> str:
 def run_cross_compile(options: argparse.Namespace) -> str:
     """The table of `cross_compile`; of kernels that fail too, before the error that lists them."""
     try:
-        artifact = _call(options, cross_compile, target=options.target, progress=_progress if _is_watched() else None)
+        artifact = _call(options, cross_compile, target=options.target, progress=True)
     except CrossCompileError as error:
         _write(options, error.artifact)
         show((error.artifact.to_json() if options.json else str(error.artifact)) + "\n")
         raise
     _write(options, artifact)
     return artifact.to_json() if options.json else str(artifact)
-
-
-def _is_watched() -> bool:
-    """Whether a person sees what is written to stderr."""
-    return sys.stderr.isatty()
-
-
-def _progress(text: str) -> None:
-    print(f"quartet_compile cross-compile: {text}", file=sys.stderr, flush=True)
 
 
 def _write(options: argparse.Namespace, artifact: Artifact) -> None:

@@ -27,6 +27,7 @@ from .kernels.cpu.toolchain import isa, require_compiler, run
 from .kernels.numerics import reference
 from .kernels.paths import path_of
 from .kernels.quantizer import quantizer
+from .tables import aligned
 
 NEEDED_BYTES = 10_000_000
 """What the CPU kernels take in the cache folder."""
@@ -57,8 +58,7 @@ def run_doctor(options: argparse.Namespace) -> str:
     options.code = int(any(check.state == FAILED for check in found))
     if options.json:
         return json.dumps([dataclasses.asdict(check) for check in found], indent=1)
-    width = max(len(check.name) for check in found)
-    return "\n".join(f"{check.name.ljust(width)}  {check.state.ljust(len(UNKNOWN))}  {check.found}" for check in found)
+    return "\n".join(aligned([(check.name, check.state, check.found) for check in found]))
 
 
 def examine() -> list[Check]:
@@ -70,8 +70,8 @@ def examine() -> list[Check]:
         "Triton": _triton,
         "C++ compiler": lambda: (OK, run([require_compiler(), "--version"]).partition("\n")[0]),
         "instruction set": lambda: (OK, isa()),
-        "MXFP4": lambda: (OK, path_of(torch.device("cpu"), [("mxfp4", "mxfp4")])),
-        "MXFP8": lambda: (OK, path_of(torch.device("cpu"), [("mxfp8", "mxfp8")])),
+        "MXFP4": lambda: (OK, path_of(torch.device("cpu"), [("mxfp4", "mxfp4", False)])),
+        "MXFP8": lambda: (OK, path_of(torch.device("cpu"), [("mxfp8", "mxfp8", False)])),
         "GPU": _gpu,
         "cache folder": _cache,
         "bits": _bits,
@@ -105,7 +105,7 @@ def _gpu() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return UNKNOWN, "none that this torch sees"
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return OK, "; ".join(path_of(device, [("mxfp4", "mxfp4")]) for device in devices)
+    return OK, "; ".join(path_of(device, [("mxfp4", "mxfp4", False)]) for device in devices)
 
 
 def _cache() -> tuple[str, str]:

@@ -1,5 +1,5 @@
 """What the C++ quantizers are asked for: `Request` of operand.h by MXFP4 with rotations of 0 or 32, `AnyRequest` of
-target.h by the other quantizers (`is_fast` draws the line), and the blocks that they fill."""
+destination.h by the other quantizers (`is_fast` draws the line), and the blocks that they fill."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def require_known(*requests: ctypes.Structure | None) -> None:
 
 def layout(quantizer: Quantizer, rows: int, columns: int, mask: bool) -> tuple[Array, Array, Array, Array]:
     """The parts of blocks of `[rows, columns]`, laid out as kernels/numerics/reference.py says."""
-    full, form = padded(columns, quantizer.block), OPERAND_FORMATS[quantizer.format]
+    full, facts = padded(columns, quantizer.block), OPERAND_FORMATS[quantizer.format]
     return (
-        Array("codes", form.codes, (rows, full // form.packed)),
-        Array("scales", form.scales, (rows, full // quantizer.group)),
+        Array("codes", facts.codes, (rows, full // facts.packed)),
+        Array("scales", facts.scales, (rows, full // quantizer.group)),
         TENSOR_SCALE if quantizer.two_level else _NO_TENSOR_SCALE,
         Array("a mask", torch.uint8, (rows, full // 8 if mask else 0)),
     )

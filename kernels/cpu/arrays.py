@@ -54,7 +54,7 @@ class Array(NamedTuple):
                 "contiguous, on the CPU. Pass the parts of a quantized operand together, as the op that made them "
                 "returned them."
             )
-        return Address(x.data_ptr())
+        return _place(x, self.name)
 
 
 def matrix_address(x: torch.Tensor) -> Address:
@@ -65,7 +65,18 @@ def matrix_address(x: torch.Tensor) -> Address:
             f"A CPU kernel got {_words(x)} as a matrix; expected two dimensions, the last contiguous, of a dtype of "
             f"{dtypes}, on the CPU. Pass x.float().contiguous()."
         )
-    return Address(x.data_ptr())
+    return _place(x, "a matrix")
+
+
+def _place(x: torch.Tensor, name: str) -> Address:
+    """Where a tensor is. Raises `QuartetError` for one that is made of others, as a DTensor, and is nowhere itself."""
+    address = x.data_ptr()
+    if not address and x.numel():
+        raise QuartetError(
+            f"A CPU kernel got a {type(x).__name__} without memory of its own as {name}; expected a plain tensor. Pass the "
+            "one that it is made of: of a DTensor x.full_tensor(), or x.to_local()."
+        )
+    return Address(address)
 
 
 def _has_rows(x: torch.Tensor) -> bool:

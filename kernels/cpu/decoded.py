@@ -18,20 +18,20 @@ def decode(x: Blocks, shrink: float = 1.0) -> torch.Tensor:
     CPU.require_entry("operand format", x.format)
     if x.format == "float32":
         return x.codes
-    form = OPERAND_FORMATS[x.format]
+    facts = OPERAND_FORMATS[x.format]
     rows, groups = x.scales.shape
-    width = groups * form.group
+    width = groups * facts.group
     codes, scales = x.codes.contiguous(), x.scales.contiguous()
     out, out_address = Array("decoded values", torch.float32, (rows, width)).empty()
     function("quartet_decode", "pippfpiii")(
-        Array("codes", form.codes, (rows, width // form.packed)).address(codes),
-        numbers("elements")[form.elements],
-        Array("scales", form.scales, (rows, groups)).address(scales),
-        TENSOR_SCALE.address(x.tensor_scale) if form.two_level else None,
+        Array("codes", facts.codes, (rows, width // facts.packed)).address(codes),
+        numbers("elements")[facts.elements],
+        Array("scales", facts.scales, (rows, groups)).address(scales),
+        TENSOR_SCALE.address(x.tensor_scale) if facts.two_level else None,
         shrink,
         out_address,
         rows * groups,
-        form.group,
+        facts.group,
         torch.get_num_threads(),
     )
     return out

@@ -7,7 +7,7 @@
 enum class Elements : int64_t { kE2m1, kE4m3 };
 enum class ScaleFormat : int64_t { kE8m0, kE4m3 };
 enum class Scale : int64_t { kAbsmax, kQuest, kFourOverSix };
-enum class ScaleRounding : int64_t { kDown, kNearest, kUp, kError };
+enum class ScaleRounding : int64_t { kDown, kNearest, kUp, kError, kEven };
 enum class Rounding : int64_t { kNearest, kStochastic, kEden };
 enum class Type : int64_t { kFloat32, kBfloat16, kFloat16 };
 
@@ -25,7 +25,8 @@ inline bool is_entry(ScaleRounding x) {
         case ScaleRounding::kDown:
         case ScaleRounding::kNearest:
         case ScaleRounding::kUp:
-        case ScaleRounding::kError: return true;
+        case ScaleRounding::kError:
+        case ScaleRounding::kEven: return true;
     }
     return false;
 }

@@ -73,12 +73,12 @@ struct Nvfp4 {
 };
 
 // Outputs are sums * scale * column_factor * row_factor.
-template <class Form>
+template <class Format>
 struct Product {
-    using Rows = typename Form::Rows;
-    using Columns = typename Form::Columns;
+    using Rows = typename Format::Rows;
+    using Columns = typename Format::Columns;
     Blocks a, b;
-    typename Form::ScalesOf a_scales, b_scales;
+    typename Format::ScalesOf a_scales, b_scales;
     float scale, column_factor, row_factor;
 
     bool run_as(int64_t type, void* out, int64_t threads) const {
@@ -99,9 +99,9 @@ struct Product {
 };
 
 // This and the next return false if memory runs out.
-template <class Form>
+template <class Format>
 template <class Element>
-bool Product<Form>::run(Element* out, int64_t threads) const {
+bool Product<Format>::run(Element* out, int64_t threads) const {
     const Range rows{0, ceil_div(a.rows, kTileRows)}, columns{0, ceil_div(b.rows, kTileColumns)};
     threads = std::clamp<int64_t>(a.rows * b.rows * a.groups * kGroup / kThreadProducts, 1, threads);
     int64_t row_parts = 1, least = std::numeric_limits<int64_t>::max();
@@ -119,9 +119,9 @@ bool Product<Form>::run(Element* out, int64_t threads) const {
     return ok;
 }
 
-template <class Form>
+template <class Format>
 template <class Element>
-bool Product<Form>::run_part(Element* out, Range rows, Range columns) const {
+bool Product<Format>::run_part(Element* out, Range rows, Range columns) const {
     const int64_t groups = a.groups;
     const int64_t row_step = even_part(rows.size(), kRowBytes / int64_t(groups * sizeof(Rows) + 1));
     const int64_t column_step = even_part(columns.size(), kColumnBytes / int64_t(groups * sizeof(Columns) + 1));
@@ -150,9 +150,9 @@ bool Product<Form>::run_part(Element* out, Range rows, Range columns) const {
     return true;
 }
 
-template <class Form>
+template <class Format>
 template <class Element>
-Place<Element> Product<Form>::place(Element* out, int64_t row, int64_t column) const {
+Place<Element> Product<Format>::place(Element* out, int64_t row, int64_t column) const {
     const int64_t m = row * kTileRows, n = column * kTileColumns;
     return {out + m * b.rows + n, b.rows, int(std::min<int64_t>(kTileRows, a.rows - m)),
             int(std::min<int64_t>(kTileColumns, b.rows - n))};

@@ -123,7 +123,7 @@ def _build(tools: Toolchain, key: str, folder: Path) -> Path:
         objects = {str(source): str(scratch / f"{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))}
         compile_ = [tools.compiler, *tools.compile_flags, "-c"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            commands = [[*compile_, source, "-o", target] for source, target in objects.items()]
+            commands = [[*compile_, source, "-o", made] for source, made in objects.items()]
             list(pool.map(functools.partial(run, scratch=scratch), commands))
         linked = scratch / "quartet.so"
         run([tools.compiler, *objects.values(), *tools.link_flags, "-o", str(linked)], scratch=scratch)

@@ -22,7 +22,7 @@ struct Request {
 
     bool is_known() const {
         return is_entry(ScaleFormat::kE8m0, scale) && is_entry(scale_rounding) && is_entry(rounding) &&
-               scale_rounding != ScaleRounding::kError && rounding != Rounding::kEden &&
+               scale_rounding != ScaleRounding::kError && scale_rounding != ScaleRounding::kEven && rounding != Rounding::kEden &&
                (scale == Scale::kQuest || scale_rounding == ScaleRounding::kDown) &&
                (rotation == 0 || rotation == kGroup) && (noise_bits == 8 || noise_bits == 16);
     }
@@ -46,7 +46,8 @@ struct Operand {
             case ScaleRounding::kNearest: return scale_carry(kRootOfTwo);
             case ScaleRounding::kUp: return scale_carry(1);
             case ScaleRounding::kDown:
-            case ScaleRounding::kError: break;
+            case ScaleRounding::kError:
+            case ScaleRounding::kEven: break;
         }
         return 0;
     }

@@ -8,7 +8,7 @@
 
 // The rotated panel at logical row `row` and block `block` of columns, under absmax without the factor of the rotation.
 // Inlined it takes registers from what follows: 5 to 10 % of the time of nvfp4-rtn.
-__attribute__((noinline)) static void read_panel(const View& from, const Target& to, int64_t row, int64_t block,
+__attribute__((noinline)) static void read_panel(const View& from, const Destination& to, int64_t row, int64_t block,
                                                  Panel& panel) {
     panel.tiles = to.tiles, panel.width = to.block;
     for (int t = 0; t < panel.tiles; ++t)
@@ -26,7 +26,7 @@ __attribute__((noinline)) static void read_panel(const View& from, const Target&
 
 // Rounds one group of one tile, scaled, by `bits` random bits an element.
 template <int bits>
-QUARTET_INLINE void round_by_noise(const Target& to, const f32* scaled, int64_t row, int64_t group, int count,
+QUARTET_INLINE void round_by_noise(const Destination& to, const f32* scaled, int64_t row, int64_t group, int count,
                                    u32* dword) {
     constexpr int dwords = 16 / bits;  // of a block of random words
     for (int k = 0; k < count; k += dwords) {
@@ -37,7 +37,7 @@ QUARTET_INLINE void round_by_noise(const Target& to, const f32* scaled, int64_t 
 }
 
 // The codes of one group of one tile, scaled, as `count` dwords.
-QUARTET_INLINE void round_e2m1(const Target& to, const f32* scaled, int64_t row, int64_t group, int count, u32* dword) {
+QUARTET_INLINE void round_e2m1(const Destination& to, const f32* scaled, int64_t row, int64_t group, int count, u32* dword) {
     switch (to.request.rounding) {
         case Rounding::kStochastic:
             if (to.request.noise_bits == 8)
@@ -53,7 +53,7 @@ QUARTET_INLINE void round_e2m1(const Target& to, const f32* scaled, int64_t row,
 }
 
 // Rounds and writes one group of one tile, scaled.
-static void write_group(const Target& to, const f32* scaled, int64_t row, int64_t group, i32 valid) {
+static void write_group(const Destination& to, const f32* scaled, int64_t row, int64_t group, i32 valid) {
     u32 dword[8] = {};
     int count = 0;
     switch (to.request.elements) {
@@ -77,7 +77,7 @@ static void write_group(const Target& to, const f32* scaled, int64_t row, int64_
 }
 
 // EDEN's scales of the groups of one tile, whose columns are scaled.
-static void correct_scales(const Target& to, const f32* scaled, int64_t row, int64_t group, i32* scale) {
+static void correct_scales(const Destination& to, const f32* scaled, int64_t row, int64_t group, i32* scale) {
     f32 factor = eden_factor(scaled, to.block);
     u32 words[4];
     philox_words(to.key, to.stream, row, group / 8, words);
@@ -89,7 +89,7 @@ static void correct_scales(const Target& to, const f32* scaled, int64_t row, int
     }
 }
 
-static void quantize_panel(const View& from, const Target& to, int64_t row, int64_t block, float of_tensor) {
+static void quantize_panel(const View& from, const Destination& to, int64_t row, int64_t block, float of_tensor) {
     Panel panel;
     i32 scale[kMaxTiles * kMaxBlock / 16], valid[kMaxTiles * kMaxBlock / 16];
     read_panel(from, to, row, block, panel);
@@ -114,7 +114,7 @@ static void quantize_panel(const View& from, const Target& to, int64_t row, int6
 }
 
 // The bits of the largest magnitude of one panel's valid groups.
-static int32_t largest_of_panel(const View& from, const Target& to, int64_t row, int64_t block) {
+static int32_t largest_of_panel(const View& from, const Destination& to, int64_t row, int64_t block) {
     Panel panel;
     i32 largest[kMaxTiles], valid[kMaxTiles], most = {};
     read_panel(from, to, row, block, panel);
@@ -128,7 +128,7 @@ static int32_t largest_of_panel(const View& from, const Target& to, int64_t row,
 
 // Calls `work(row, block)` for every panel, in the order in which the matrix lies in memory.
 template <class Work>
-static void for_each_panel(const View& from, const Target& to, int64_t threads, const Work& work) {
+static void for_each_panel(const View& from, const Destination& to, int64_t threads, const Work& work) {
     const int64_t panels = (to.rows + to.panel_rows() - 1) / to.panel_rows();
     const int64_t outer = from.transposed ? to.blocks : panels, inner = from.transposed ? panels : to.blocks;
     threads = useful_threads(to.rows * to.blocks * to.block, threads);
@@ -143,7 +143,7 @@ QUARTET_EXPORT void quartet_quantize_any(const void* x, int64_t type, int64_t ro
                                          int64_t transposed, AnyRequest* request, int64_t threads) {
     if (!(request->known = request->is_known())) return;
     const View from = {{x, (Type)type, rows, columns, stride}, transposed != 0};
-    const Target to(*request, from.rows(), from.columns());
+    const Destination to(*request, from.rows(), from.columns());
     float of_tensor = 1.0f;
     if (to.two_level) {
         std::atomic<int32_t> most{0};  // the maximum doesn't depend on the order in which threads find it

@@ -1,10 +1,10 @@
 // Reads a tile of a matrix, or of its transpose: `width` columns of kLanes rows, a column a vector, zeros beyond the
-// edges. Unlike the blocks of block.h, a tile may be as wide as any block of a quantizer.
+// edges. Unlike the chunks of chunk.h, a tile may be as wide as any block of a quantizer.
 #pragma once
 
 #include <type_traits>
 
-#include "block.h"
+#include "chunk.h"
 
 constexpr int kMaxBlock = 128;
 

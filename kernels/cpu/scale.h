@@ -9,15 +9,16 @@ constexpr int32_t kInfinity = 0x7f800000, kScaleNan = 255;
 // exponent from some mantissa on.
 constexpr int32_t scale_carry(int32_t least_mantissa) { return (1 << 23) - least_mantissa; }
 constexpr int32_t kRootOfTwo = 0x3504F3;  // from it on, the next power of two is the nearest in the logarithm
+constexpr int32_t kEvenE2m1 = 0x600000, kEvenE4m3 = 0x780000;  // 1.75, 1.9375: their mantissa, rounded, carries
 constexpr int32_t kAboveSix = 0x400001, kAbove448 = 0x600001;  // 6 is 1.5 * 2^2, 448 is 1.75 * 2^8
 
 constexpr int32_t kSmallestByte = 64;  // the least scale is 2^-63
 
-// The bytes of scales of `statistic * 2^exponent`, given by its bits, over 2^binades; 255 where it is not finite.
-QUARTET_INLINE i32 scale_bytes(i32 statistic, int32_t carry, int32_t binades, i32 exponent) {
-    i32 byte = (i32)(((u32)statistic + (uint32_t)carry) >> 23) - binades + exponent;
+// The bytes of scales of `magnitude * 2^exponent`, given by its bits, over 2^binades; 255 where it is not finite.
+QUARTET_INLINE i32 scale_bytes(i32 magnitude, int32_t carry, int32_t binades, i32 exponent) {
+    i32 byte = (i32)(((u32)magnitude + (uint32_t)carry) >> 23) - binades + exponent;
     byte = smaller(larger(byte, splat(kSmallestByte)), splat(kScaleNan));
-    return statistic >= kInfinity ? splat(kScaleNan) : byte;
+    return magnitude >= kInfinity ? splat(kScaleNan) : byte;
 }
 
 struct Scales {

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "scale.h"
-#include "target.h"
+#include "destination.h"
 
 // The bits of the largest magnitude of each row of one group, 0 where the group is not `valid`.
-QUARTET_INLINE void largest_of_valid(const Target& to, Panel& panel, int first, i32* largest, i32* valid) {
+QUARTET_INLINE void largest_of_valid(const Destination& to, Panel& panel, int first, i32* largest, i32* valid) {
     for (int t = 0; t < panel.tiles; ++t) largest[t] = largest_bits(panel.tile(t) + first, to.group);
     if (to.square) agree_on_largest(largest, panel.tiles);
     for (int t = 0; t < panel.tiles; ++t) {
@@ -14,7 +14,7 @@ QUARTET_INLINE void largest_of_valid(const Target& to, Panel& panel, int first, 
     }
 }
 
-inline float tensor_scale(const Target& to, float of_all) {
+inline float tensor_scale(const Destination& to, float of_all) {
     return of_all == 0 ? 1.0f : of_all / to.largest_scale / to.top;
 }
 
@@ -26,7 +26,7 @@ QUARTET_INLINE i32 group_scale(f32 wanted) {
 
 // Of the scales that bring the largest to 6 and to 4, the one with the smaller squared error; the first if equal.
 // Errors are those of the tensor times the power of two that brings its scale to [1, 2), so none over- or underflows.
-QUARTET_INLINE void four_over_six(const Target& to, Panel& panel, int first, float of_tensor, const f32* wanted,
+QUARTET_INLINE void four_over_six(const Destination& to, Panel& panel, int first, float of_tensor, const f32* wanted,
                                   i32* scale) {
     const f32 power = power_of_two(127 - ((i32)splat(of_tensor) >> 23));
     f32 errors[2][kMaxTiles];
@@ -47,7 +47,7 @@ QUARTET_INLINE void four_over_six(const Target& to, Panel& panel, int first, flo
 }
 
 // Chooses the scale of one group of each tile, whose columns begin at `first`, and scales them.
-QUARTET_INLINE void scale_by_e4m3(const Target& to, Panel& panel, int first, float of_tensor, i32* scale, i32* valid) {
+QUARTET_INLINE void scale_by_e4m3(const Destination& to, Panel& panel, int first, float of_tensor, i32* scale, i32* valid) {
     i32 largest[kMaxTiles];
     f32 wanted[kMaxTiles];
     largest_of_valid(to, panel, first, largest, valid);

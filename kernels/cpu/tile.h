@@ -1,5 +1,5 @@
 // A tile: one group of 32 columns of kLanes rows of the logical operand. A vector holds one column, a lane is a row. So
-// butterflies, statistics and noise need no shuffles, and an operand and its transpose differ only in how they are
+// butterflies, sums and noise need no shuffles, and an operand and its transpose differ only in how they are
 // read.
 #pragma once
 

@@ -10,7 +10,7 @@
     templates/  the kernels: what they load, which tile functions they call, what they store
 
 What quantizes takes groups as `[size, groups]`, one group a column: with the groups last, the layout that the compiler
-gives a tensor by itself puts a group into one thread, as do the loads of the templates, so that rotation, statistics,
+gives a tensor by itself puts a group into one thread, as do the loads of the templates, so that rotation, sums,
 rounding and packing run in registers, without shuffles. What decodes takes rows. Every multiply whose rounded result
 meets an add is a `fma(a, b, 0.0)`: a compiler may contract `a * b + c`, and the bits of `numerics/reference.py` would be
 lost.

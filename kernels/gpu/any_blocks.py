@@ -77,7 +77,8 @@ def _require_rounding(rounding: tl.constexpr):
 @triton.jit
 def _require_scale_rounding(name: tl.constexpr):
     tl.static_assert(
-        name == "down" or name == "nearest" or name == "up" or name == "error", "no such rounding of scales"
+        name == "down" or name == "nearest" or name == "up" or name == "error" or name == "even",
+        "no such rounding of scales",
     )
 
 
@@ -89,8 +90,8 @@ def _signed(magnitude, like):
 
 
 @triton.jit
-def _byte(statistic, scale: tl.constexpr, e4m3: tl.constexpr, scale_rounding: tl.constexpr):
-    """int32[groups]: E8M0 bytes, at least `SMALLEST_BYTE`, of the bits of a statistic; 255 where it is not finite."""
+def _byte(magnitude, scale: tl.constexpr, e4m3: tl.constexpr, scale_rounding: tl.constexpr):
+    """int32[groups]: E8M0 bytes, at least `SMALLEST_BYTE`, of the bits of a magnitude; 255 where it is not finite."""
     tl.static_assert(scale == "absmax" or scale == "quest", "no E8M0 scale by this rule")
     _require_scale_rounding(scale_rounding)
     if scale == "quest":
@@ -99,12 +100,15 @@ def _byte(statistic, scale: tl.constexpr, e4m3: tl.constexpr, scale_rounding: tl
     else:
         below: tl.constexpr = 8 if e4m3 else 2
         full: tl.constexpr = 0x600000 if e4m3 else 0x400000
-    field = statistic >> 23
+    field = magnitude >> 23
     byte = field - below
     if scale_rounding == "nearest":
-        byte += ((statistic & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
+        byte += ((magnitude & 0x7FFFFF) >= 0x3504F3).to(tl.int32)
     if scale_rounding == "up":
-        byte += ((statistic & 0x7FFFFF) > full).to(tl.int32)
+        byte += ((magnitude & 0x7FFFFF) > full).to(tl.int32)
+    if scale_rounding == "even":
+        even: tl.constexpr = 0x780000 if e4m3 else 0x600000
+        byte += ((magnitude & 0x7FFFFF) >= even).to(tl.int32)
     return tl.where(field >= 255, 255, tl.minimum(tl.maximum(byte, SMALLEST_BYTE), 255))
 
 
@@ -166,15 +170,15 @@ def quantize_e8m0(
     group: tl.constexpr = sums.shape[0]
     if scale == "quest":
         sums = rotated(sums, rotation)
-        statistic = magnitude_bits(quest_scale(sums))
+        magnitude = magnitude_bits(quest_scale(sums))
         factor = root(0, shrink)
-        nonzero = statistic >= 0
+        nonzero = magnitude >= 0
     else:
         most = largest_bits(sums, group_rows)
-        statistic = magnitude_bits(most.to(tl.float32, bitcast=True) * root(rotation))
+        magnitude = magnitude_bits(most.to(tl.float32, bitcast=True) * root(rotation))
         factor = root(rotation, shrink)
         nonzero = most != 0
-    byte = _byte(statistic, scale, e4m3, scale_rounding)
+    byte = _byte(magnitude, scale, e4m3, scale_rounding)
     if scale_rounding == "error":  # only with a shrink of 1
         byte += _one_above_is_better(_scaled(sums, factor, tl.minimum(byte, 254)), byte)
     valid = byte < 255

@@ -143,14 +143,14 @@ def aligned(codes, scales):
 
 
 @triton.jit
-def decoded(codes, scales, form: tl.constexpr):
+def decoded(codes, scales, format: tl.constexpr):
     """float32[rows, n] of codes and scales of a format, as `product.scaled_dot` takes them, without the tensor scale."""
     rows: tl.constexpr = codes.shape[0]
     groups: tl.constexpr = scales.shape[1]
-    tl.static_assert(form == "mxfp4" or form == "nvfp4" or form == "mxfp8", "no decoding of this operand format")
-    if form == "mxfp4":
+    tl.static_assert(format == "mxfp4" or format == "nvfp4" or format == "mxfp8", "no decoding of this operand format")
+    if format == "mxfp4":
         return dequantize(codes, scales)
-    elif form == "nvfp4":
+    elif format == "nvfp4":
         x = tl.reshape(values(codes), (rows, groups, 16))
         return tl.reshape(x * e4m3_value(scales.to(tl.uint8, bitcast=True))[:, :, None], (rows, groups * 16))
     else:

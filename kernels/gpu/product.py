@@ -9,19 +9,19 @@ from .scales import e4m3_value
 
 
 @triton.jit
-def scaled_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
+def scaled_dot(a, a_scales, b, b_scales, acc, format: tl.constexpr):
     """`acc + a b^T`, float32[M, N], of codes of a format: "mxfp4", "nvfp4" or "mxfp8".
 
     Codes: uint8[rows, K / 2], two E2M1 a byte; for mxfp8 E4M3[rows, K]. Scales: uint8[rows, K / 32] E8M0; for nvfp4
     [rows, K / 16] E4M3, or uint8 of its bytes. Triton's interpreter reads E4M3 wrongly, so there it is decoded first.
     """
-    tl.static_assert(form == "mxfp4" or form == "nvfp4" or form == "mxfp8", "no product of this operand format")
-    if INTERPRETED and form != "mxfp4":
-        left, right = decoded(a, a_scales, form), decoded(b, b_scales, form)
+    tl.static_assert(format == "mxfp4" or format == "nvfp4" or format == "mxfp8", "no product of this operand format")
+    if INTERPRETED and format != "mxfp4":
+        left, right = decoded(a, a_scales, format), decoded(b, b_scales, format)
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
-    elif form == "mxfp8":
+    elif format == "mxfp8":
         return tl.dot_scaled(a, a_scales, "e4m3", tl.trans(b), b_scales, "e4m3", acc)
-    elif form == "nvfp4":
+    elif format == "nvfp4":
         left, right = a_scales.to(tl.float8e4nv, bitcast=True), b_scales.to(tl.float8e4nv, bitcast=True)
         return tl.dot_scaled(a, left, "e2m1", tl.trans(b), right, "e2m1", acc)
     else:
@@ -29,9 +29,9 @@ def scaled_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
 
 
 @triton.jit
-def decoded_dot(a, a_scales, b, b_scales, acc, form: tl.constexpr):
+def decoded_dot(a, a_scales, b, b_scales, acc, format: tl.constexpr):
     """`scaled_dot` on bf16 tensor cores: bf16 holds every value of these formats from 2^-133 on."""
-    left, right = decoded(a, a_scales, form), decoded(b, b_scales, form)
+    left, right = decoded(a, a_scales, format), decoded(b, b_scales, format)
     if INTERPRETED:
         return tl.dot(left, tl.trans(right), acc, input_precision="ieee")
     return tl.dot(left.to(tl.bfloat16), tl.trans(right.to(tl.bfloat16)), acc)

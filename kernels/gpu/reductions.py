@@ -44,9 +44,9 @@ def each_group(of_block, of_block_groups: tl.constexpr):
 
 @triton.jit
 def _each_row(of_square, rows: tl.constexpr):
-    """[squares * rows] of [squares]: what a square has, for each of its rows."""
-    squares: tl.constexpr = of_square.shape[0]
-    return tl.reshape(tl.broadcast_to(of_square[:, None], (squares, rows)), (squares * rows,))
+    """[count * rows] of [count]: what a square has, for each of its rows."""
+    count: tl.constexpr = of_square.shape[0]
+    return tl.reshape(tl.broadcast_to(of_square[:, None], (count, rows)), (count * rows,))
 
 
 @triton.jit

@@ -146,7 +146,7 @@ def hadamard(x):
 
 
 @triton.jit
-def _fold(x):
+def _add_halves(x):
     """`x[:h] + x[h:]` of `x: [2 h, groups]`."""
     low, high = halves(x)
     return low + high
@@ -160,12 +160,12 @@ def pairwise_sum(x):
     groups: tl.constexpr = x.shape[1]
     tl.static_assert(size == 16 or size == 32 or size == 64 or size == 128)
     if size >= 128:
-        x = _fold(x)
+        x = _add_halves(x)
     if size >= 64:
-        x = _fold(x)
+        x = _add_halves(x)
     if size >= 32:
-        x = _fold(x)
-    return tl.reshape(_fold(_fold(_fold(_fold(x)))), (groups,))
+        x = _add_halves(x)
+    return tl.reshape(_add_halves(_add_halves(_add_halves(_add_halves(x)))), (groups,))
 
 
 @triton.jit

@@ -34,7 +34,7 @@ def quest_scale(groups):
 
 @triton.jit
 def quest_exponent(rotated):
-    """int32[groups]: exponent field of `quest_scale`; 255 where the statistics overflow or are NaN."""
+    """int32[groups]: exponent field of `quest_scale`; 255 where the sums overflow or are NaN."""
     return magnitude_bits(quest_scale(rotated)) >> 23
 
 
@@ -100,22 +100,22 @@ def e4m3_stochastic(x, bits):
 
 
 @triton.jit
-def block_place(row, group, groups):
-    """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unblock`), `groups` a
+def swizzled_place(row, group, groups):
+    """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unswizzle`), `groups` a
     row, a multiple of 4."""
     block = row // 128 * (groups // 4) + group // 4
     return block * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
 
 
 @triton.jit
-def unblock(blocked, rows: tl.constexpr, groups: tl.constexpr):
+def unswizzle(swizzled, rows: tl.constexpr, groups: tl.constexpr):
     """uint8[rows, groups] of scales in blocks of 128 rows by 4 groups, `[1, rows / 128, groups / 4, 2, 256]`.
 
     In a block the scale of (row, group) has the place `row % 32 * 16 + row // 32 * 4 + group`: the layout that the
     copy into tensor memory takes (PTX ISA, tcgen05.cp and the scale-factor layouts of tcgen05.mma).
     """
-    blocked = tl.reshape(blocked, (rows // 128, groups // 4, 32, 4, 4))
-    return tl.reshape(tl.permute(blocked, (0, 3, 2, 1, 4)), (rows, groups))
+    swizzled = tl.reshape(swizzled, (rows // 128, groups // 4, 32, 4, 4))
+    return tl.reshape(tl.permute(swizzled, (0, 3, 2, 1, 4)), (rows, groups))
 
 
 @triton.jit

@@ -16,7 +16,7 @@ GPU = Support(
         "elements": ("e2m1", "e4m3", "float32"),  # what rounds nothing is the reference's
         "scale_format": ("e8m0", "e4m3"),
         "scale": ("absmax", "quest", "four-over-six"),
-        "scale_rounding": ("down", "nearest", "up", "error"),
+        "scale_rounding": ("down", "nearest", "up", "error", "even"),
         "rounding": ("nearest", "stochastic", "eden"),
         "group": (16, 32),
         "group_rows": (1, 16, 32),

@@ -14,7 +14,7 @@ from .device import has_fp4
 from .flat import Flat
 from .inductor import TritonTemplate, V, ir, lowerings, ops, realize_inputs
 from .operands import ELEMENTS_E4M3, SCALES_E4M3, in_float8, nothing, round_up
-from .scales import blocked_with
+from .scales import swizzled_with
 from .templates import select
 
 aten = torch.ops.aten
@@ -70,7 +70,7 @@ def quantize_blocks(
     flat.add("SCALES", *names)
     if mask:
         flat.add("MASK", *names, spec.group // 8)
-    blocked = flat.add_blocked("BLOCKED", *names, source.device)
+    swizzled = flat.add_swizzled("SWIZZLED", *names, source.device)
     buffer = select(
         templates.requantize_any if decoded else templates.quantize_any,
         inputs,
@@ -81,15 +81,15 @@ def quantize_blocks(
         LARGEST=False,
         BYTES=bytes_a_group,
         MASKED=mask,
-        BLOCKED=blocked,
+        SWIZZLED=swizzled,
         NATIVE=has_fp4(source.device),
         **flat.starts(),
     )
     made = flat.views(buffer)
     codes = in_float8(made["CODES"], ELEMENTS_E4M3[spec.elements])
     scales = in_float8(made["SCALES"], SCALES_E4M3[spec.scale_format])
-    if blocked:
-        blocked_with(scales, made["BLOCKED"])
+    if swizzled:
+        swizzled_with(scales, made["SWIZZLED"])
     return codes, scales, tensor_scale, made["MASK"] if mask else nothing(length, torch.uint8, source.device)
 
 

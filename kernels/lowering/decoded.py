@@ -9,7 +9,7 @@ import torch
 
 from ..operand_formats import OPERAND_FORMATS, OperandFormat
 from ..schemas import Operand
-from .derived import derived
+from .derived import derived_of
 from .inductor import ir, lowerings, ops, realize_inputs
 from .operands import as_bytes
 
@@ -38,13 +38,16 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 def _decoded(operand: Operand) -> Any:
     """bf16[rows, n] of codes and their scales, without the tensor scale; one buffer for all products that read it."""
-    codes, scales = realize_inputs(operand.codes, operand.scales)
-    return derived("bf16", lambda: _decode(codes, scales, OPERAND_FORMATS[operand.format]), codes, scales)
+    known = derived_of(operand.codes)
+    if known.bf16 is None:
+        codes, scales = realize_inputs(operand.codes, operand.scales)
+        known.bf16 = _decode(codes, scales, OPERAND_FORMATS[operand.format])
+    return known.bf16
 
 
-def _decode(codes: Any, scales: Any, form: OperandFormat) -> ir.TensorBox:
+def _decode(codes: Any, scales: Any, facts: OperandFormat) -> ir.TensorBox:
     rows, width = codes.get_size()
-    e2m1, scale_value = _IS_E2M1[form.elements], _SCALE_VALUES[form.scale_format]
+    e2m1, scale_value = _IS_E2M1[facts.elements], _SCALE_VALUES[facts.scale_format]
     load_codes, load_scales = (as_bytes(x).make_loader() for x in (codes, scales))
 
     def value(index):
@@ -55,10 +58,10 @@ def _decode(codes: Any, scales: Any, form: OperandFormat) -> ir.TensorBox:
             x = _e2m1_value(nibble_of(byte, odd))
         else:
             x = _e4m3_value(ops.to_dtype(load_codes([row, column]), torch.int32))
-        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, form.group)]), torch.int32)
+        scale = ops.to_dtype(load_scales([row, ir.FloorDiv(column, facts.group)]), torch.int32)
         return ops.to_dtype(ops.mul(x, scale_value(scale)), torch.bfloat16)
 
-    device, columns = codes.get_device(), width * form.packed
+    device, columns = codes.get_device(), width * facts.packed
     result = ir.Pointwise.create(device=device, dtype=torch.bfloat16, inner_fn=value, ranges=[rows, columns])
     result.realize()
     return result

@@ -1,41 +1,27 @@
-"""What products make of an operand's buffers (blocked scales, FP8 values, bf16 values): once for all products that read it.
+"""What products make of an operand: once for all products that read it.
 
-Inductor lowers one op at a time and merges no equal kernels. So this one table, held by the graph that is being lowered,
-knows what was derived of which part of which buffer.
+Inductor lowers one op at a time and merges no equal kernels. So the value that stands for a part of the operand in the graph
+carries what was made of it, among the `annotations` that a node of Inductor's IR has for those who lower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
-from .inductor import V
-
-_Key = tuple[str, tuple]
+_KEY = "quartet.derived"
 
 
-def derived(what: str, make: Callable[[], Any], *of: Any) -> Any:
-    """What `make` builds of realized tensors, built at the first call with this name and these tensors."""
-    table, key = _table(), _key(what, of)
-    if key not in table:
-        table[key] = make()
-    return table[key]
+@dataclasses.dataclass
+class Derived:
+    """swizzled: of scales, the same in the order of tensor memory. fp8, bf16: of codes, the operand's values in these; `fp8`
+    with the scale of each row and whether its values aren't exact. None: not made yet."""
+
+    swizzled: Any = None
+    fp8: list[Any] | None = None
+    bf16: Any = None
 
 
-def derive(what: str, value: Any, *of: Any) -> None:
-    """Say that a kernel which makes realized tensors has made this of them too."""
-    _table()[_key(what, of)] = value
-
-
-def _table() -> dict[_Key, Any]:
-    return V.graph.__dict__.setdefault("quartet_derived", {})
-
-
-def _key(what: str, of: tuple) -> _Key:
-    return what, tuple(map(_place, of))
-
-
-def _place(x: Any) -> tuple:
-    """Where a realized tensor lies: its buffer, and its part of it."""
-    layout = x.get_layout()
-    return x.get_name(), str(layout.offset), str(layout.size), str(layout.stride)
+def derived_of(part: Any) -> Derived:
+    """What was made of an operand's codes or scales: of the argument of a lowering, as it was given."""
+    return part.annotations.setdefault(_KEY, Derived())

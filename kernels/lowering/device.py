@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..architectures import architecture, product_format
-from ..gpu.supports import GPU
+from ..gpu.supports import GPU, GROUPED_PRODUCTS
 
 
 def architecture_of(device: torch.device) -> str:
@@ -33,12 +33,14 @@ def multiplies_in_fp8(device: torch.device) -> bool:
             raise GPU.refusal("products", other)
 
 
-def unit_of(device: torch.device, left: str, right: str) -> str:
-    """What multiplies a plain pair of operands, by their formats: `"native"`, tensor cores of the format; `"fp8"`; or
-    `"bf16"`, of decoded operands."""
+def unit_of(device: torch.device, left: str, right: str, grouped: bool = False) -> str:
+    """What multiplies a pair of operands, by their formats: `"native"`, tensor cores of the format; `"fp8"`; `"bf16"`, of
+    decoded operands; or `"reference"`, where grouped products have no template."""
+    if grouped and (left, right) not in GROUPED_PRODUCTS:
+        return "reference"
     if has_fp4(device):
         return "native" if left == right else "bf16"
-    return "fp8" if left == right == "mxfp4" and multiplies_in_fp8(device) else "bf16"
+    return "fp8" if left == right == "mxfp4" and not grouped and multiplies_in_fp8(device) else "bf16"
 
 
 def adds_in_pairs(device: torch.device) -> bool:

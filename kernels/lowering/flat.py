@@ -31,7 +31,7 @@ class Flat:
         wide = self._names[columns] * width if columns else sympy.Integer(width)
         self._add(part, self._names[rows], wide)
 
-    def add_blocked(self, part: str, rows: str, groups: str, device: torch.device) -> bool:
+    def add_swizzled(self, part: str, rows: str, groups: str, device: torch.device) -> bool:
         """Scales a second time, as tensor memory takes them, if products of the device do and no block is part empty."""
         known = V.graph.sizevars.statically_known_multiple_of
         wanted = through_tensor_memory(device) and known(self._sizes[self._names[groups]], 4)

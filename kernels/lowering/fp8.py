@@ -8,7 +8,7 @@ import torch
 
 from ..schemas import Operand
 from . import templates
-from .derived import derived
+from .derived import derived_of
 from .device import architecture_of
 from .flat import Flat
 from .inductor import ir, realize_inputs
@@ -28,7 +28,7 @@ def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * 2
     return select(
         templates.scaled_mm_fp8,
-        [a, a_scales, b, b_scales, *_in_fp8(a, a_scales), *_in_fp8(b, b_scales)],
+        [a, a_scales, b, b_scales, *_in_fp8(left), *_in_fp8(right)],
         ir.FixedLayout(device, dtype, [m, n]),
         [m, n],
         over_k(_FP8_TILES[architecture], k),
@@ -38,19 +38,23 @@ def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype):
     )
 
 
-def _in_fp8(codes: Any, scales: Any) -> list[Any]:
+def _in_fp8(operand: Operand) -> list[Any]:
     """E4M3 values uint8[rows, n], the row's scale and whether it isn't exact, uint8[rows, 1] each; one buffer for all
     products that read them."""
+    known = derived_of(operand.codes)
+    if known.fp8 is None:
+        codes, scales = realize_inputs(operand.codes, operand.scales)
+        known.fp8 = _decode(codes, scales)
+    return known.fp8
 
-    def decode() -> list[Any]:
-        rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
-        flat = Flat(ROWS=rows, COLUMNS=columns)
-        flat.add("VALUES", "ROWS", "COLUMNS")
-        flat.add("LARGEST", "ROWS")
-        flat.add("BEYOND", "ROWS")
-        tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
-        layout = flat.layout(codes.get_device())
-        buffer = select(templates.decode_fp8, [codes, scales], layout, [rows, columns], [tile], **flat.starts())
-        return realize_inputs(*flat.views(buffer).values())
 
-    return derived("fp8", decode, codes, scales)
+def _decode(codes: Any, scales: Any) -> list[Any]:
+    rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
+    flat = Flat(ROWS=rows, COLUMNS=columns)
+    flat.add("VALUES", "ROWS", "COLUMNS")
+    flat.add("LARGEST", "ROWS")
+    flat.add("BEYOND", "ROWS")
+    tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
+    layout = flat.layout(codes.get_device())
+    buffer = select(templates.decode_fp8, [codes, scales], layout, [rows, columns], [tile], **flat.starts())
+    return realize_inputs(*flat.views(buffer).values())

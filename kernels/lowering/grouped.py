@@ -6,7 +6,7 @@ from ..numerics.grouped import product_shape
 from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledGroupedMM, epilogue_of, operands_of
 from . import templates
-from .device import architecture_of, has_fp4
+from .device import architecture_of, unit_of
 from .inductor import ir, realize_inputs
 from .operands import fields_of
 from .templates import select
@@ -33,16 +33,15 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
     a, a_scales, b, b_scales, ends = realize_inputs(left.codes, left.scales, right.codes, right.scales, call.ends)
     rows, columns = product_shape(a.get_size()[0], b.get_size()[0], call.matrices, call.gemm)
     epilogue = epilogue_of(call)
-    inside = epilogue if in_template(epilogue) else None
-    mask, width = (inside.mask, inside.columns) if inside else (None, columns)
+    inside = in_template(epilogue, columns)
     stacked = call.gemm == "wgrad"
-    form, native = OPERAND_FORMATS[left.format], has_fp4(device)
-    tiles = _GROUPED_TILES[architecture_of(device), form.bits] if native else _GROUPED_TILES_BF16[form.bits]
-    scales_e4m3 = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
+    facts, native = OPERAND_FORMATS[left.format], unit_of(device, left.format, right.format, grouped=True) == "native"
+    tiles = _GROUPED_TILES[architecture_of(device), facts.bits] if native else _GROUPED_TILES_BF16[facts.bits]
+    tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
     product = select(
         templates.grouped_stacked if stacked else templates.grouped_rows,
-        [a, a_scales, b, b_scales, ends, *scales_e4m3, *([] if mask is None else [realize_inputs(mask)])],
-        ir.FixedLayout(device, call.dtype, [rows, width]),
+        [a, a_scales, b, b_scales, ends, *tensor_scales, *inside.mask],
+        ir.FixedLayout(device, call.dtype, [rows, inside.columns]),
         [a.get_size()[0], columns, call.matrices],
         [dict(t, STAGES=t["num_stages"]) for t in tiles],
         **fields_of(left.format),
@@ -52,7 +51,6 @@ def scaled_grouped_mm(call: ScaledGroupedMM):
         MATRICES=call.matrices,
         WIDTH=2 ** call.matrices.bit_length(),
         NATIVE=native,
-        UNROTATED=inside is not None,
-        MASKED=mask is not None,
+        **inside.constants(),
     )
-    return product if inside else ended(product, epilogue)
+    return product if inside.is_there else ended(product, epilogue)

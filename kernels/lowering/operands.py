@@ -42,7 +42,8 @@ def seeds_of(seed: Any, sign_seed: Any) -> list[Any]:
 
 
 def realize_fusably(x: ir.TensorBox) -> Any:
-    """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load."""
+    """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load.
+    `invoke_quant_ops` is Inductor's list of the operations that may join."""
     x.realize()
     producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
     if isinstance(producer, ir.ComputedBuffer):
@@ -52,13 +53,13 @@ def realize_fusably(x: ir.TensorBox) -> Any:
 
 def fields_of(format: str) -> dict[str, Any]:
     """What the templates of products know of a format."""
-    form = OPERAND_FORMATS[format]
+    facts = OPERAND_FORMATS[format]
     return {
-        "FORM": repr(format),
-        "GROUP": form.group,
-        "PACK": form.packed,
-        "E4M3": ELEMENTS_E4M3[form.elements],
-        "TENSOR_SCALED": SCALES_E4M3[form.scale_format],
+        "FORMAT": repr(format),
+        "GROUP": facts.group,
+        "PACK": facts.packed,
+        "E4M3": ELEMENTS_E4M3[facts.elements],
+        "TENSOR_SCALED": SCALES_E4M3[facts.scale_format],
     }
 
 

@@ -15,7 +15,7 @@ from .device import through_tensor_memory, unit_of
 from .fp8 import fp8_mm
 from .inductor import V, ir, realize_inputs
 from .operands import fields_of
-from .scales import blocked_scales
+from .scales import swizzled_scales
 from .templates import over_k, select
 from .unrotate import ended, in_template
 
@@ -54,31 +54,28 @@ def scaled_mm(call: ScaledMM):
     if unit != "native":
         emulated = {"fp8": fp8_mm, "bf16": decoded_mm}[unit]
         return ended(emulated(left, right, call.alpha, call.dtype), epilogue)
-    form = OPERAND_FORMATS[left.format]
+    facts = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
-    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * form.packed
-    inside = epilogue if in_template(epilogue) else None
-    mask, columns = (inside.mask, inside.columns) if inside else (None, n)
-    extra = realize_inputs(left.tensor_scale, right.tensor_scale) if form.two_level else []
-    extra += [] if mask is None else [realize_inputs(mask)]
-    constants = dict(fields_of(left.format), ALPHA=call.alpha, GROUP_M=8)
-    constants |= dict(UNROTATED=inside is not None, MASKED=mask is not None)
-    template, tiles = templates.scaled_mm, _TILES[form.bits]
+    m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * facts.packed
+    inside = in_template(epilogue, n)
+    tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
+    constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
+    template, tiles = templates.scaled_mm, _TILES[facts.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    one_step = form.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[form.bits][0]["BLOCK_K"])
+    one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, _TMA_TILES[facts.bits][0]["BLOCK_K"])
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
-        template, tiles = templates.scaled_mm_tma, _TMA_TILES[form.bits]
-        a_scales, b_scales = blocked_scales(a_scales), blocked_scales(b_scales)
+        template, tiles = templates.scaled_mm_tma, _TMA_TILES[facts.bits]
+        a_scales, b_scales = swizzled_scales(left.scales), swizzled_scales(right.scales)
         constants |= dict(PROGRAMS=torch.cuda.get_device_properties(device).multi_processor_count, FLATTEN=False)
     product = select(
         template,
-        [a, a_scales, b, b_scales, *extra],
-        ir.FixedLayout(device, call.dtype, [m, columns]),
+        [a, a_scales, b, b_scales, *tensor_scales, *inside.mask],
+        ir.FixedLayout(device, call.dtype, [m, inside.columns]),
         [m, n],
         over_k(tiles, k),
         **constants,
     )
-    return product if inside else ended(product, epilogue)
+    return product if inside.is_there else ended(product, epilogue)
 
 
 def _describable(codes: Any) -> bool:

@@ -19,7 +19,7 @@ from .device import adds_in_pairs, has_fp4
 from .flat import Flat
 from .inductor import realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
-from .scales import blocked_with
+from .scales import swizzled_with
 from .templates import GROUP_TILES, select
 
 _QUEST = {"absmax": False, "quest": True}
@@ -71,17 +71,17 @@ def quantize(call: Quantize):
     flat.add("SCALES", *names)
     if mask:
         flat.add("MASK", *names, 4)
-    blocked = flat.add_blocked("BLOCKED", *names, device)
+    swizzled = flat.add_swizzled("SWIZZLED", *names, device)
     constants = dict(
-        _fields(spec), STREAM=stream, MASKED=mask, BLOCKED=blocked, SEEDED=bool(seeds), **_instructions(device)
+        _fields(spec), STREAM=stream, MASKED=mask, SWIZZLED=swizzled, SEEDED=bool(seeds), **_instructions(device)
     )
     if not transpose:
         constants["VEC"] = vector(x.get_dtype())
     template, tiles = (templates.quantize_transposed, _SQUARE_TILES) if transpose else (templates.quantize, GROUP_TILES)
     buffer = select(template, [x, *seeds], flat.layout(device), x.get_size(), tiles, **constants, **flat.starts())
     made = flat.views(buffer)
-    if blocked:
-        blocked_with(made["SCALES"], made["BLOCKED"])
+    if swizzled:
+        swizzled_with(made["SCALES"], made["SWIZZLED"])
     bits = made["MASK"] if mask else nothing(rows, torch.uint8, device)
     return made["CODES"], made["SCALES"], nothing(None, torch.float32, device), bits
 
@@ -101,7 +101,7 @@ def quantize_pair(call: QuantizePair):
     for side, names in sides.items():
         flat.add(f"{side}_CODES", *names, 16)
         flat.add(f"{side}_SCALES", *names)
-    blocked = {side: flat.add_blocked(f"{side}_BLOCKED", *names, device) for side, names in sides.items()}
+    swizzled = {side: flat.add_swizzled(f"{side}_SWIZZLED", *names, device) for side, names in sides.items()}
     buffer = select(
         templates.quantize_pair,
         [dy, *realize_inputs(seed, call.sign_seed)],
@@ -112,15 +112,17 @@ def quantize_pair(call: QuantizePair):
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
         **_instructions(device),
-        ROW_BLOCKED=blocked["ROW"],
-        COLUMN_BLOCKED=blocked["COLUMN"],
+        ROW_STREAM=philox.DGRAD_DY,
+        COLUMN_STREAM=philox.WGRAD_DY,
+        ROW_SWIZZLED=swizzled["ROW"],
+        COLUMN_SWIZZLED=swizzled["COLUMN"],
         **flat.starts(),
     )
     made, results = flat.views(buffer), []
     for side in sides:
         codes, scales = made[f"{side}_CODES"], made[f"{side}_SCALES"]
-        if blocked[side]:
-            blocked_with(scales, made[f"{side}_BLOCKED"])
+        if swizzled[side]:
+            swizzled_with(scales, made[f"{side}_SWIZZLED"])
         results += [codes, scales, nothing(None, torch.float32, device)]
     return tuple(results)
 
@@ -139,7 +141,7 @@ def requantize(call: Requantize):
     flat = Flat(COLUMNS=columns, PER_COLUMN=groups_of_32(rows))
     flat.add("CODES", *names, 16)
     flat.add("SCALES", *names)
-    blocked = flat.add_blocked("BLOCKED", *names, device)
+    swizzled = flat.add_swizzled("SWIZZLED", *names, device)
     buffer = select(
         templates.requantize,
         [codes, scales, *seeds],
@@ -150,11 +152,11 @@ def requantize(call: Requantize):
         STREAM=call.stream,
         SOURCE_SHRINK=before.shrink,
         SEEDED=bool(seeds),
-        BLOCKED=blocked,
+        SWIZZLED=swizzled,
         **_instructions(device),
         **flat.starts(),
     )
     made = flat.views(buffer)
-    if blocked:
-        blocked_with(made["SCALES"], made["BLOCKED"])
+    if swizzled:
+        swizzled_with(made["SCALES"], made["SWIZZLED"])
     return made["CODES"], made["SCALES"], nothing(None, torch.float32, device)

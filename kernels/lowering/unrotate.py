@@ -3,7 +3,7 @@ rotation, and a kernel of their own elsewhere."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..schemas import Epilogue, Unrotate
 from . import templates
@@ -12,9 +12,23 @@ from .operands import realize_fusably, vector
 from .templates import GROUP_TILES, select
 
 
-def in_template(epilogue: Epilogue | None) -> bool:
-    """Whether the templates of products end with it."""
-    return epilogue is not None and epilogue.rotation == 32
+class InTemplate(NamedTuple):
+    """What a product's template does of its epilogue, and how many columns it gives."""
+
+    is_there: bool
+    mask: list[Any]
+    columns: Any
+
+    def constants(self) -> dict[str, bool]:
+        """What the template is told of it."""
+        return {"UNROTATED": self.is_there, "MASKED": bool(self.mask)}
+
+
+def in_template(epilogue: Epilogue | None, columns: Any) -> InTemplate:
+    """The templates of products know the rotation of 32; `columns` are those of the product without an epilogue."""
+    if epilogue is None or epilogue.rotation != 32:
+        return InTemplate(False, [], columns)
+    return InTemplate(True, [] if epilogue.mask is None else [realize_inputs(epilogue.mask)], epilogue.columns)
 
 
 def ended(product: Any, epilogue: Epilogue | None) -> Any:

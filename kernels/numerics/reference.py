@@ -20,7 +20,7 @@ Rules
       flushes them to 0, change nothing but the signs of codes of magnitude 0.
     * With E4M3 scales, inputs below 2^-100 (below 2^-99 with a rotation of 128) count as +0, so no rotated value is
       subnormal, and flush-to-zero mode changes no bit. Exact formats keep every normal input; subnormal ones count as 0.
-    * A block with a NaN or an infinity, or a group whose statistics overflow, has NaN scales (E8M0 255, E4M3 0x7F), codes
+    * A block with a NaN or an infinity, or a group whose sums overflow, has NaN scales (E8M0 255, E4M3 0x7F), codes
       0 and mask 0. Other groups don't notice: the tensor scale is that of the finite ones.
     * A code of magnitude 0 keeps the sign of the value that was rounded; but under absmax with E8M0 scales, the codes of a
       group that rotates to zeros are 0. (With E4M3 scales zeros enter the rotation as +0, after the signs.)

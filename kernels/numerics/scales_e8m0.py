@@ -17,6 +17,7 @@ SMALLEST_BYTE = 64
 
 _ROOT_OF_TWO = 0x3504F3  # the mantissa of sqrt(2), rounded down: from it on, the next power of two is the nearest
 _BINADES = {"e2m1": 2, "e4m3": 8}  # exponent of the largest element
+_EVEN_MANTISSA = {"e2m1": 0x600000, "e4m3": 0x780000}  # 1.75 and 1.9375: from them on, the elements' mantissa carries
 _LARGEST_MANTISSA = {"e2m1": 0x400000, "e4m3": 0x600000}  # 6 = 1.5 * 2^2, 448 = 1.75 * 2^8
 
 
@@ -104,13 +105,13 @@ def _scaled(values: Sums, sums: torch.Tensor, factor: float, byte: torch.Tensor)
     return _times(sums, factor) * power_of_two(shift.clamp(min=-126))
 
 
-def _byte(statistic: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
-    """The E8M0 byte of each group, at least `SMALLEST_BYTE`; 255 where the statistics are not finite."""
+def _byte(magnitude: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    """The E8M0 byte of each group, at least `SMALLEST_BYTE`; 255 where the magnitude is not finite."""
     below, full = 0, 0
     if quantizer.scale == "absmax":
         below, full = _BINADES[quantizer.elements], _LARGEST_MANTISSA[quantizer.elements]
-    field = exponent_field(statistic)
-    mantissa = mantissa_field(statistic)
+    field = exponent_field(magnitude)
+    mantissa = mantissa_field(magnitude)
     match quantizer.scale_rounding:
         case "down" | "error":
             up = torch.zeros_like(mantissa, dtype=torch.bool)
@@ -118,6 +119,8 @@ def _byte(statistic: torch.Tensor, exponent: torch.Tensor, quantizer: Quantizer)
             up = mantissa >= _ROOT_OF_TWO
         case "up":
             up = mantissa > full
+        case "even":
+            up = mantissa >= _EVEN_MANTISSA[quantizer.elements]
         case other:
             raise REFERENCE.refusal("scale_rounding", other)
     byte = (field + up.int() - below + exponent).clamp(min=SMALLEST_BYTE, max=E8M0_NAN)

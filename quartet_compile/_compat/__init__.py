@@ -45,7 +45,17 @@ from .compiled import (
     owner_of,
     put_backend,
 )
-from .distributed import group_ranks, is_fully_sharded, mesh_groups, rank, say_to_ranks, sharded_name
+from .distributed import (
+    from_first_rank,
+    group_ranks,
+    is_distributed_tensor,
+    is_fully_sharded,
+    mesh_groups,
+    rank,
+    say_to_ranks,
+    sharded_name,
+    whole,
+)
 from .dynamo import (
     NotCompiled,
     ShortenTraceback,
@@ -86,7 +96,7 @@ from .nodes import (
     module_stack,
     op_name,
     place_of,
-    region,
+    recomputation,
     sequence_number,
 )
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
@@ -96,6 +106,7 @@ from .tensors import (
     TransparentMode,
     ValueRead,
     base_of,
+    check,
     fake_like,
     fake_mode_of,
     is_fake,
@@ -135,6 +146,7 @@ __all__ = [
     "base_of",
     "cache_dir",
     "calls_of",
+    "check",
     "claim_joint_pass",
     "compilations_tried",
     "compile_apart",
@@ -151,6 +163,7 @@ __all__ = [
     "extend_accelerate",
     "fake_like",
     "fake_mode_of",
+    "from_first_rank",
     "function_name",
     "gradient_of",
     "graph_break",
@@ -160,6 +173,7 @@ __all__ = [
     "inductor_options",
     "is_at_limit",
     "is_buffer",
+    "is_distributed_tensor",
     "is_fake",
     "is_fully_sharded",
     "is_in_backward",
@@ -199,7 +213,7 @@ __all__ = [
     "put_backend",
     "rank",
     "reasons_not_compiled",
-    "region",
+    "recomputation",
     "register_backend",
     "replace_inductor",
     "root_name",
@@ -211,5 +225,6 @@ __all__ = [
     "update_of",
     "user_stack",
     "watch_calls",
+    "whole",
     "wrapped_error",
 ]

@@ -40,6 +40,24 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def is_distributed_tensor(value: Any) -> bool:
+    """Whether a value is a DTensor."""
+    return torch.distributed.is_available() and isinstance(value, private("torch.distributed.tensor:DTensor"))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a DTensor, which all of its ranks must ask for; another tensor as it is."""
+    distributed: Any = tensor
+    return distributed.full_tensor() if is_distributed_tensor(tensor) else tensor
+
+
+def from_first_rank(value: Any) -> Any:
+    """What rank 0 of the default process group gave, on every rank; all of them must call."""
+    held = [value]
+    torch.distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
 def say_to_ranks(key: str, text: str) -> dict[int, str]:
     """Say a text under a key to all ranks of the default process group; what each rank has said there so far. It waits for
     none: a rank that has said nothing yet isn't in it. Nothing of others without a process group."""
@@ -60,7 +78,7 @@ def group_ranks(name: str) -> list[int]:
 def mesh_groups(value: Any) -> tuple[str, ...]:
     """The names of the process groups over which a DTensor is distributed, one for each dimension of its mesh; none of
     another value."""
-    if not torch.distributed.is_available() or not isinstance(value, private("torch.distributed.tensor:DTensor")):
+    if not is_distributed_tensor(value):
         return ()
     mesh = value.device_mesh
     return tuple(mesh.get_group(dim).group_name for dim in range(mesh.ndim))

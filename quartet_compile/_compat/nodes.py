@@ -54,8 +54,8 @@ def sequence_number(node: fx.Node) -> int | None:
     return node.meta.get("seq_nr")
 
 
-def region(node: fx.Node) -> tuple:
-    """The checkpointed region that a node is recomputed with; the partitioner recomputes each region by itself."""
+def recomputation(node: fx.Node) -> tuple:
+    """The activation checkpoint that a node is recomputed in; the partitioner recomputes each by itself."""
     return node.meta.get("ac_graph_id"), node.meta.get("recompute")
 
 

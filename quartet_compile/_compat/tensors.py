@@ -17,6 +17,9 @@ ValueRead: tuple[type[Exception], ...] = (
 )
 """Errors of code that needs a tensor's values, where only its shape is known."""
 
+check: Callable[[bool, Callable[[], str]], None] = private("torch:_check")
+"""Raises `RuntimeError` with the text unless the condition holds; of symbolic sizes it is remembered."""
+
 
 class TransparentMode(TorchDispatchMode):
     """A dispatch mode under which Dynamo compiles, as it does under none of a user's own."""
@@ -54,7 +57,7 @@ def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
         return []
     if private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")(tensor):
         names, _ = tensor.__tensor_flatten__()
-        parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is among them
+        parts = [getattr(tensor, name) for name in names]  # a DTensor's mesh is one of them
         return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_tensors(part)]
     if tensor.layout not in _SPARSE_PARTS:
         return [tensor] if tensor.layout == torch.strided else []

@@ -1,4 +1,4 @@
-"""Marks on regions of a model: `fp4` asks for low precision, `no_fp4` forbids it.
+"""Marks on parts of a model: `fp4` asks for low precision, `no_fp4` forbids it.
 
     @qc.no_fp4                      a function, a method, or a Module class
     def router(x): ...
@@ -33,32 +33,32 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 
 
 @overload
-def fp4(target: None = None) -> AbstractContextManager[None]: ...
+def fp4(marked: None = None) -> AbstractContextManager[None]: ...
 
 
 @overload
-def fp4(target: _T) -> _T: ...
+def fp4(marked: _T) -> _T: ...
 
 
-def fp4(target: Any = None) -> Any:
+def fp4(marked: Any = None) -> Any:
     """Mark a function, a method, a Module class, or a `with` block to run in FP4.
 
     It overrides the default rules (output heads, routers) and is what `scope="marked"` looks for; `exclude` still wins.
     """
-    return _mark("fp4", target)
+    return _mark("fp4", marked)
 
 
 @overload
-def no_fp4(target: None = None) -> AbstractContextManager[None]: ...
+def no_fp4(marked: None = None) -> AbstractContextManager[None]: ...
 
 
 @overload
-def no_fp4(target: _T) -> _T: ...
+def no_fp4(marked: _T) -> _T: ...
 
 
-def no_fp4(target: Any = None) -> Any:
+def no_fp4(marked: Any = None) -> Any:
     """Mark a function, a method, a Module class, or a `with` block to stay in high precision."""
-    return _mark("no_fp4", target)
+    return _mark("no_fp4", marked)
 
 
 def mark_of(meta: Mapping[str, Any]) -> str | None:
@@ -74,25 +74,25 @@ def class_mark(cls: Any) -> str | None:
     return getattr(cls, _ATTRIBUTE, None)
 
 
-def _mark(mark: str, target: Any) -> Any:
-    if target is None:
+def _mark(mark: str, marked: Any) -> Any:
+    if marked is None:
         return annotate({KEY: mark})
-    if inspect.isclass(target) and issubclass(target, torch.nn.Module):
-        setattr(target, _ATTRIBUTE, mark)
-        return target
-    if isinstance(target, torch.nn.Module) or inspect.isclass(target) or not callable(target):
+    if inspect.isclass(marked) and issubclass(marked, torch.nn.Module):
+        setattr(marked, _ATTRIBUTE, mark)
+        return marked
+    if isinstance(marked, torch.nn.Module) or inspect.isclass(marked) or not callable(marked):
         raise OptionError(
-            f"quartet_compile.{mark} got {_describe(target)}; expected a function, a method, a Module class, or "
+            f"quartet_compile.{mark} got {_describe(marked)}; expected a function, a method, a Module class, or "
             f"nothing (`with quartet_compile.{mark}():`). For one module of a model, use the options include and "
             "exclude."
         )
-    return _annotated(mark, target)
+    return _annotated(mark, marked)
 
 
-def _describe(target: Any) -> str:
-    if inspect.isclass(target):
-        return f"the class {target.__name__}, which is no Module"
-    return f"a {type(target).__name__}"
+def _describe(marked: Any) -> str:
+    if inspect.isclass(marked):
+        return f"the class {marked.__name__}, which is no Module"
+    return f"a {type(marked).__name__}"
 
 
 def _annotated(mark: str, function: Callable[..., Any]) -> Callable[..., Any]:

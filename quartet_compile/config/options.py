@@ -10,6 +10,7 @@ from .. import _compat
 from ..errors import OptionError, suggest
 from .listed import DEFAULTS
 from .rules import Rules, rules
+from .served import evaluation_rules
 
 SCOPES = ("all", "marked")
 WIRES = ("high", "quantized")
@@ -24,7 +25,7 @@ class Policy:
     eval_recipe: the same for graphs that don't (`no_grad`, `inference_mode`).
     include: if not empty, only matmuls that one of these globs matches; it overrides the rules for heads and routers.
     exclude: matmuls that one of these globs matches are kept; it wins over everything.
-    scope:   `"all"`, or `"marked"`: only regions marked by `quartet_compile.fp4`.
+    scope:   `"all"`, or `"marked"`: only what is marked by `quartet_compile.fp4`.
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
@@ -69,7 +70,7 @@ OPTIONS: Mapping[str, str] = {
     "strict": "True or False",
     "stats": "True or False",
     "wire": "'high' or 'quantized'",
-    "eval": "the recipe of graphs without gradients (default: the same)",
+    "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
 }
@@ -90,7 +91,7 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
     training, evaluation = rules("recipe", given["recipe"]), given["eval"]
     policy = Policy(
         recipe=training,
-        eval_recipe=training if evaluation is None else rules("eval", evaluation),
+        eval_recipe=training if evaluation is None else evaluation_rules(training, evaluation),
         include=_globs("include", given["include"]),
         exclude=_globs("exclude", given["exclude"]),
         scope=_choice("scope", given["scope"], SCOPES),

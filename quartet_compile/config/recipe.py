@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from ..errors import RecipeError
 from ..kernels.quantizer import Quantizer
+from ..tables import aligned, ruled
 
 ROLES = ("fprop", "dgrad", "wgrad")
 SOURCES = ("requantized", "original", "codes")
@@ -27,7 +28,8 @@ OUTPUTS = ("same", "float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gemm:
-    """The quantizers of one GEMM's operands; both contract along their columns after transposition.
+    """The quantizers of one GEMM's operands; both contract along their columns after transposition. One may round nothing
+    (`elements="float32"`): the product is then in float32.
 
     output: the dtype that the product is rounded to: `"same"`, that of the matmul it replaces, or a dtype's name; the
             graph goes on in its own dtype. Sums are float32 everywhere.
@@ -54,7 +56,8 @@ class Gemm:
 
     def check(self, role: str) -> None:
         """Raise `RecipeError` if the two operands can't be multiplied."""
-        for field in ("elements", "scale_format", "group", "rotation", "random_signs"):
+        exact = self.a.exact or self.b.exact  # what rounds nothing goes with any format
+        for field in (*(() if exact else ("elements", "scale_format")), "group", "rotation", "random_signs"):
             left, right = getattr(self.a, field), getattr(self.b, field)
             if left != right:
                 raise RecipeError(
@@ -202,7 +205,5 @@ def table(recipe: Recipe) -> str:
             rotation = f"{'random' if q.random_signs else 'fixed'} {q.rotation}" if q.rotation else "none"
             scale = f"{q.scale}, {q.scale_format}" + f" {q.scale_rounding}" * (not q.two_level)
             rows.append((role, operand, source, q.name, q.elements, group, rotation, scale, q.rounding, gemm.output))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     mask = "gradients pass where fprop did not clip" if recipe.trust_mask else "no trust mask"
-    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([f"Recipe {recipe.name!r}; {mask}.", *ruled(aligned(rows))])

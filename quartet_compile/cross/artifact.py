@@ -6,10 +6,11 @@ import dataclasses
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..report.report import Report
+from ..tables import aligned, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
 from .roofline import ISSUE_SHARE
 from .targets import Target
@@ -23,7 +24,7 @@ class Kernel:
 
     op, number_format: of a kernel of ours, as "scaled_mm" and "mxfp4"; empty for Inductor's own.
     mma: kinds of matrix instructions and how often each is in the PTX; conversions: those to E2M1.
-    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a block.
+    registers, stack_bytes: a thread. shared_bytes, tmem_columns, threads: a CTA (thread block).
     launches: how often each graph launches it.
     bytes, operations, instructions: of all its launches together, and of all threads; operations is None where they are
     not known, instructions where a loop's trips are not (a note says so), or the kernel is not ours.
@@ -202,7 +203,7 @@ def _kernel_table(artifact: Artifact) -> list[str]:
         rows.append((*_head(kernel), mma, *map(str, numbers), *_tail(kernel)))
     for call in artifact.library_calls:
         rows.append((*_head(call), call.kind, "", "", "", "", *_tail(call)))
-    return aligned(rows, left={0, 1, 3, 13})
+    return ruled(aligned(rows, left={0, 1, 3, 13}))
 
 
 def _matmul_table(artifact: Artifact) -> list[str]:
@@ -215,26 +216,12 @@ def _matmul_table(artifact: Artifact) -> list[str]:
     for name, what in (("all quantized", artifact.quantized), ("all", total(artifact.matmuls, artifact.unfed))):
         if what is not None:
             rows.append((name, "", "", "", *_times(what)))
-    return aligned(rows, left={0, 1, 2})
+    return ruled(aligned(rows, left={0, 1, 2}))
 
 
 def _times(item: Comparison) -> tuple[str, ...]:
     seconds = (item.product.full, item.quantizing.full, item.seconds.full, item.seconds.realistic, item.bf16_seconds)
     return (*(f"{value * 1e6:.2f}" for value in seconds), f"{item.speedup:.2f}x", f"{item.realistic_speedup:.2f}x")
-
-
-def aligned(rows: Sequence[tuple[str, ...]], left: Collection[int]) -> list[str]:
-    """A table's lines, the first row its head; the columns in `left` are aligned there."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return lines
 
 
 def _head(item: Kernel | LibraryCall) -> tuple[str, str, str]:

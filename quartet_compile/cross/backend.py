@@ -12,13 +12,13 @@ import torch
 from torch import fx
 
 from .. import _compat
+from .._compat.fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, kind_of_graph, relabel
 from ..backend import graph_inputs, graph_uuid, names_in
 from ..capture.eager import EagerProducts
 from ..config.options import Config
 from ..errors import QuartetError
 from ..passes.joint import QuartetPass
 from ..report.report import GraphReport
-from .fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, kind_of_graph, relabel
 from .gpu_graph import decompositions, to_gpu, use_gpu_attention
 from .launches import Launch, run_on_fakes
 from .targets import Target

@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 from collections import Counter
 
+from .._compat.fake_gpu import compile_triton, triton_bin
 from ..errors import QuartetError
-from .fake_gpu import compile_triton, triton_bin
 
 _MMA = re.compile(r"(?<![\w.])(?:tcgen05\.mma|mma\.sync|wgmma\.mma_async)(?:[.:\w]*)")
 _CONVERSION = re.compile(r"(?<![\w.])cvt\.r[ns]\.[.\w]*e2m1x\d[.\w]*")
@@ -28,8 +28,8 @@ class Binary:
     """A compiled kernel.
 
     mma: the kinds of its matrix instructions, with how often each is in the PTX. conversions: those to E2M1.
-    registers: a thread. stack_bytes: a thread; more than 0 means that registers spill. shared_bytes: a block.
-    tmem_columns: of tensor memory that a block allocates. threads: a block. stores: whether it writes anything.
+    registers: a thread. stack_bytes: a thread; more than 0 means that registers spill. shared_bytes: a CTA.
+    tmem_columns: of tensor memory that a CTA allocates. threads: a CTA. stores: whether it writes anything.
     """
 
     ptx: str

@@ -13,6 +13,7 @@ from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
 from ..config.listed import lists_options
 from ..errors import QuartetError
+from ..progress import Progress, teller
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
 from .roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
@@ -43,7 +44,7 @@ def cross_compile(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     target: str | Target = "sm_100",
-    progress: Callable[[str], object] | None = None,
+    progress: Progress = False,
     **options: Unpack[Options],
 ) -> Artifact:
     """What Inductor with `backend="quartet"` generates for `model(*inputs, **kwargs)` on a GPU, forward and backward,
@@ -52,23 +53,23 @@ def cross_compile(
 
     model, inputs: on the CPU, or without values (meta). Gradients as in a training step, unless called under
     `torch.no_grad()`. target: "sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", a chip of these, as "b200", or a
-    `Target`. progress: is told what is done next, in words, as `print`; it may take minutes. options: those of
-    `torch.compile(..., backend="quartet", options=...)`. Nothing is measured: where Inductor would, its first choice is
-    compiled.
+    `Target`. progress: it may take minutes: a callable, as `print`, is told in words what is done next; True tells a
+    person who watches stderr. options: those of `torch.compile(..., backend="quartet", options=...)`. Nothing is measured:
+    where Inductor would, its first choice is compiled.
 
     Raises `QuartetError` where there is no Triton; `OptionError` and `RecipeError`; `CaptureError` for code that can't be
     captured; `CrossCompileError`, which has the artifact, if a kernel doesn't compile, is empty or asks for more tensor
     memory than there is, or if one of ours asks for more shared memory than there is, spills registers or misses the FP4
     instruction that the target has.
     """
-    chosen, tell = find_target(target), progress or (lambda text: None)
+    chosen, tell = find_target(target), teller(progress)
     if importlib.util.find_spec("triton") is None:
         raise QuartetError(
             "Cross-compilation needs Triton, which is not installed here; expected the version that this torch wants. "
             "Install it: pip install triton."
         )
+    from .._compat.fake_gpu import code_only, fake_gpu, scratch_folder
     from .backend import CrossBackend
-    from .fake_gpu import code_only, fake_gpu, scratch_folder
 
     call, config = call_of(model, inputs, kwargs, options)
     backend = CrossBackend(config, chosen, call.parameter_names())
@@ -146,7 +147,7 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
         binary = compile_kernel(first.name, first.source, folder)
     except Exception as error:  # noqa: BLE001  whatever Triton, LLVM or ptxas raise
         return Kernel(**known, failures=(f"does not compile: {type(error).__name__}: {error}",))
-    known["instructions"], remarks = _instructions(op, binary, [launch.blocks for _, launch in launches])
+    known["instructions"], remarks = _instructions(op, binary, [launch.ctas for _, launch in launches])
     work = known["bytes"], known["operations"], format_of_mma(binary.mma), target, known["instructions"]
     seconds, bound = predict(*work)
     realistic, _ = predict(*work, issue_share=ISSUE_SHARE)
@@ -156,12 +157,12 @@ def _kernel(launches: list[tuple[str, Launch]], target: Target, folder: str) -> 
     return Kernel(**{**vars(kernel), "failures": failures, "notes": remarks + notes})
 
 
-def _instructions(op: str, binary: Binary, blocks: list[int]) -> tuple[int | None, tuple[str, ...]]:
+def _instructions(op: str, binary: Binary, ctas: list[int]) -> tuple[int | None, tuple[str, ...]]:
     """Instructions of all threads of a kernel of ours in all its launches, None if they can't be counted; and what is worth
     a note of how."""
     if not op:
         return None, ()
-    if not all(blocks):
+    if not all(ctas):
         return None, ("its instructions are not counted: its grid is not known",)
     from .binary import disassemble
 
@@ -172,7 +173,7 @@ def _instructions(op: str, binary: Binary, blocks: list[int]) -> tuple[int | Non
         notes = ("counted as if FP8 held every row's scales: its loop in bf16 counts no instruction",)
     try:
         text = disassemble(binary.cubin)
-        counted = sum(issued(text, count, untaken).total() * times for count, times in Counter(blocks).items())
+        counted = sum(issued(text, count, untaken).total() * times for count, times in Counter(ctas).items())
     except UnknownTrips as error:
         return None, (f"its instructions are not counted: {error}",)
     return counted * binary.threads, notes
@@ -186,7 +187,7 @@ def judge(kernel: Kernel, stores: bool, target: Target) -> tuple[tuple[str, ...]
     if kernel.tmem_columns > TENSOR_MEMORY_COLUMNS:
         failures.append(f"{kernel.tmem_columns} columns of tensor memory; there are {TENSOR_MEMORY_COLUMNS}")
     if kernel.shared_bytes > target.shared_bytes:
-        too_much = f"{kernel.shared_bytes} bytes of shared memory; a block has at most {target.shared_bytes}"
+        too_much = f"{kernel.shared_bytes} bytes of shared memory; a CTA has at most {target.shared_bytes}"
         if kernel.op:
             failures.append(too_much)
         else:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .fake_gpu import async_compile_replaced
+from .._compat.fake_gpu import async_compile_replaced
 
 
 class KernelMaker(Protocol):

@@ -1,8 +1,8 @@
 """A graph that was traced on CPU tensors, made into the one that tracing on a GPU would have given.
 
 Tracing needs autograd, and autograd needs a device that is there; so it runs on the CPU, and what it decided by the device
-is decided again: which attention kernel, and in which type a layer norm keeps its statistics. Other decompositions that
-look at the device (batch norm in half precision, matrix-vector products of a few elements) keep the CPU's branch.
+is decided again: which attention kernel, and in which type a layer norm keeps its mean and variance. Other decompositions
+that look at the device (batch norm in half precision, matrix-vector products of a few elements) keep the CPU's branch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from .. import _compat
-from .fake_gpu import DEVICE, relabel
+from .._compat.fake_gpu import DEVICE, relabel
 
 aten = torch.ops.aten
 

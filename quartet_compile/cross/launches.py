@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import _compat
-from .fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
+from .._compat.fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
 from .generated import load
 from .traffic import (
     bytes_in_bf16,
@@ -35,7 +35,7 @@ class Launch:
     bytes: that it moves to and from memory.
     operations: of its matrix products, two a multiply-add; 0 where there are none; None where they are not known.
     dtype: of the operands of a library's matrix product.
-    blocks: of the grid, of a kernel that is told its grid (a template); 0 where it is not known.
+    ctas: thread blocks of the grid, of a kernel that is told its grid (a template); 0 where it is not known.
     sizes: batch, M, N, K of a matrix product; None of anything else, and where they are not known.
     bf16_bytes: that the same product would move with operands in bf16.
     reads, writes: the storages of its arguments, by address; all of them are kept while a graph runs.
@@ -46,7 +46,7 @@ class Launch:
     bytes: int
     operations: int | None
     dtype: torch.dtype | None = None
-    blocks: int = 0
+    ctas: int = 0
     sizes: tuple[int, int, int, int] | None = None
     bf16_bytes: int = 0
     reads: frozenset[int] = frozenset()
@@ -129,7 +129,7 @@ class _Kernel:
                 source=self._source,
                 bytes=moved,
                 operations=operations,
-                blocks=math.prod(grid) if len(grid) == 3 else 0,
+                ctas=math.prod(grid) if len(grid) == 3 else 0,
                 sizes=sizes,
                 bf16_bytes=bytes_in_bf16(self._source, given) if sizes and marker(self._source) else moved,
                 reads=self._recorder.places([value for key, value in given.items() if not key.startswith("out_ptr")]),

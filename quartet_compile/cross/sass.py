@@ -3,13 +3,13 @@
     parse(text)                 the instructions up to the exit, and where the labels are
     find_loops(program)         what a branch back encloses
     trips(program, loop, ...)   how often it runs: its counter's start, step and end, read from the instructions
-    issued(text, blocks)        all of it, for one thread of each block, by kinds of instructions
+    issued(text, ctas)          all of it, for one thread of each CTA, by kinds of instructions
 
-A counter starts at a constant or at the block's number (a persistent kernel, whose blocks walk over the tiles), grows by a
-constant, and is compared with a constant: sizes are constants in our kernels. What isn't so is refused, never taken for one
-trip. What is assumed: a branch forward is not taken, so that both sides of a condition count; a wait for a barrier
-succeeds at once; a loop is entered. What lies behind the exit (a wait that has to wait, rare cases of a square root)
-doesn't count.
+A counter starts at a constant or at the CTA's number (a CTA is a thread block; those of a persistent kernel walk over the
+tiles), grows by a constant, and is compared with a constant: sizes are constants in our kernels. What isn't so is refused,
+never taken for one trip. What is assumed: a branch forward is not taken, so that both sides of a condition count; a wait
+for a barrier succeeds at once; a loop is entered. What lies behind the exit (a wait that has to wait, rare cases of a square
+root) doesn't count.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _WAITS = ("SYNCS", "UTCATOMSWS", "ATOM")
 """Instructions whose predicate says that what a thread waits for has come."""
 BF16_INSTRUCTIONS = ("HMMA", "HGMMA")
 """Kinds of matrix instructions of bf16 and float16."""
-BLOCK = "block"
-"""The start of a counter that starts at the block's number."""
+CTA = "cta"
+"""The start of a counter that starts at the number of the CTA."""
 MOST_TRIPS = 1 << 22
 
 
@@ -140,8 +140,8 @@ def _nest(spans: Sequence[tuple[int, int]]) -> tuple[Loop, ...]:
     return tuple(loops)
 
 
-def issued(text: str, blocks: int, untaken: Iterable[str] = ()) -> Counter[str]:
-    """Instructions that one thread of each of `blocks` blocks issues, summed over the blocks, by their kind ("IADD3").
+def issued(text: str, ctas: int, untaken: Iterable[str] = ()) -> Counter[str]:
+    """Instructions that one thread of each of `ctas` CTAs issues, summed over them, by their kind ("IADD3").
 
     untaken: kinds of matrix instructions; a loop that has one is on a path that is not taken, and counts nothing.
     Raises `UnknownTrips`.
@@ -150,11 +150,11 @@ def issued(text: str, blocks: int, untaken: Iterable[str] = ()) -> Counter[str]:
     if any(one.family in ("USETMAXREG", "BRX", "BRXU") for one in program.instructions):
         raise UnknownTrips("warps that run different parts of the code")
     whole = Loop(0, len(program.instructions) - 1, find_loops(program))
-    return _issued(program, whole, blocks, blocks, frozenset(untaken))
+    return _issued(program, whole, ctas, ctas, frozenset(untaken))
 
 
-def _issued(program: Program, around: Loop, runs: int, blocks: int, untaken: frozenset[str]) -> Counter[str]:
-    """What a loop's body, or the whole program, issues that runs `runs` times in all blocks together."""
+def _issued(program: Program, around: Loop, runs: int, ctas: int, untaken: frozenset[str]) -> Counter[str]:
+    """What a loop's body, or the whole program, issues that runs `runs` times in all CTAs together."""
     counted: Counter[str] = Counter()
     for at in range(around.first, around.last + 1):
         if not any(loop.holds(at) for loop in around.inner):
@@ -162,12 +162,12 @@ def _issued(program: Program, around: Loop, runs: int, blocks: int, untaken: fro
     for loop in around.inner:
         kinds = {one.family for one in program.instructions[loop.first : loop.last + 1]}
         if not kinds & untaken:
-            counted += _issued(program, loop, trips(program, loop, around, blocks, runs), blocks, untaken)
+            counted += _issued(program, loop, trips(program, loop, around, ctas, runs), ctas, untaken)
     return counted
 
 
-def trips(program: Program, loop: Loop, around: Loop, blocks: int, runs: int) -> int:
-    """How often a loop's body runs in all blocks together. around: the loop that it is in, or the whole program, which runs
+def trips(program: Program, loop: Loop, around: Loop, ctas: int, runs: int) -> int:
+    """How often a loop's body runs in all CTAs together. around: the loop that it is in, or the whole program, which runs
     `runs` times. Raises `UnknownTrips`."""
     code = program.instructions
     branch = code[loop.last]
@@ -200,11 +200,11 @@ def trips(program: Program, loop: Loop, around: Loop, blocks: int, runs: int) ->
         raise UnknownTrips(f"a loop whose counter {counter} doesn't grow by a constant")
     start, more = _start(code, counter, loop, around)
     goes_on = lambda value: _COMPARE[relation](value, end) != negated  # noqa: E731
-    if start != BLOCK:
+    if start != CTA:
         return runs * _count(more + offset, step, goes_on)
-    if runs != blocks:
-        raise UnknownTrips("a loop over blocks inside of a loop")
-    return sum(_count(block + more + offset, step, goes_on) for block in range(blocks))
+    if runs != ctas:
+        raise UnknownTrips("a loop over CTAs inside of a loop")
+    return sum(_count(cta + more + offset, step, goes_on) for cta in range(ctas))
 
 
 def _second_is_last(
@@ -298,14 +298,14 @@ def _trace(code: Sequence[Instruction], register: str, first: int, at: int) -> t
 
 
 def _start(code: Sequence[Instruction], register: str, loop: Loop, around: Loop) -> tuple[str, int]:
-    """A loop's counter at its start: `BLOCK` or "", and a constant to add."""
+    """A loop's counter at its start: `CTA` or "", and a constant to add."""
     offset, at = 0, loop.first
     while at > around.first:
         at -= 1
         if not code[at].writes(register):
             continue
         if code[at].family in ("S2R", "S2UR") and code[at].operands[1] == "SR_CTAID.X":
-            return BLOCK, offset
+            return CTA, offset
         step = _step(code[at])
         if step is None or code[at].predicate:
             raise UnknownTrips(f"a loop whose counter starts at a result of {code[at].opcode}")
@@ -327,4 +327,4 @@ def _constant(code: Sequence[Instruction], operand: str, loop: Loop, around: Loo
         start, value = _start(code, operand, loop, around)
     except UnknownTrips:
         return None
-    return None if start == BLOCK else value
+    return None if start == CTA else value

@@ -22,7 +22,7 @@ TENSOR_MEMORY_COLUMNS = 512
 class Target:
     """A GPU architecture, and the chip of it that predictions assume.
 
-    shared_bytes: shared memory that one block may ask for; shared_bytes_sm: that of a whole SM.
+    shared_bytes: shared memory that one CTA may ask for; shared_bytes_sm: that of a whole SM.
     bandwidth: of device memory, bytes a second.
     rates: operations a second (a multiply-add is two) by number format; a format that the chip's tensor cores lack is
            absent. `float32` is that of the ordinary cores, which torch uses for float32 matmuls unless TF32 is allowed.

@@ -83,7 +83,7 @@ def product_sizes(name: str, source: str, given: Mapping[str, Any]) -> tuple[int
         return None
     if min(a.dim(), b.dim()) < 2:
         return None
-    return math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1], a.shape[-1]
+    return _sizes_of(a, b)
 
 
 def bytes_in_bf16(source: str, given: Mapping[str, Any]) -> int:
@@ -124,6 +124,11 @@ def library_sizes(func: Any, args: tuple) -> tuple[int, int, int, int] | None:
     if func.overloadpacket.__name__ not in _MATMULS:
         return None
     *_, a, b = (arg for arg in args if isinstance(arg, torch.Tensor))
+    return _sizes_of(a, b)
+
+
+def _sizes_of(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int, int]:
+    """Batch, M, N, K of a [.., M, K] @ b [.., K, N]."""
     return math.prod(a.shape[:-2]), a.shape[-2], b.shape[-1], a.shape[-1]
 
 

@@ -19,6 +19,7 @@ from ..config.listed import RecipeOption
 from ..config.options import Config, Policy, configure
 from ..config.recipe import Recipe
 from ..config.rules import EVERYTHING, Rules, rules
+from ..config.served import evaluation_rules
 from ..errors import OptionError
 from ..process import process
 from .api import Backend, check_patterns
@@ -37,7 +38,8 @@ def set_recipe(
     Each recipe is compiled once, at the first call under it. A forward that ran before the switch has its own backward.
     Raises `OptionError`, `RecipeError` and `PatternError`, before anything is changed.
     """
-    chosen = {"recipe": rules("recipe", recipe)} | ({} if eval is None else {"eval": rules("eval", eval)})
+    training = rules("recipe", recipe)
+    chosen = {"recipe": training} | ({} if eval is None else {"eval": evaluation_rules(training, eval)})
     parts = _parts(model)
     _check_patterns(chosen, [part for part in parts if not part.backend])
     switches = [part.switch({option: _as_option(given) for option, given in chosen.items()}) for part in parts]

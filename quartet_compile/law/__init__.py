@@ -14,7 +14,7 @@ Fits need scipy, pictures matplotlib; both are imported when they are first used
 from .budgets import SPEEDUPS, Region, Speedup, best, losses, read_speedups, regions
 from .efficiencies import efficiency
 from .fitting import Fit, fit, interval_key
-from .form import COEFFICIENTS, PUBLISHED, Efficiency, Law, LawError
+from .formula import COEFFICIENTS, PUBLISHED, Efficiency, Law, LawError
 from .plot import plot_fit, plot_regions
 from .runs import SHIPPED, Run, read_runs
 from .solve import fit_law

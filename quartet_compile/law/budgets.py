@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from .form import Efficiency, Law, LawError
+from .formula import Efficiency, Law, LawError
 from .table import read_table
 
 CANDIDATES = ("FP8:FP8", "FP4:FP8", "FP8:FP4", "FP4:FP4")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from .. import law
 from ..errors import suggest
+from ..tables import aligned, ruled
 from .budgets import speedup_at
 from .efficiencies import HIGHEST, LOWEST
 from .solve import LARGEST
@@ -102,10 +103,10 @@ def run_fit(options: argparse.Namespace) -> str:
         "L(N, D) = (A / (N effN)^alpha + B / (D effD)^beta)^gamma + E, on "
         f"{found.runs} runs of {found.baseline}:{found.baseline}; residual {100 * found.rms:.2f} % (root mean square)",
         "",
-        *_aligned(rows),
+        *ruled(aligned(rows)),
     ]
     rows = _efficiency_rows(found, between)
-    lines += ["", *_aligned(rows)] if found.efficiencies else []
+    lines += ["", *ruled(aligned(rows))] if found.efficiencies else []
     if any(each.separable for each in found.efficiencies):
         lines += ["", "+: together with the runs that have only one of the two passes in low precision"]
     if any(line.endswith(" *") or " *  " in line for line in lines):
@@ -170,7 +171,7 @@ def run_regions(options: argparse.Namespace) -> str:
         f"FP4 is {options.recipe}: effN {each.eff_n:.3g}, effD {each.eff_d:.3g}, from {each.runs} runs of {_kinds(each)}. "
         "FP8 is lossless. A budget is what FP8:FP8 can do."
     )
-    return "\n".join([head, "", *_aligned(rows), *([f"\nwritten: {options.plot}"] if options.plot else [])])
+    return "\n".join([head, "", *ruled(aligned(rows)), *([f"\nwritten: {options.plot}"] if options.plot else [])])
 
 
 def parse_speedups(text: str) -> tuple[law.Speedup, ...]:
@@ -222,9 +223,3 @@ def _interval(found: law.Fit, key: str) -> list[str]:
         return []
     low, high = found.intervals[key]
     return ["" if low == high else f"{_short(low)} to {_short(high)}"]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .form import Efficiency, Law, LawError, needed
+from .formula import Efficiency, Law, LawError, needed
 from .runs import Run, precisions
 from .solve import BASELINE, SCALES
 

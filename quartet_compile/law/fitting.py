@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .efficiencies import efficiencies, refit, runs_of
-from .form import COEFFICIENTS, Efficiency, Law, LawError, needed
+from .formula import COEFFICIENTS, Efficiency, Law, LawError, needed
 from .runs import Run
 from .solve import BASELINE, Problem, baseline_runs, fit_law, refit_law
 

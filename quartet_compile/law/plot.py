@@ -9,7 +9,7 @@ from typing import Any
 
 from .budgets import CANDIDATES, SPEEDUPS, Speedup, best
 from .fitting import Fit
-from .form import Efficiency, Law, LawError, needed
+from .formula import Efficiency, Law, LawError, needed
 from .runs import DATA, Run
 from .table import read_table
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..config.presets import recipes
 from ..config.recipe import Recipe
 from ..errors import suggest
-from .form import LawError
+from .formula import LawError
 from .table import positive, read_rows
 
 DATA = pathlib.Path(__file__).parent / "data"

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .form import COEFFICIENTS, Law, LawError, needed
+from .formula import COEFFICIENTS, Law, LawError, needed
 from .runs import Run
 
 SCALES = (1e-2, 1e-3, 1e-4)

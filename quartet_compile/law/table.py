@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .form import LawError
+from .formula import LawError
 
 
 def read_table(path: str | os.PathLike[str], numbers: Sequence[str], names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from ..tables import aligned, ruled
+
 FAKES, REAL = "fake tensors", "a real call"
 
 
@@ -20,7 +22,9 @@ class Site:
     gemms: for fprop, dgrad and wgrad the quantizers of the operands, `"high precision"`, or None where there is no
            such GEMM (no gradient needed).
     recipe: the name of the recipe that it is rewritten by; empty if it is kept.
-    runs_in: `"fp4"`, or a dtype; with the roles, as `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
+    runs_in: `"fp4"`, `"fp4-weights"` where activations are not rounded, or a dtype; with the roles, as
+        `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
+    grouped: whether it is rewritten as products of groups of rows with a matrix each.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Site:
     gemms: Mapping[str, str | None]
     recipe: str = ""
     runs_in: str = ""
+    grouped: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +181,8 @@ def _sent(gathered: Sequence[Gathered]) -> list[str]:
 def precision(sites: Sequence[Site]) -> str:
     """What those that are rewritten run in."""
     formats = {part.split(" ")[0] for site in sites if site.rewritten for part in site.runs_in.split(" + ")}
-    return " or ".join(sorted(name.upper() for name in formats)) or "FP4"
+    shown = (name.replace("fp", "FP", 1) for name in formats)
+    return " or ".join(sorted(shown)) or "FP4"
 
 
 def _table(sites: Sequence[Site]) -> list[str]:
@@ -184,16 +190,7 @@ def _table(sites: Sequence[Site]) -> list[str]:
     for site in sites:
         runs = site.runs_in or site.dtype
         rows.append((site.name, *map(str, site.shape), runs, site.reason))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in (1, 2, 3) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    return lines
+    return ruled(aligned(rows, left={0, 4, 5}))
 
 
 def html(report: Report) -> str:

@@ -18,6 +18,7 @@ from ..callables import modules_of, uncompiled
 from ..errors import StatsError
 from ..kernels import stats as statistics
 from ..process import process
+from ..tables import aligned, ruled
 from . import records
 from .report import Observed
 
@@ -184,22 +185,13 @@ def _table(records: Iterable[Statistic]) -> list[str]:
         if record.operand in _FIRST:
             gemms.append([])
         gemms[-1].append(record)
-    rows = [_HEADER, *map(_row, gemms)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    left = 3  # columns of text
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned([_HEADER, *map(_row, gemms)], left={0, 1, 2})
     kinds = [gemm[0].graph for gemm in gemms]
     for position in reversed(range(len(kinds))):
         if kinds[position] == "inference" and kinds[:position].count("inference") == 0:
             lines.insert(position + 1, "inference graph" + "s" * (kinds.count("inference") > 1))
     reasons = {f"{r.operand} has no numbers of its own: {r.reason}.": None for r in records if r.reason}
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:], "", *_LEGEND, *reasons]
+    return [*ruled(lines), "", *_LEGEND, *reasons]
 
 
 def _row(gemm: list[Statistic]) -> tuple[str, ...]:

@@ -43,11 +43,11 @@ def recipes_of(policy: Policy, graph: GraphReport) -> list[Recipe]:
     return list(dict.fromkeys(recipe for _, recipe in rules))
 
 
-def products_of(policy: Policy, graph: GraphReport) -> set[tuple[str, str]]:
-    """The pairs of operand formats that a graph multiplies."""
-    used = {site.recipe for site in graph.sites if site.rewritten}
-    gemms = [gemm for recipe in recipes_of(policy, graph) if recipe.name in used for _, gemm in recipe.gemms()]
-    return {(gemm.a.format, gemm.b.format) for gemm in gemms}
+def products_of(policy: Policy, graph: GraphReport) -> set[tuple[str, str, bool]]:
+    """The pairs of operand formats that a graph multiplies, each with whether its products are grouped."""
+    used = {(site.recipe, site.grouped) for site in graph.sites if site.rewritten}
+    known = [(recipe, grouped) for recipe in recipes_of(policy, graph) for name, grouped in used if name == recipe.name]
+    return {(gemm.a.format, gemm.b.format, grouped) for recipe, grouped in known for _, gemm in recipe.gemms()}
 
 
 def why_nothing(sites: Sequence[Site], shown: int = 3) -> str:

@@ -37,7 +37,7 @@ def test_a_with_block():
             return self.c(x)
 
     assert rewritten(Model()) == "ac"
-    assert reasons(qc.explain(Model(), X))["b"] == "in a region marked no_fp4"
+    assert reasons(qc.explain(Model(), X))["b"] == "marked no_fp4"
 
 
 def test_a_function():
@@ -174,7 +174,7 @@ def test_fp4_overrides_the_default_rules_and_include():
 
     assert decisions(qc.explain(Model(), X)) == {"body": True, "lm_head": True}
     assert decisions(qc.explain(Model(), X, include=["body"])) == {"body": True, "lm_head": True}
-    assert reasons(qc.explain(Model(), X))["lm_head"] == "in a region marked fp4"
+    assert reasons(qc.explain(Model(), X))["lm_head"] == "marked fp4"
 
 
 def test_exclude_and_what_is_possible_win_over_fp4():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 
 import cross_compile_llama
 import pytest
 
+from quartet_compile import progress
 from quartet_compile.__main__ import main
 from quartet_compile.cross import binary
 from quartet_compile.cross.targets import find_target
@@ -100,8 +100,8 @@ def test_without_triton_it_says_so_and_does_not_blame_the_model(model, capsys, m
 
 
 def test_progress_for_a_person_who_watches(model, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules[main.__module__], "_is_watched", lambda: True)
+    monkeypatch.setattr(progress, "is_watched", lambda: True)
     assert main(["cross-compile", model, "--input", "8x64", "--recipe", "bf16", "--no-grad", "--target", "h200"]) == 0
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "quartet_compile cross-compile: generating the code for sm_90 (H200 SXM)"
-    assert err[1:] == ["quartet_compile cross-compile: compiling kernel 1 of 1"]
+    assert err[0] == "quartet: generating the code for sm_90 (H200 SXM)"
+    assert err[1:] == ["quartet: compiling kernel 1 of 1"]

@@ -14,10 +14,10 @@ from models import MetaExperts
 from torch import nn
 
 import quartet_compile as qc
+from quartet_compile._compat.fake_gpu import fake_gpu
 from quartet_compile.cross import binary
 from quartet_compile.cross.artifact import Kernel
 from quartet_compile.cross.cross_compile import judge
-from quartet_compile.cross.fake_gpu import fake_gpu
 from quartet_compile.cross.roofline import format_of_mma, predict
 from quartet_compile.cross.sass import issued
 from quartet_compile.cross.targets import TARGETS, find_target
@@ -81,13 +81,13 @@ def test_matmuls_beside_bf16(blackwell, hopper):
 
 
 def test_the_loops_of_a_product_hold_all_its_matrix_instructions():
-    """Trips times instructions is the work: 128 x 128 x 64 multiply-adds a UTCOMMA, whose thread issues for its block."""
+    """Trips times instructions is the work: 128 x 128 x 64 multiply-adds a UTCOMMA, whose thread issues for its CTA."""
     linear = nn.Linear(4096, 1024, bias=False, device="meta", dtype=torch.bfloat16)
     with torch.no_grad():
         art = qc.cross_compile(linear, torch.empty(4096, 4096, device="meta", dtype=torch.bfloat16), target="sm_100")
     (product,) = (kernel for kernel in art.kernels if kernel.op == "scaled_mm_tma")
-    blocks = min(TARGETS["sm_100"].processors, (4096 // 128) * (1024 // 128))
-    counted = issued(binary.disassemble(product.cubin), blocks)
+    ctas = min(TARGETS["sm_100"].processors, (4096 // 128) * (1024 // 128))
+    counted = issued(binary.disassemble(product.cubin), ctas)
     assert counted["UTCOMMA"] * 128 * 128 * 64 == 4096 * 1024 * 4096
     assert product.instructions == counted.total() * product.threads
 
@@ -241,14 +241,14 @@ def test_a_spill_of_inductors_own_is_a_note():
 def test_shared_memory_of_inductors_own_is_a_note():
     """Inductor measures several configurations, and one that asks for too much drops out."""
     failures, notes = judge(Kernel(name="k", source="", shared_bytes=131128), True, TARGETS["sm_120"])
-    assert not failures and "131128 bytes of shared memory; a block has at most 101376" in notes[0]
+    assert not failures and "131128 bytes of shared memory; a CTA has at most 101376" in notes[0]
 
 
 @pytest.mark.parametrize(
     "fields, target, failure",
     [
         ({"tmem_columns": 1024}, "sm_100", "1024 columns of tensor memory; there are 512"),
-        ({"shared_bytes": 120000}, "sm_120", "120000 bytes of shared memory; a block has at most 101376"),
+        ({"shared_bytes": 120000}, "sm_120", "120000 bytes of shared memory; a CTA has at most 101376"),
         ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_100", "no FP4 matrix instruction, which sm_100 has"),
         ({"mma": Counter({"tcgen05.mma.kind::f16": 8})}, "sm_90", None),
         ({"mma": Counter({"mma.sync.m16n8k64.kind::mxf4nvf4.block_scale.e2m1": 8})}, "sm_120", None),

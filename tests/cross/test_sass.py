@@ -70,18 +70,18 @@ WAIT = """
 
 
 @pytest.mark.parametrize(
-    "text, blocks, adds, total",
+    "text, ctas, adds, total",
     [
         (COUNTED.format(end="0x300"), 3, 3 * 4, 3 * (2 + 4 * 4)),
         (COUNTED.format(end="0x180"), 1, 1, 2 + 4),
-        # tiles 0 .. 9 among 4 blocks, 4 steps each
+        # tiles 0 .. 9 among 4 CTAs, 4 steps each
         (PERSISTENT, 4, 10 * 4, 4 * 2 + 10 * 5 + 10 * 4 * 4),
         (FLAG, 1, 2, 2 + 2 * 4),
         (WAIT, 5, 0, 5 * 3),
     ],
 )
-def test_a_body_counts_once_a_trip(text, blocks, adds, total):
-    counted = issued(listing(text), blocks)
+def test_a_body_counts_once_a_trip(text, ctas, adds, total):
+    counted = issued(listing(text), ctas)
     assert (counted["FADD"], counted.total()) == (adds, total)
 
 

@@ -104,14 +104,14 @@ def test_explain(run):
         """\
 matmul   M   N   K  runs in  because
 ------------------------------------------------------------------------------------------
-inner   32  64  64  fp4      in a region marked fp4
+inner   32  64  64  fp4      marked fp4
 up      32  96  64  fp4      matmul with a parameter
 head    32  40  96  float32  output head by its name 'head'; include=['*'] rewrites it too
 
 2 of 3 matmuls in FP4, in 1 graph (recipe 'quartet').
 Each multiplies [M, K] by [K, N]; of a linear layer, M is the number of tokens.
 Rules, and how many matmuls each decided:
-    1  in a region marked fp4
+    1  marked fp4
     1  matmul with a parameter
     1  output head by its name 'head'; include=['*'] rewrites it too
 """,

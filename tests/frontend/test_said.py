@@ -38,7 +38,7 @@ def lines(monkeypatch, caplog):
 
 
 END = "; compiling, which takes a while the first time"
-MX = "cpu: {('mxfp4', 'mxfp4')}"
+MX = "cpu: {('mxfp4', 'mxfp4', False)}"
 
 
 def test_one_line_a_model_while_it_compiles(lines):

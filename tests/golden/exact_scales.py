@@ -27,7 +27,12 @@ def power(rows: list, q, root, unit: int):
     largest = Fraction(1) if q.scale == "quest" else GRID[-1] if q.elements == "e2m1" else E4M3[-1]
     exponent, binade = floor_log2(statistic), floor_log2(largest)
     position = Fraction(float(statistic)) / Fraction(2) ** exponent  # from 1 to 2
-    above = {"nearest": position >= ROOT_OF_TWO, "up": position > largest / 2**binade}.get(q.scale_rounding, False)
+    ulp = Fraction(1, 2 if q.elements == "e2m1" else 8)  # of an element's mantissa
+    above = {
+        "nearest": position >= ROOT_OF_TWO,
+        "up": position > largest / 2**binade,
+        "even": position >= 2 - ulp / 2,
+    }.get(q.scale_rounding, False)
     byte = max(exponent + above - binade + unit + 127, 64)
     if q.scale_rounding == "error":
         scaled = [over_power(v * root, byte) for v in rows[0]]

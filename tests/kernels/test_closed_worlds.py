@@ -105,7 +105,7 @@ def test_a_new_choice_is_refused_by_a_compilation_for_a_gpu(monkeypatch):
         ("e8m0", dict(scale="absmax", scale_rounding="down", rounding="dithered"), "no such rounding"),
         ("e4m3", dict(scale="median", rounding="nearest"), "no E4M3 scale by this rule"),
         ("e4m3", dict(scale="absmax", rounding="dithered"), "no such rounding"),
-        ("decoded", dict(form="mxfp6"), "no decoding of this operand format"),
+        ("decoded", dict(format="mxfp6"), "no decoding of this operand format"),
     ],
 )
 def test_a_new_choice_is_refused_by_triton(kernel, constants, words):
@@ -124,7 +124,7 @@ def test_a_new_choice_is_refused_by_triton(kernel, constants, words):
     [
         ("e8m0", dict(scale="absmax", scale_rounding="down", rounding="nearest")),
         ("e4m3", dict(scale="absmax", rounding="nearest")),
-        ("decoded", dict(form="mxfp4")),
+        ("decoded", dict(format="mxfp4")),
     ],
 )
 def test_known_choices_compile(kernel, constants):
@@ -177,7 +177,7 @@ def test_numbers_are_read_as_c_counts_them():
     [
         ("kQuest, ", "kQuest, kMedian, ", "power_scale.h"),
         ("kStochastic, kEden", "kStochastic, kEden, kDithered", "quantize_any.cpp"),
-        ("kUp, kError }", "kUp, kError, kOdd }", "operand.h"),
+        ("kError, kEven }", "kError, kEven, kOdd }", "operand.h"),
         ("{ kE2m1, kE4m3 }", "{ kE2m1, kE4m3, kE3m2 }", "gemm_decode.cpp"),
     ],
 )

@@ -55,7 +55,7 @@ def combinations() -> list[Quantizer]:
         "random_signs": (False, True),
         "scale_format": ("e8m0", "e4m3"),
         "scale": ("absmax", "quest", "four-over-six"),
-        "scale_rounding": ("down", "nearest", "up", "error"),
+        "scale_rounding": ("down", "nearest", "up", "error", "even"),
         "shrink": (1.0, 0.75),
         "headroom": (1.0, 17 / 16),
         "largest_scale": (448.0, 256.0),
@@ -271,7 +271,7 @@ def test_threads_change_nothing(name):
             Quantizer(random_signs=True, shrink=0.75),
             [{"scale": "quest", "shrink": 1.0}, {"shrink": 1.0}, {"rounding": "stochastic"}, {"rounding": "eden"},
              {"random_signs": False}, {"rotation": 0, "random_signs": False}, {"rotation": 64},
-             {"scale_rounding": "nearest"}, {"scale_rounding": "up"},
+             {"scale_rounding": "nearest"}, {"scale_rounding": "up"}, {"scale_rounding": "even"},
              {"shrink": 1.0, "elements": "e4m3"}, {"shrink": 1.0, "scale_rounding": "error"}],
         ),
         (

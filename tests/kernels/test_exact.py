@@ -188,6 +188,15 @@ def test_nearest_power_is_by_the_logarithm():
     assert largest.min() >= 2 * ROOT - 1e-6 and largest.max() < 4 * ROOT
 
 
+def test_even_rounds_the_largest_as_an_element():
+    """From 1.75 * 2^n on the mantissa of E2M1 carries, from 1.9375 * 2^n on that of E4M3."""
+    for elements, binades, carries in (("e2m1", 2, 1.75), ("e4m3", 8, 1.9375)):
+        q = Quantizer(elements=elements, rotation=0, scale_rounding="even")
+        edge = torch.tensor(carries)
+        for top, exponent in ((torch.nextafter(edge, torch.tensor(0.0)), 0), (edge, 1), (torch.tensor(1.0), 0)):
+            assert run(torch.full((1, 32), top.item()), q).scales.item() == 127 + exponent - binades
+
+
 def test_the_power_with_the_smaller_error_is_chosen():
     """ "error" equals the better of "down" and of one above, group by group, and keeps "down" on a tie."""
     for scale in ("absmax", "quest"):

@@ -53,7 +53,7 @@ POSITIVE[20] = float("nan")
 GROUPS = ordinary(64 * 32).reshape(64, 32)
 KEEP = torch.randint(0, 2, (1024,), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 BYTES = torch.arange(256, dtype=torch.uint8)
-BLOCKED = torch.randint(0, 256, (BLOCK[0] * BLOCK[1],), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+SWIZZLED = torch.randint(0, 256, (BLOCK[0] * BLOCK[1],), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
 SIGNED = ordinary(128)
 SCALED = torch.cat([ELEMENTS[:512].nan_to_num(posinf=1e30), ordinary(512) * torch.exp2(torch.arange(512) % 24 - 12.0)])
 CODES = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
@@ -71,8 +71,8 @@ def made():
         "bits": ("_bits", [KEEP], [(128, u8), (1024, u8)], {"n": 1024}),
         "e4m3": ("_e4m3", [POSITIVE], [(1024, u8), (1024, f32)], {"n": 1024}),
         "scales": ("_decode_scales", [BYTES], [(256, f32), (256, f32)], {}),
-        "unblock": ("_unblock", [BLOCKED], [(BLOCK, u8)], {"rows": BLOCK[0], "groups": BLOCK[1]}),
-        "statistics": ("_statistics", [GROUPS], [(64, f32), (64, f32)], {"groups": 64}),
+        "unswizzle": ("_unswizzle", [SWIZZLED], [(BLOCK, u8)], {"rows": BLOCK[0], "groups": BLOCK[1]}),
+        "mean and largest": ("_mean_and_largest", [GROUPS], [(64, f32), (64, f32)], {"groups": 64}),
         "halves": ("_stochastic_halves", [BY_BYTES, EVERY_BYTE], [(BY_BYTES.numel(), i32)], {"n": BY_BYTES.numel()}),
         "below": ("_below", [ELEMENTS], [(128, u8)], {"n": 1024}),
         "nvfp4": ("_nvfp4", [CODES, NV_SCALES], [((8, 64), f32)], {"rows": 8, "groups": 4}),
@@ -152,7 +152,7 @@ def test_scales_in_the_layout_of_tensor_memory(made):
     row, group = torch.arange(rows)[:, None], torch.arange(groups)[None, :]
     block = (row // 128) * (groups // 4) + group // 4
     place = block * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
-    assert torch.equal(made["unblock"][0], BLOCKED[place])
+    assert torch.equal(made["unswizzle"][0], SWIZZLED[place])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -161,8 +161,8 @@ def test_hadamard(made, size):
     assert torch.equal(made[f"hadamard {size}"][0], expected)
 
 
-def test_statistics(made):
-    mean, largest = made["statistics"]
+def test_mean_and_largest(made):
+    mean, largest = made["mean and largest"]
     halves = GROUPS
     while halves.shape[1] > 1:
         halves = halves[:, : halves.shape[1] // 2] + halves[:, halves.shape[1] // 2 :]

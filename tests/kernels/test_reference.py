@@ -181,7 +181,7 @@ def test_one_bad_value_makes_its_whole_group_nan_and_no_other(quantizer, value):
     assert values[:, 32:64].isnan().all() and values[:, :32].isfinite().all() and values[:, 64:].isfinite().all()
 
 
-def test_overflow_of_the_statistics_is_nan():
+def test_overflow_of_the_sums_is_nan():
     ok, over = torch.full((1, 32), 2.0**61), torch.full((1, 32), 2.0**62)
     assert run(ok, QUEST).scales != 255 and run(over, QUEST).scales == 255  # (sqrt(32) 2^62)^2 > 2^128
     alternating = torch.where(torch.arange(32) % 2 == 0, 1.0, -1.0)[None]
@@ -203,7 +203,7 @@ def test_nan_reaches_every_output_of_its_row_or_column():
 
 @pytest.mark.parametrize("exponent", range(-60, 61, 6))
 def test_just_below_a_power_of_two(exponent):
-    """float32 log2 rounds up there (116 of 120 exponents); the field does not. For absmax and for QuEST's statistic."""
+    """float32 log2 rounds up there (116 of 120 exponents); the field does not. For absmax and for QuEST's scale."""
     below = torch.nextafter(torch.tensor(2.0**exponent), torch.tensor(0.0))
     if exponent:
         assert below.log2().floor() == exponent
@@ -220,8 +220,8 @@ def test_just_below_a_power_of_two(exponent):
         assert reference.quantize(alternate * float(value), quest).scales.item() == exponent - 1 + 127
 
 
-def test_every_rounding_of_the_quest_statistic_counts():
-    """Groups whose statistic is within a few float32 steps of a power of two: any other order of the sums shows."""
+def test_every_rounding_of_the_quest_scale_counts():
+    """Groups whose scale is within a few float32 steps of a power of two: any other order of the sums shows."""
     groups = gaussian(20, 32).double()
     deviation = reference.hadamard(groups).std(1, correction=0, keepdim=True)
     steps = 1 + torch.arange(-12, 13) * 2.0**-24

@@ -69,10 +69,10 @@ def test_operands_of_a_product():
 def test_quantizers_make_the_format_that_they_name(name):
     seed = torch.tensor(3)
     codes, scales, tensor_scale, _ = quartet.quantize(torch.randn(32, 256), name, False, False, 0, seed, seed)
-    form = check_format(QUANTIZERS[name].format, codes, scales)
-    assert tensor_scale.numel() == form.two_level
-    assert codes.shape[1] * form.packed == 256
-    assert scales.shape[1] == (0 if QUANTIZERS[name].exact else 256 // form.group)
+    facts = check_format(QUANTIZERS[name].format, codes, scales)
+    assert tensor_scale.numel() == facts.two_level
+    assert codes.shape[1] * facts.packed == 256
+    assert scales.shape[1] == (0 if QUANTIZERS[name].exact else 256 // facts.group)
 
 
 @pytest.mark.parametrize("wrong", [name for name in OPERAND_FORMATS if name != "mxfp4"])

@@ -78,7 +78,7 @@ def decided(shape=(48, 64, 96), mark=None, **options):
 DECISIONS = {
     "by default": ({}, "matmul with a parameter"),
     "excluded": ({"exclude": ["fc"]}, "excluded by 'fc'"),
-    "marked": ({"mark": "no_fp4"}, "in a region marked no_fp4"),
+    "marked": ({"mark": "no_fp4"}, "marked no_fp4"),
     "small K": ({"shape": (48, 16, 96)}, "K is 16, below the group of 32"),
     "small N": ({"shape": (48, 64, 8)}, "N is 8, below the group of 32"),
     "few rows": ({"shape": (4, 64, 96)}, "M is 4 in training"),

@@ -22,16 +22,19 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 PARTS = [
     "functorch.compile:make_boxed_func",
-    "torch._C:_current_graph_task_id",
     "torch._C._dynamo.eval_frame:_debug_get_cache_entry_list",
     "torch._C._dynamo.eval_frame:set_code_exec_strategy",
+    "torch._C:_current_graph_task_id",
+    "torch._dynamo.backends.registry:list_backends",
+    "torch._dynamo.backends.registry:register_backend",
     "torch._dynamo.comptime:comptime",
     "torch._dynamo.config:accumulated_recompile_limit",
     "torch._dynamo.config:recompile_limit",
     "torch._dynamo.config:suppress_errors",
     "torch._dynamo.convert_frame:input_codes.seen",
-    "torch._dynamo.backends.registry:list_backends",
-    "torch._dynamo.backends.registry:register_backend",
+    "torch._dynamo.device_interface:CudaInterface.Worker.current_device",
+    "torch._dynamo.device_interface:CudaInterface.Worker.get_device_properties",
+    "torch._dynamo.device_interface:CudaInterface.get_raw_stream",
     "torch._dynamo.eval_frame:OptimizeContext.__call__",
     "torch._dynamo.eval_frame:OptimizeContext.__init__",
     "torch._dynamo.eval_frame:skip_code",
@@ -49,10 +52,16 @@ PARTS = [
     "torch._functorch._aot_autograd.descriptors:ParamAOTInput",
     "torch._functorch._aot_autograd.descriptors:PlainAOTInput",
     "torch._functorch.aot_autograd:aot_module_simplified",
+    "torch._functorch.config:patch",
     "torch._functorch.partitioners:min_cut_rematerialization_partition",
     "torch._guards:TracingContext.try_get",
+    "torch._inductor.async_compile:AsyncCompile",
     "torch._inductor.codecache:PyCodeCache",
+    "torch._inductor.codecache:PyCodeCache.write",
+    "torch._inductor.compile_fx:_recursive_joint_graph_passes",
+    "torch._inductor.compile_fx:_warn_tf32_disabled",
     "torch._inductor.compile_fx:compile_fx",
+    "torch._inductor.compile_fx:compile_fx_inner",
     "torch._inductor.config:get_config_copy",
     "torch._inductor.config:get_type",
     "torch._inductor.config:joint_custom_pre_pass",
@@ -62,12 +71,19 @@ PARTS = [
     "torch._inductor.custom_graph_pass:CustomGraphPass.uuid",
     "torch._inductor.decomposition:select_decomp_table",
     "torch._inductor.exc:InvalidCxxCompiler",
+    "torch._inductor.fx_passes.joint_graph:UniformValueConstantFolder",
+    "torch._inductor.fx_passes.joint_graph:lazy_init",
+    "torch._inductor.fx_passes.post_grad:lazy_init",
+    "torch._inductor.graph:GraphLowering._compile_to_module_lines",
+    "torch._inductor.graph:GraphLowering.constant_name",
     "torch._inductor.ir:TensorBox",
     "torch._inductor.lowering:empty_strided",
     "torch._inductor.lowering:fallback_handler",
     "torch._inductor.lowering:lowerings",
     "torch._inductor.lowering:register_lowering",
     "torch._inductor.runtime.cache_dir_utils:cache_dir",
+    "torch._inductor.runtime.triton_helpers:set_driver_to_gpu",
+    "torch._inductor.select_algorithm:AlgorithmSelectorCache.do_autotuning",
     "torch._inductor.select_algorithm:SymbolicGridFn",
     "torch._inductor.select_algorithm:TritonTemplate.maybe_append_choice",
     "torch._inductor.select_algorithm:autotune_select_algorithm",
@@ -85,17 +101,22 @@ PARTS = [
     "torch._subclasses.fake_tensor:in_kernel_invocation_manager",
     "torch._subclasses.fake_tensor:is_fake",
     "torch._subclasses:FakeTensorMode",
+    "torch.cuda:_DeviceGuard",
+    "torch.cuda:_exchange_device",
+    "torch.cuda:_maybe_exchange_device",
     "torch.distributed.distributed_c10d:_get_default_store",
     "torch.distributed.distributed_c10d:_resolve_process_group",
     "torch.distributed.fsdp:FSDPModule",
     "torch.distributed.tensor:DTensor",
     "torch.fx.traceback:current_meta",
     "torch.utils._python_dispatch:TorchDispatchMode",
+    "torch.utils._python_dispatch:_disable_current_modes",
     "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
     "torch.utils._pytree:keystr",
     "torch.utils._pytree:tree_map_with_path",
     "torch:_TorchCompileInductorWrapper.__init__",
     "torch:_TorchCompileWrapper",
+    "torch:_check",
 ]
 
 
@@ -697,3 +718,15 @@ def test_a_pass_with_a_uuid_gets_the_joint_graph():
     with torch.no_grad():
         model(torch.ones(2, 4))
     assert len(seen) == 1 and isinstance(seen[0], torch.fx.Graph)
+
+
+# What lowerings keep of a value.
+
+
+def test_a_value_of_inductors_graph_has_annotations_of_its_own():
+    ir = torch._inductor.ir
+    one, other = (
+        ir.TensorBox(ir.Constant(value=1.0, dtype=torch.float32, device=torch.device("cpu"))) for _ in range(2)
+    )
+    one.annotations["key"] = "value"
+    assert one.annotations == {"key": "value"} and not other.annotations

@@ -15,7 +15,7 @@ REGISTERED = [name for name, spec in QUANTIZERS.items() if not spec.exact]
 VARIANTS = [
     *(f"mxfp4-{kind},rotation={size}" for kind in ("quest", "rtn", "sr") for size in (16, 64, 128)),
     *(f"mxfp4-quest,scale_rounding={rounding}" for rounding in ("nearest", "up", "error")),
-    *(f"mxfp4-rtn,scale_rounding={rounding}" for rounding in ("nearest", "up")),
+    *(f"mxfp4-rtn,scale_rounding={rounding}" for rounding in ("nearest", "up", "even")),
     "mxfp4-rtn,scale_rounding=error,shrink=1.0",
     "mxfp4-rtn,scale_rounding=error,shrink=1.0,rotation=128",
     "mxfp4-sr,scale_rounding=up,rotation=16",
@@ -31,6 +31,7 @@ VARIANTS = [
     "mxfp8,rotation=128,random_signs=True",
     "mxfp8,group_rows=32,scale_rounding=nearest",
     "mxfp8,scale_rounding=down",
+    "mxfp8,scale_rounding=even",
 ]
 
 

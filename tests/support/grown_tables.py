@@ -73,8 +73,8 @@ def _e4m3(OUT, scale: tl.constexpr, rounding: tl.constexpr):
 
 
 @triton.jit
-def _decoded(OUT, form: tl.constexpr):
-    x = blocks.decoded(tl.full((32, 16), 0, tl.uint8), tl.full((32, 1), 127, tl.uint8), form)
+def _decoded(OUT, format: tl.constexpr):
+    x = blocks.decoded(tl.full((32, 16), 0, tl.uint8), tl.full((32, 1), 127, tl.uint8), format)
     tl.store(OUT + tl.arange(0, 32)[:, None] * 32 + tl.arange(0, 32)[None, :], x)
 
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from quartet_compile._compat.fake_gpu import TorchDispatchMode, code_only, fake_gpu, scratch_folder
 from quartet_compile.config.options import configure
 from quartet_compile.cross.backend import CrossBackend
-from quartet_compile.cross.fake_gpu import TorchDispatchMode, code_only, fake_gpu, scratch_folder
 from quartet_compile.cross.generated import load as load_module
 from quartet_compile.cross.targets import Target, find_target
 

@@ -75,10 +75,10 @@ def _decode_scales(BYTE, E8M0, E4M3):
 
 
 @triton.jit
-def _unblock(X, OUT, rows: tl.constexpr, groups: tl.constexpr):
+def _unswizzle(X, OUT, rows: tl.constexpr, groups: tl.constexpr):
     at = tl.arange(0, rows * groups)
     x = tl.reshape(tl.load(X + at), (1, rows // 128, groups // 4, 2, 256))
-    tl.store(OUT + at, tl.reshape(scales.unblock(x, rows, groups), (rows * groups,)))
+    tl.store(OUT + at, tl.reshape(scales.unswizzle(x, rows, groups), (rows * groups,)))
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _hadamard(X, OUT, n: tl.constexpr, size: tl.constexpr):
 
 
 @triton.jit
-def _statistics(X, MEAN, LARGEST, groups: tl.constexpr):
+def _mean_and_largest(X, MEAN, LARGEST, groups: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
     tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))

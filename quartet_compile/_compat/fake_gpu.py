@@ -1,4 +1,4 @@
-"""Inductor on a GPU that isn't there: what it asks of torch and Triton, answered from a `Target`.
+"""Inductor on a GPU that isn't there: what it asks of torch and Triton, answered from the facts of a `Chip`.
 
 Every private part of torch and Triton that cross compilation needs is in this file. Two contexts, each of which puts back
 what it replaced, also after an error:
@@ -21,7 +21,7 @@ import pathlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 from unittest import mock
 
 import torch
@@ -39,9 +39,31 @@ from torch._subclasses.fake_tensor import in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
-from .targets import Target
-
 DEVICE = torch.device("cuda", 0)
+
+
+class Chip(Protocol):
+    """What is asked of a GPU, as `cross.targets.Target` has it."""
+
+    @property
+    def chip(self) -> str: ...
+    @property
+    def capability(self) -> tuple[int, int]: ...
+    @property
+    def architecture(self) -> int: ...
+    @property
+    def processors(self) -> int: ...
+    @property
+    def threads_sm(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
+    @property
+    def shared_bytes_sm(self) -> int: ...
+    @property
+    def l2_bytes(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+
 
 CODE_ONLY: dict[str, Any] = {
     "compile_threads": 1,  # a pool of workers would start to compile, for the driver that isn't there
@@ -167,7 +189,7 @@ def generate(gm: torch.fx.GraphModule, inputs: list, **how: Any) -> tuple[str, d
 
 
 @contextlib.contextmanager
-def fake_gpu(target: Target) -> Iterator[None]:
+def fake_gpu(target: Chip) -> Iterator[None]:
     """torch and Triton as on a machine with one GPU of this target, as far as Inductor asks."""
     import triton.knobs
     import triton.runtime
@@ -251,7 +273,7 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> 
     stack.enter_context(mock.patch.object(owner, name, value, create=True))
 
 
-def _properties(target: Target) -> types.SimpleNamespace:
+def _properties(target: Chip) -> types.SimpleNamespace:
     """What `torch.cuda.get_device_properties` would say."""
     return types.SimpleNamespace(
         name=f"NVIDIA {target.chip}",
@@ -274,7 +296,7 @@ def _properties(target: Target) -> types.SimpleNamespace:
 class _Driver:
     """A Triton driver that knows its target and can't launch."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Chip) -> None:
         from triton.backends.compiler import GPUTarget
 
         self._target = GPUTarget("cuda", target.architecture, 32)

@@ -36,7 +36,8 @@ def settings(job: Job) -> dict[str, Any]:
     assert job.quantizer is not None
     operand, ignore = job.quantizer.format, job.plan.kept_linears
     weights = {"num_bits": 4, "type": "float", "symmetric": True, "dynamic": False, **_WEIGHTS[operand]}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    inputs = None if job.activations is None else {**weights, "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
     made: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": NAMES[operand],
@@ -81,6 +82,7 @@ FORMAT = Format(
     holds="MXFP4 or NVFP4 weights of linear layers, for transformers, vLLM and SGLang",
     operands=("mxfp4", "nvfp4"),
     rotations=(0, 16, 32, 64, 128),
+    activations=("mxfp4",),
     check=lambda job: only_linears(job, "compressed-tensors"),
     writer=safetensors_writer(tensors, lambda weight: NAMES[weight.blocks.quantizer.format]),
     tensors=tensors,

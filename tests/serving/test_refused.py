@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import quartet_compile as qc
-from quartet_compile.export import source
-from quartet_compile.export.shards import Shards
+from quartet_compile.serving import source
+from quartet_compile.serving.shards import Shards
 
 X = (torch.zeros(64, 64),)
 _ABSMAX = qc.quantizer("mxfp4-rtn,rotation=0,random_signs=False")

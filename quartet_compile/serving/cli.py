@@ -26,6 +26,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument(
         "--unrotated", action="store_true", help="quantize without the recipe's rotation, and show what it costs"
     )
+    command.add_argument(
+        "--activations", metavar="FORMAT", help="that the server rounds activations to: mxfp4; default: high precision"
+    )
 
 
 def run_export(options: argparse.Namespace) -> str:
@@ -33,5 +36,5 @@ def run_export(options: argparse.Namespace) -> str:
     given = {name: value for name in ("recipe", "include", "exclude") if (value := getattr(options, name))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="quartet: exported as")  # the table ends with them
-        how = dict(format=options.format, unrotated=options.unrotated, progress=True)
+        how = dict(format=options.format, unrotated=options.unrotated, activations=options.activations, progress=True)
         return str(export(options.checkpoint, options.folder, **how, **given))

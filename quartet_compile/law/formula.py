@@ -7,9 +7,9 @@ precision acts as fewer parameters, a backward pass in low precision as fewer to
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from types import ModuleType
 
+from .. import optional
 from ..errors import QuartetError
 
 COEFFICIENTS = ("A", "alpha", "B", "beta", "E", "gamma")
@@ -74,12 +74,4 @@ class Efficiency:
 
 def needed(module: str, what: str) -> ModuleType:
     """An optional module, imported when `what` first needs it."""
-    package = module.partition(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise
-        raise LawError(
-            f"{what} needs {package}, which isn't installed: pip install {package} (or pip install 'quartet-compile[law]')."
-        ) from None
+    return optional.needed(module, what, LawError, "law")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from ..errors import ExportError
@@ -30,12 +29,12 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     require_new(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        staged.mkdir()
     except OSError as error:
         raise ExportError(f"The folder {str(folder)!r} can't be made: {error.strerror}. Name another.") from None
     try:
         yield staged
-        staged.chmod(0o777 & ~_umask())
         staged.rename(folder)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free
@@ -45,9 +44,3 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -20,7 +20,7 @@ class ExportedState:
     """The named tensors of a model in a format, made while they are read. Iterating gives `(name, tensor)`, as vLLM's
     `load_weights` takes them; each iteration reads the weights as they are then.
 
-    names and tensors: those of the file that `qc.export` writes (its module in `quartet_compile/export` has dtypes and
+    names and tensors: those of the file that `qc.export` writes (its module in `quartet_compile/serving` has dtypes and
         layouts), on the device of each weight. What stays in high precision is bfloat16; a parameter that is bfloat16
         already is the model's own memory, to be copied before the next optimizer step.
     order: that of the state dict, so layer by layer; one weight's FP4 is held at a time.
@@ -53,8 +53,10 @@ def export_state(
     format: str = "compressed-tensors",
     inputs: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    of: nn.Module | None = None,
     report: Report | None = None,
     unrotated: bool = False,
+    activations: str | None = None,
     **options: Any,
 ) -> ExportedState:
     """The weights that a model's FP4 forward pass computes with, as named tensors in memory, weight by weight.
@@ -64,7 +66,8 @@ def export_state(
             train(model)
             engine.load_weights(state)             # any iterable of (name, tensor)
 
-    Arguments and errors are those of `qc.export`; the formats are those of tensors by name, so not `gguf`.
+    Arguments and errors are those of `qc.export`; the formats are those of tensors by name, so not `gguf`. Of a sharded
+    model every rank gets each tensor whole; all of them must read the state at the same time.
     """
     chosen = format_named(format)
     if chosen.tensors is None:
@@ -75,6 +78,14 @@ def export_state(
     if not isinstance(model, nn.Module):
         raise ExportError(f"export_state got a {type(model).__name__}; expected a Module, compiled or not.")
     job = job_of(
-        model, chosen, inputs=inputs, kwargs=kwargs, of=None, report=report, unrotated=unrotated, options=options
+        model,
+        chosen,
+        inputs=inputs,
+        kwargs=kwargs,
+        of=of,
+        report=report,
+        unrotated=unrotated,
+        activations=activations,
+        options=options,
     )
     return ExportedState(job, chosen)

@@ -31,13 +31,16 @@ def job_of(
     of: nn.Module | None,
     report: Report | None,
     unrotated: bool,
+    activations: str | None,
     options: Mapping[str, Any],
 ) -> Job:
     """What is to be written, checked as far as it can be before any weight is read."""
     source, subject = _source(model, of)
     whole: nn.Module = uncompiled(subject)
-    compiled = compiled_by_us(subject)
+    compiled = compiled_by_us(model if isinstance(source, ModelSource) else subject)
     config = configure(options) if compiled is None else same_options(compiled, options)
+    if compiled is not None:
+        options = compiled.options
     if report is None:
         args, keywords = call(whole, inputs, kwargs)
         report = explain(subject, *args, kwargs=keywords, **options)
@@ -48,7 +51,8 @@ def job_of(
     if quantizer is not None:
         for each in found.quantized:
             chosen.check_width(each, quantizer)
-    job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer)
+    chosen.check_activations(activations, quantizer)
+    job = Job(plan=found, source=source, unrotated=unrotated, quantizer=quantizer, activations=activations)
     chosen.check(job)
     return job
 
@@ -63,4 +67,4 @@ def _source(model: Any, of: Any) -> tuple[Source, Any]:
         raise ExportError(
             f"export got a {type(model).__name__}; expected a Module, compiled or not, or the path of a checkpoint folder."
         )
-    return ModelSource(whole), model
+    return ModelSource(whole), model if of is None else of

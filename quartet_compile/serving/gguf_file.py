@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import ExportError
+from ..optional import needed
 from .format import Format, Job, in_bf16, only_linears
 from .packing import Packed
 
@@ -28,11 +29,7 @@ _GROUP_BYTES = 17
 
 
 def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise ExportError("Format 'gguf' needs the package gguf: pip install 'quartet-compile[export]'.") from None
-    return gguf
+    return needed("gguf", "Format 'gguf'", ExportError, "export")
 
 
 def groups(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..optional import needed
 
 _BATCH = (2, 64)
 """Enough tokens that no matmul is kept for having few rows."""
@@ -24,10 +25,7 @@ def skeleton(folder: pathlib.Path) -> nn.Module:
             f"{str(folder)!r} has no config.json, so what model it is of is not known. Give it in Python, as "
             "qc.export(folder, ..., of=build()): its weights are not read, and may be on the meta device."
         )
-    try:
-        import transformers
-    except ImportError:
-        raise ExportError("Reading a Hugging Face checkpoint needs transformers: pip install transformers.") from None
+    transformers: Any = needed("transformers", "Reading a Hugging Face checkpoint", ExportError)
     try:
         automatic: Any = transformers.AutoModelForCausalLM
         config = transformers.AutoConfig.from_pretrained(folder)

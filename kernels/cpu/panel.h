@@ -1,5 +1,5 @@
-// What the scales of a panel are computed from. A panel is one tile, or the tiles of a row of square blocks, whose rows
-// agree on their statistics.
+// A panel, and what its scales are computed from. It is one tile, or the tiles of a row of square blocks, whose rows
+// agree on their scale.
 #pragma once
 
 #include "hadamard.h"

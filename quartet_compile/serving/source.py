@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .. import _compat
 from ..errors import ExportError
+from ..optional import needed
 from .plan import unshared
 
 _INDEX = "model.safetensors.index.json"
@@ -28,9 +30,13 @@ class Source(Protocol):
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor with its name, one at a time."""
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each tensor is gathered from several ranks, which all read it at the same time."""
+
 
 class ModelSource:
-    """The tensors of a model in memory."""
+    """The tensors of a model in memory. Those of a sharded one are gathered, one at a time, on all of its ranks."""
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = unshared(model)
@@ -40,14 +46,17 @@ class ModelSource:
         self.config: dict[str, Any] = json.loads(config.to_json_string(use_diff=False)) if _is_hf(config) else {}
         if self.config:
             self.config["architectures"] = [type(model).__name__]
+        self.sharded = any(map(_compat.is_distributed_tensor, self._tensors.values()))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self._tensors.items():
-            yield name, tensor.detach()
+            yield name, _compat.whole(tensor.detach())
 
 
 class FolderSource:
     """The tensors of a checkpoint folder: `model.safetensors`, or shards with an index."""
+
+    sharded = False
 
     def __init__(self, folder: pathlib.Path) -> None:
         if not folder.is_dir():
@@ -122,13 +131,10 @@ def _names(folder: pathlib.Path, files: Iterable[pathlib.Path]) -> list[str]:
 
 
 def _open(file: pathlib.Path) -> Any:
+    safetensors: Any = needed("safetensors", "Reading a checkpoint", ExportError, "export")
     try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ExportError("Reading a checkpoint needs safetensors: pip install 'quartet-compile[export]'.") from None
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
+        return safetensors.safe_open(file, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{str(file)!r} can't be read: {error}. Copy the checkpoint again.") from None
 
 

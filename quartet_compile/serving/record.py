@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from ..tables import aligned, ruled
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedTensor:
@@ -42,8 +44,6 @@ class Exported:
             shown = ["" if error is None else f"{error:.5f}" for error in errors]
             shape = "x".join(map(str, each.shape))
             rows.append((each.name, shape, each.became, f"{each.bytes:,}", *shown, each.reason))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         packed = sum(tensor.error is not None for tensor in self.tensors)
         total = sum(tensor.bytes for tensor in self.tensors)
         end = [
@@ -52,4 +52,4 @@ class Exported:
             "Error: squared, over the sum of squares of the weight.",
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], *end])
+        return "\n".join([*ruled(aligned(rows)), *end])

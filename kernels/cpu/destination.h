@@ -3,7 +3,7 @@
 
 #include "entries.h"
 #include "philox.h"
-#include "statistics.h"
+#include "panel.h"
 
 // What native.py passes: the fields of a Quantizer; `top` is 6 / headroom. `known` is set to whether these kernels know
 // them. `seed` is null unless something is rounded by random bits. `signs` (of +-1) and `sign_seed` are null unless signs
@@ -32,7 +32,7 @@ struct AnyRequest {
     }
 };
 
-struct Target {
+struct Destination {
     AnyRequest request;
     int64_t rows;
     int group, block, groups_of_block, tiles;  // tiles: of a panel
@@ -45,7 +45,7 @@ struct Target {
     PhiloxKey key;
     uint32_t stream;
 
-    Target(const AnyRequest& of, int64_t rows, int64_t columns)
+    Destination(const AnyRequest& of, int64_t rows, int64_t columns)
         : request(of),
           rows(rows),
           group((int)of.group),
@@ -75,7 +75,7 @@ struct Target {
 };
 
 // Writes the codes of `group` columns of one tile: `count` dwords of each row.
-QUARTET_INLINE void write_codes(const Target& to, int64_t row, int64_t group, u32* dword, int count) {
+QUARTET_INLINE void write_codes(const Destination& to, int64_t row, int64_t group, u32* dword, int count) {
     const int64_t bytes = 4 * count, stride = to.groups * bytes;
     const int lanes = (int)std::min<int64_t>(kLanes, to.rows - row);
     for (int k = 0; k < count; k += 4) {
@@ -91,13 +91,13 @@ QUARTET_INLINE void write_codes(const Target& to, int64_t row, int64_t group, u3
     }
 }
 
-QUARTET_INLINE void write_scales(const Target& to, int64_t row, int64_t group, i32 byte) {
+QUARTET_INLINE void write_scales(const Destination& to, int64_t row, int64_t group, i32 byte) {
     const int lanes = (int)std::min<int64_t>(kLanes, to.rows - row);
     uint8_t* first = to.request.scales + row * to.groups + group;
     for (int lane = 0; lane < lanes; ++lane) first[lane * to.groups] = (uint8_t)((const int32_t*)&byte)[lane];
 }
 
-QUARTET_INLINE void write_mask(const Target& to, int64_t row, int64_t group, u32 keep) {
+QUARTET_INLINE void write_mask(const Destination& to, int64_t row, int64_t group, u32 keep) {
     const int lanes = (int)std::min<int64_t>(kLanes, to.rows - row), bytes = to.group / 8;
     uint8_t* first = to.request.mask + (row * to.groups + group) * bytes;
     for (int lane = 0; lane < lanes; ++lane)

@@ -22,12 +22,13 @@ Tensors = dict[str, torch.Tensor]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One export. config: of the model. quantizer: of all FP4 weights as they are written; None in a format that dequantizes
-    them."""
+    them. activations: the number format that the server rounds activations to; None for none."""
 
     plan: Plan
     source: Source
     unrotated: bool
     quantizer: Quantizer | None
+    activations: str | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Format:
     holds:     what it is, for messages and the command line.
     operands:  the number formats that it can hold; none of a format that dequantizes all of them.
     rotations: the sizes of rotations whose weights its loaders can use; 0 is none.
+    activations: the number formats that it can tell a server to round activations to, each with weights in the same.
     tensors:   what a weight becomes: the tensors of the file by name; None for a format whose file isn't tensors by name.
     check:     raises `ExportError` for a model that it can't hold.
     settings:  what `config.json` says of it: its `quantization_config`; empty for none.
@@ -67,6 +69,7 @@ class Format:
     writer: Callable[[Job, pathlib.Path], Writer]
     operands: tuple[str, ...] = ()
     rotations: tuple[int, ...] = ()
+    activations: tuple[str, ...] = ()
     tensors: Callable[[Packed], Tensors] | None = None
     settings: Callable[[Job], dict[str, Any]] = lambda job: {}
     warnings: Callable[[Job], list[str]] = lambda job: []
@@ -94,6 +97,22 @@ class Format:
                 f"rotation {expected}. unrotated=True quantizes them without rotation and says what that costs; {bf16}."
             )
         return quantizer
+
+    def check_activations(self, activations: str | None, quantizer: Quantizer | None) -> None:
+        """Raise `ExportError` for activations that the format, or these weights, can't have."""
+        if activations is None:
+            return
+        if activations not in self.activations:
+            expected = " or ".join(map(repr, self.activations)) or "none"
+            raise ExportError(
+                f"activations is {activations!r}; format {self.name!r} tells a server to round activations to {expected}. "
+                "Leave it out: activations stay in high precision."
+            )
+        if quantizer is None or quantizer.format != activations:
+            raise ExportError(
+                f"activations is {activations!r}, and the weights are {quantizer.format if quantizer else 'bfloat16'}; both "
+                "operands of a product have one format. Leave it out, or give a recipe with such weights."
+            )
 
     def check_width(self, assignment: Assignment, quantizer: Quantizer) -> None:
         """Raise `ExportError` for rows that don't fill their last group."""

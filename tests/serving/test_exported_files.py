@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import quartet_compile as qc
 from quartet_compile.__main__ import main
-from quartet_compile.export import format
-from quartet_compile.export.shards import Shards
+from quartet_compile.serving import format
+from quartet_compile.serving.shards import Shards
 
 CONFIG = hf.LlamaConfig(
     vocab_size=128,

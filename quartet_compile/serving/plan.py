@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from .. import _compat
 from ..config.names import clean
 from ..config.options import Policy
 from ..config.recipe import Recipe
@@ -177,6 +178,12 @@ def _is_linear(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _no_tensor(site: Site, model: nn.Module) -> str:
+    if any(map(_compat.is_distributed_tensor, model.parameters())):
+        return (
+            f"The matmul {site.name!r} runs in FP4, and a sharded {type(model).__name__} doesn't tell which tensor of the "
+            "state dict its weight is. Give the same model as it was before it was sharded, which may lie on the meta "
+            "device, as of=model."
+        )
     return (
         f"The matmul {site.name!r} runs in FP4, and its weight is no tensor of the state dict of "
         f"{type(model).__name__}: it is "

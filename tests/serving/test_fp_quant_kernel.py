@@ -46,5 +46,6 @@ def test_the_published_kernel_gives_the_values_of_the_file(tmp_path):
     )
     hadamard = file["0.forward_hadamard_matrix"].float().sign() * 32**-0.5
     assert torch.equal(
-        in_interpreter("tests/export/test_fp_quant_kernel.py:kernel_values", model[0].weight.detach(), hadamard), values
+        in_interpreter("tests/serving/test_fp_quant_kernel.py:kernel_values", model[0].weight.detach(), hadamard),
+        values,
     )
