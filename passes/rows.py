@@ -126,7 +126,7 @@ def _again(build: Builder, node: fx.Node, made: dict[fx.Node, Any], width: int) 
         return made[node.args[0]]
     if node.target is operator.getitem:
         return made[node.args[0]][node.args[1]]
-    args = fx.map_arg(node.args, lambda n: made.get(n, n))
+    args: Any = fx.map_arg(node.args, lambda n: made.get(n, n))
     if node.target in _VIEWS:
         args = (args[0], [*args[1][:-1], width])
     again = build.call(node, node.target, *args, kwargs=dict(node.kwargs))
