@@ -6,13 +6,14 @@
     forward      X and W of each site to low precision, shared between sites; their product
     backward     dY, W^T and X^T; dgrad and wgrad
     stats        what the graph measures of itself, if asked to
+    wire         codes instead of matrices where ranks gather what is quantized, if asked to
 
 The first three look at the graph, the others change it, and after each of these it is checked (verify.py).
 """
 
 from __future__ import annotations
 
-from . import backward, forward, match, others, plan, stats
+from . import backward, forward, match, others, plan, stats, wire
 from .pipeline import Pass
 
 PIPELINE = (
@@ -22,4 +23,5 @@ PIPELINE = (
     Pass("forward", forward.apply, changes=True),
     Pass("backward", backward.apply, changes=True),
     Pass("stats", stats.apply, changes=True),
+    Pass("wire", wire.apply, changes=True),
 )

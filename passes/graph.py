@@ -252,6 +252,16 @@ class Builder:
         self.replaced[old] = new
         self.edits += 1
 
+    def read_instead(self, node: fx.Node, x: fx.Node, before: fx.Node) -> None:
+        """Let a new node, which has several results, read `x` as its first operand, and come with them before another."""
+        node.args = (x, *node.args[1:])
+        node.meta["val"] = self._run(node, node.target, node.args, dict(node.kwargs))
+        for moved in (node, *node.users):
+            before.prepend(moved)
+        for item in node.users:
+            item.meta["val"] = node.meta["val"][item.args[1]]
+        self.edits += 1
+
     def divert(self, node: fx.Node, copy: fx.Node) -> None:
         """Give every other reader of `node` its copy, which reads it."""
         node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
@@ -333,7 +343,7 @@ def _swapped(dims: tuple) -> tuple:
 
 
 def _fake_mode(node: fx.Node) -> Any:
-    return fake_mode_of(node.meta["val"])
+    return fake_mode_of(_tensors(node.meta["val"])[0])
 
 
 def _same_layout(node: fx.Node) -> torch.Tensor:

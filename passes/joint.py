@@ -65,6 +65,11 @@ class QuartetPass(CustomGraphPass):
         if not work.nested:  # of a nested graph, the graph around it reports what is inside
             sites = describe(work, order)
             report = GraphReport(
-                sites=sites, training=work.training, before=before, after=after, observed=work.observed
+                sites=sites,
+                training=work.training,
+                before=before,
+                after=after,
+                observed=work.observed,
+                gathered=work.gathered,
             )
             self.record(report)

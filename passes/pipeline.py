@@ -65,7 +65,7 @@ def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
             undo()
             keep(work, error)
         else:
-            work.graph.eliminate_dead_code()
+            work.graph.eliminate_dead_code(lambda node: node not in work.idle and node.is_impure())
             break
     _compat.trace_artifact("quartet_pass_seconds", lambda: json.dumps(seconds))
     log.debug("passes: %s", ", ".join(f"{name} {1e3 * took:.1f} ms" for name, took in seconds.items()))

@@ -24,6 +24,7 @@ from ..kernels.schemas import (
     operands_of,
 )
 from .graph import Builder
+from .rows import origin
 from .share import quartet
 from .site import MatmulSite, quantized
 
@@ -75,9 +76,10 @@ def trace(
 ) -> Traced:
     """Where an operand comes from. packed: the site's packed weight, whose codes nothing in the graph makes. arguments:
     those of a node of ours; whoever asks often can hand on a memory of them."""
-    if packed is not None and blocks.codes.target is not operator.getitem:
+    codes = origin(blocks.codes)
+    if packed is not None and codes.target is not operator.getitem:
         return Traced(blocks, packed, packed, False, arguments(packed).quantizer, philox.FPROP_W)
-    made, index = blocks.codes.args
+    made, index = codes.args
     call = arguments(made)
     if isinstance(call, Quantize):
         drawn = call.stream, call.seed, call.sign_seed

@@ -38,6 +38,7 @@ from .graph import CASTS, Values, aten
 from .packed import is_part
 from .packed import parts as packed_parts
 from .rewritten import QUANTIZING, Product, Traced, product_nodes, products
+from .rows import origin, route
 from .site import MatmulSite
 from .work import Work
 
@@ -226,7 +227,7 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
     for node in graph.of("scaled_mm", "scaled_grouped_mm", "requantize", "transposed"):
         call = graph.arguments(node)
         for blocks in (call,) if isinstance(call, (Requantize, Transposed)) else operands_of(call):
-            codes, scales = blocks.codes, blocks.scales
+            codes, scales, tensor_scale = map(origin, (blocks.codes, blocks.scales, blocks.tensor_scale))
             if graph.op.get(scales) in OBSERVING:
                 scales = graph.arguments(scales).scales
             packed = _packed_of(graph, node)
@@ -241,7 +242,7 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
             made, index = codes.args
             if not SCHEMAS[graph.op[made]].results[index].endswith("codes"):
                 yield node, f"{codes} is the {SCHEMAS[graph.op[made]].results[index]} of {made}, and read as codes"
-            for item, place in ((scales, index + 1), (blocks.tensor_scale, index + 2)):
+            for item, place in ((scales, index + 1), (tensor_scale, index + 2)):
                 if item.args != (made, place):
                     yield node, f"{codes} is of {made}, and it reads {item} beside it"
 
@@ -249,6 +250,20 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
 def _packed_of(graph: Rewritten, node: fx.Node) -> fx.Node | None:
     """The packed weight of the site that a node was made for."""
     return next((site.packed for site in graph.sites if site.index == graph.new[node]), None)
+
+
+def wire(graph: Rewritten) -> Iterator[Offence]:
+    routes: dict[fx.Node, tuple[str, ...]] = {}
+    for node in graph.of("scaled_mm", "scaled_grouped_mm", "requantize", "transposed", "unrotate"):
+        for source in graph.inputs[node]:
+            item = origin(source)
+            if item.target is not operator.getitem or graph.op.get(item.args[0]) not in QUANTIZING:
+                continue
+            made, index = item.args
+            if SCHEMAS[graph.op[made]].results[index].endswith("tensor_scale"):  # nothing of it is sent
+                continue
+            if routes.setdefault(made, route(source)) != route(source):
+                yield node, f"{source} comes another way than the other parts of {made}"
 
 
 def recipe(graph: Rewritten) -> Iterator[Offence]:
@@ -369,7 +384,7 @@ def unrotated(graph: Rewritten) -> Iterator[Offence]:
             columns = product.site.shape[2]
             if call.rotation != left:
                 yield node, f"undoes a rotation of {call.rotation}, and fprop's is {left}"
-            if call.mask is not mask:
+            if (origin(call.mask) if call.mask is not None else None) is not mask:
                 yield node, f"has the mask {call.mask}, and fprop made {mask}"
             if expression(call.columns) != expression(columns):
                 yield node, f"leaves {call.columns} columns of {columns}"
@@ -429,6 +444,7 @@ SPEC = (
     Row("replaced", "a matmul that was replaced is read no more", replaced),
     Row("role", "a product stands for one GEMM of one site", role),
     Row("parts", "codes, scales and tensor scale of an operand are made by one op", parts),
+    Row("wire", "codes, scales and mask that ranks gather of an operand are put together alike", wire),
     Row("recipe", "a product has the quantizers of its recipe, and undoes their shrink", recipe),
     Row("format", "both operands of a product are in the formats that it says, a pair that products take", formats),
     Row("contraction", "both operands of a product have the same K", contraction),

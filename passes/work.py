@@ -10,7 +10,7 @@ from torch import fx
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
-from ..report.report import Observed
+from ..report.report import Gathered, Observed
 from .graph import Builder, snapshot, tangents
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
 from .packed import packed_weights
@@ -32,7 +32,8 @@ class Work:
             backward ones; decisions, one for each; others, the products that are never rewritten.
     Made, anew at each attempt to rewrite the graph:
     build:  the door for new nodes. saved: what the forward of each site leaves for its backward, by index.
-    observed: what the rows of the graph's table are of.
+    observed: what the rows of the graph's table are of. gathered: what ranks gather and then quantize, for the report.
+    idle:   waits for collectives that are read no more, which FX would keep.
     """
 
     graph: fx.Graph
@@ -50,6 +51,8 @@ class Work:
     build: Builder = dataclasses.field(init=False)
     saved: dict[int, Saved] = dataclasses.field(default_factory=dict)
     observed: tuple[Observed, ...] = ()
+    gathered: tuple[Gathered, ...] = ()
+    idle: set[fx.Node] = dataclasses.field(default_factory=set)
 
     @classmethod
     def on(cls, graph: fx.Graph, policy: Policy, inputs: GraphInputs, table: str = "") -> Work:
@@ -95,5 +98,5 @@ class Work:
 
     def attempt(self) -> Callable[[], None]:
         """Begin to rewrite the graph. Returns a function that gives it back as it is now."""
-        self.build, self.saved, self.observed = Builder(self.graph), {}, ()
+        self.build, self.saved, self.observed, self.gathered, self.idle = Builder(self.graph), {}, (), (), set()
         return snapshot(self.graph)

@@ -3,8 +3,7 @@
 // A row whose scales span few binades is twice its values over 2^(its least scale), as int8. Sums of these are exact in
 // int32 and rounded once; a step multiplies twice as many as one of bf16. Other rows, and NVFP4, are decoded to bf16,
 // which is exact too, and summed in float32. The tiles of an output have one kind: integers where all rows of both panels
-// can be. Of a 640-wide Llama after 60 steps (16 panels of rows, 20 of columns; 512 tokens) the panels that can be are:
-// W all, X 60 to 100 %, dY along its features 78 to 99 %, along tokens 0 to 13 %.
+// can be: of a 640-wide Llama after 60 steps (512 tokens) all panels of W, 60 to 100 % of X's, and of dY's from none to 99 %.
 //
 // Range: bf16 and float32 lose subnormal numbers here. Values are 2^(scale - largest scale + lift) times E2M1, and the two
 // lifts are kLift + 2 together. Each is large enough for its own operand's span, so with both spans at most kSpan no value,

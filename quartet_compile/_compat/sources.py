@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx
+
+from .tensors import plain_tensors
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "__self__")
 """The names under which wrappers keep the module that they wrap."""
@@ -45,8 +48,12 @@ def arguments(gm: fx.GraphModule) -> dict[int, Argument]:
 
 
 def example_shape(node: fx.Node) -> Any:
-    """The shape of a node of a Dynamo graph, None of what has none."""
-    return getattr(node.meta.get("example_value"), "shape", None)
+    """The shape of a node of a Dynamo graph, None of what has none; with those of its parts, which a rank may have in sizes
+    of its own, as of a DTensor. Torch's cache of compiled graphs knows the whole one only."""
+    value = node.meta.get("example_value")
+    shape = getattr(value, "shape", None)
+    parts = [part for part in plain_tensors(value) if part is not value] if isinstance(value, torch.Tensor) else []
+    return (shape, *(part.shape for part in parts)) if parts else shape
 
 
 def is_parameter(source: str) -> bool:

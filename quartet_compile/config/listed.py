@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     scope: Literal["all", "marked"]
     strict: bool
     stats: bool
+    wire: Literal["high", "quantized"]
     eval: RecipeOption | None
     mode: str | None
     inductor: Mapping[str, Any]
@@ -40,6 +41,7 @@ DEFAULTS: Mapping[str, object] = {
     "scope": "all",
     "strict": False,
     "stats": False,
+    "wire": "high",
     "eval": None,
     "mode": None,
     "inductor": {},

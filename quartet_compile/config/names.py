@@ -13,8 +13,10 @@ from .._compat import WRAPPERS, attributes
 
 def clean(path: str) -> str:
     """A Dynamo source or module path without its root, its item syntax and the names of wrappers (a first `module` is
-    that of data parallel wrappers)."""
+    that of data parallel wrappers; `parametrizations.weight.original` is `weight`)."""
     parts = [part for part in attributes(path) if part not in WRAPPERS]
+    if parts[-3:-2] == ["parametrizations"] and parts[-1] == "original":
+        parts[-3:] = [parts[-2]]
     return ".".join(parts[1:] if parts[:1] == ["module"] else parts)
 
 

@@ -13,6 +13,7 @@ from .rules import Rules, rules
 from .served import evaluation_rules
 
 SCOPES = ("all", "marked")
+WIRES = ("high", "quantized")
 RESERVED = "joint_custom_pre_pass"
 
 
@@ -27,6 +28,7 @@ class Policy:
     scope:   `"all"`, or `"marked"`: only what is marked by `quartet_compile.fp4`.
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
+    wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.
     """
 
@@ -37,6 +39,7 @@ class Policy:
     scope: str = "all"
     strict: bool = False
     stats: bool = False
+    wire: str = "high"
     within: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -66,6 +69,7 @@ OPTIONS: Mapping[str, str] = {
     "scope": "'all' or 'marked'",
     "strict": "True or False",
     "stats": "True or False",
+    "wire": "'high' or 'quantized'",
     "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
@@ -90,16 +94,17 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
         eval_recipe=training if evaluation is None else evaluation_rules(training, evaluation),
         include=_globs("include", given["include"]),
         exclude=_globs("exclude", given["exclude"]),
-        scope=_scope(given["scope"]),
+        scope=_choice("scope", given["scope"], SCOPES),
         strict=_switch("strict", given["strict"]),
         stats=_switch("stats", given["stats"]),
+        wire=_choice("wire", given["wire"], WIRES),
     )
     return Config(policy=policy, inductor=_inductor(given["mode"], given["inductor"]))
 
 
-def _scope(value: Any) -> str:
-    if not isinstance(value, str) or value not in SCOPES:
-        raise OptionError(f"Option 'scope' is {value!r}{suggest(value, SCOPES)}; expected {OPTIONS['scope']}.")
+def _choice(option: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise OptionError(f"Option {option!r} is {value!r}{suggest(value, choices)}; expected {OPTIONS[option]}.")
     return value
 
 

@@ -54,15 +54,35 @@ class Observed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """A matrix that ranks gather and then quantize, of a graph compiled with `wire="quantized"`.
+
+    matmul: the first that reads it. operand: `"X"`, `"W"`, `"dY"`, or a transpose, as `"W^T"`.
+    shape: of the whole; a dynamic size is a string.
+    bytes_before, bytes_after: of the whole, as it is and as it is sent; 0 where sizes are dynamic.
+    reason: why it is sent as it is; empty if its codes are.
+    """
+
+    matmul: str
+    operand: str
+    shape: tuple[int | str, ...]
+    ranks: int
+    bytes_before: int
+    bytes_after: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphReport:
     """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward.
-    observed: what it measures of itself."""
+    observed: what it measures of itself. gathered: what its ranks gather and then quantize."""
 
     sites: tuple[Site, ...]
     training: bool
     before: str = ""
     after: str = ""
     observed: tuple[Observed, ...] = ()
+    gathered: tuple[Gathered, ...] = ()
 
     def table(self) -> str:
         """The matmuls, a line each, equal ones of equal layers together."""
@@ -102,6 +122,11 @@ class Report:
     def sites(self) -> list[Site]:
         """Every matmul; those that run eagerly come last."""
         return [*(site for graph in self.graphs for site in graph.sites), *self.eager_sites]
+
+    @property
+    def gathered(self) -> list[Gathered]:
+        """What ranks gather and then quantize, under `wire="quantized"`."""
+        return [item for graph in self.graphs for item in graph.gathered]
 
     @property
     def rules(self) -> dict[str, int]:

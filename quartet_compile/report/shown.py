@@ -10,7 +10,7 @@ from ..errors import ReportError
 from ..optional import needed
 from ..tables import aligned, html, html_folded, html_lines, ruled
 from .fold import folded
-from .report import REAL, Report, Site
+from .report import REAL, Gathered, Report, Site
 from .summary import counted, part_of, percent, whole
 
 _HEAD = ("matmul", "M", "N", "K", "runs in", "because")
@@ -57,12 +57,29 @@ def summary(report: Report) -> list[str]:
         if count:
             part = part_of([site for site in sites if site.reason == rule], sites) if known else None
             lines.append(f"{count:>5}{'' if part is None else percent(part):>{8 * known}}  {rule}")
+    lines += _sent(report.gathered)
     lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in report.unmatched]
     lines += [f"Graph break at {line}" for line in report.eager]
     by_call = report.captured == REAL
     lines += ["Captured by a real call, since the code does not run without the tensors' values."] * by_call
     lines += [f"Not seen: {report.gap}"] * bool(report.gap)
     return lines
+
+
+def _sent(gathered: Sequence[Gathered]) -> list[str]:
+    """What ranks send of what they quantize."""
+    if not gathered:
+        return []
+    sent = [item for item in gathered if not item.reason]
+    before, after = (sum(getattr(item, which) for item in gathered) for which in ("bytes_before", "bytes_after"))
+    lines = [
+        f"Ranks gather {len(sent)} of {len(gathered)} operands in low precision: {after:,} bytes instead of {before:,}."
+    ]
+    return lines + [
+        f"   as it is: {item.operand} of {item.matmul}, {list(item.shape)}: {item.reason}"
+        for item in gathered
+        if item.reason
+    ]
 
 
 def plot(report: Report, path: str | os.PathLike[str] | None) -> Any:

@@ -17,6 +17,8 @@ CASES = {
     "llama3": (LLAMA, "llama3", 1, {}),
     "llama3, checkpointed": (LLAMA, "llama3", 1, {"checkpointing": True}),
     "llama3, FSDP2": (LLAMA, "llama3", 2, {"shard": 2}),
+    "llama3, TP": (LLAMA, "llama3", 2, {"tensor": 2}),
+    "llama3, FSDP2 x TP": (LLAMA, "llama3", 4, {"shard": 2, "tensor": 2}),
     "qwen3 MoE": (QWEN, "qwen3_moe", 1, {}),
 }
 
@@ -24,7 +26,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_are_in_fp4_by_their_full_names(case):
     expected, name, world, how = CASES[case]
-    for rank in run_ranks("titan:run", world, name, how, timeout=600):
+    ranks = run_ranks("titan:run", world, name, how, timeout=600)
+    for rank in range(1, world, 2) if "tensor" in how else ():  # parts of one model, so its ranks have one loss
+        assert ranks[rank]["losses"] == ranks[rank - 1]["losses"], rank
+    for rank in ranks:
+        assert rank["worst"] < 2e-5, rank
         assert rank["falls"] and rank["plain falls"] and rank["plain"] == 0, rank
         assert 0.8 < rank["cosine"] < 0.9999, rank
         names = {f"layers.{layer}.{part}" for layer in (0, 1) for part in expected} - {"layers.1.attention.wo"}

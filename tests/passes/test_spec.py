@@ -76,6 +76,12 @@ def scales_of_another(work):
     change(product(work, "first", "dgrad").node, a_scales=call.b_scales)
 
 
+def codes_another_way_than_scales(work):
+    found = product(work, "first", "fprop")
+    with work.graph.inserting_before(found.node):
+        change(found.node, a=work.build.call(found.node, aten.clone.default, found.call.a))
+
+
 def another_alpha(work):
     change(product(work, "first", "dgrad").node, alpha=1.0)
 
@@ -145,6 +151,7 @@ SEEN = {
     a_replaced_product_is_read: ("replaced", "first"),
     a_product_for_nothing: ("role", "first"),
     scales_of_another: ("parts", "first"),
+    codes_another_way_than_scales: ("wire", "first"),
     another_alpha: ("recipe", "first"),
     another_quantizer: ("recipe", "first"),
     codes_of_another_quantizer: ("recipe", "first"),

@@ -19,7 +19,9 @@ DEFINED = {
 }
 
 
-@pytest.mark.parametrize("page", ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "advise.md"])
+@pytest.mark.parametrize(
+    "page", ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "scale.md", "advise.md"]
+)
 def test_every_test_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
     named = set(re.findall(r"\b(?:(test_\w+\.py)(?:::(test_\w+))?|(test_\w+))", text))

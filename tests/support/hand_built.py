@@ -4,6 +4,8 @@ come in; and their way through the passes."""
 from __future__ import annotations
 
 import contextlib
+import operator
+from collections.abc import Callable
 
 import torch
 from captured import compiled
@@ -50,6 +52,12 @@ class Joint:
         node.meta.update(partitioner_tag=tag, seq_nr=number)
         return node
 
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """A result of a node that has several."""
+        found = self.graph.call_function(operator.getitem, (node, index))
+        found.meta = {**node.meta, "val": node.meta["val"][index]}
+        return found
+
     def linear(self, x: fx.Node, w: fx.Node) -> fx.Node:
         """`x w^T`."""
         number = len(self._numbers) + 1
@@ -83,6 +91,19 @@ def two_linears(**options: object) -> Work:
     dy, dw = joint.linear_backward(z, dz, y, w)
     dx, dv = joint.linear_backward(y, dy, x, v)
     return joint.work(z, dx, dv, dw, **options)
+
+
+def gathered_linear(way: Callable[[Joint, fx.Node], fx.Node], part: tuple[int, ...], **options: object) -> Work:
+    """A graph of `first`, of which two ranks have a part each: it is gathered, and `way` makes of that the weight [N, K]."""
+    ops = torch.ops._c10d_functional
+    joint = Joint()
+    given = joint.parameter("first", *part)
+    wait = joint.call(ops.wait_tensor.default, joint.call(ops.all_gather_into_tensor.default, given, 2, "0"))
+    w = way(joint, wait)
+    n, k = w.meta["val"].shape
+    x, dy = joint.input("primals_1", 48, k), joint.input("tangents_1", 48, n)
+    y = joint.linear(x, w)
+    return joint.work(y, *joint.linear_backward(y, dy, x, w), **options)
 
 
 def rewrite(work: Work, skip: str = "") -> Work:

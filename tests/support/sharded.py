@@ -117,7 +117,7 @@ def ddp(break_graph: bool) -> dict[str, Any]:
     reference = copy.deepcopy(model)
     replica = DistributedDataParallel(model, bucket_cap_mb=1)
     function = torch.compile(replica, backend="quartet", options={"recipe": "exact"})
-    with _graphs(inductor=True) as reports:
+    with recorded(inductor=True) as reports:
         _, ours = gradients(model, x[2 * rank : 2 * rank + 2], function=function)
     torch.manual_seed(0)
     seed = torch.ops.quartet.seed(1, torch.device("cpu"), []).item()
@@ -193,7 +193,7 @@ def fsdp(recipe: str, per_block: bool, checkpointed: bool, inductor: bool, bf16:
         fully_shard(layer, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
     chosen = {"backend": "quartet", "options": {"recipe": recipe}}
-    with _graphs(inductor) as reports:
+    with recorded(inductor) as reports:
         if per_block:
             for layer in model.layers:
                 layer.compile(**chosen)
@@ -316,7 +316,7 @@ def policy_by_full_names() -> dict[str, Any]:
         return {"sites": {s.name: s.rewritten for graph in reports for s in graph.sites}, "graphs": len(reports)}
 
     found = {}
-    with _graphs() as reports:
+    with recorded() as reports:
         replica = DistributedDataParallel(Net(blocks=3, hidden=4096), bucket_cap_mb=1)
         qc.quartet(replica, exclude=["layers.1", "out"])(batch())
     found["ddp"] = decided(reports)
@@ -325,7 +325,7 @@ def policy_by_full_names() -> dict[str, Any]:
         model.layers[index] = checkpoint_wrapper(layer)
         fully_shard(model.layers[index])
     fully_shard(model)
-    with _graphs() as reports:
+    with recorded() as reports:
         qc.quartet(model, regions=["layers.*"], exclude=["layers.1.attention.*", "layers.*.mlp.up"])
         model(batch()).square().sum().backward()
     found["fsdp"] = decided(reports)
@@ -367,7 +367,7 @@ def fsdp_ways() -> dict[str, Any]:
             fully_shard(layer)
         fully_shard(model)
         state = list(model.state_dict())
-        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+        with recorded() as reports, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             function = way(model)
             ours = backward(function, model, x[2 * rank : 2 * rank + 2])
@@ -394,7 +394,7 @@ def fsdp_enabled() -> dict[str, Any]:
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
-        with _graphs() as reports, warnings.catch_warnings(record=True) as caught:
+        with recorded() as reports, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             ours = backward(model, model, x[2 * rank : 2 * rank + 2])
         found[name] = {
@@ -409,7 +409,7 @@ def other_options() -> list[str]:
     """The errors of ranks of which one has other options than the rest; which rank is told is a matter of time."""
     options = {"recipe": "exact" if dist.get_rank() else "quartet", "exclude": ["layers.1"]}
     try:
-        with _graphs():
+        with recorded():
             torch.compile(model_of(), backend="quartet", options=options)(batch())
     except qc.OptionError as error:
         return [str(error)]
@@ -417,8 +417,8 @@ def other_options() -> list[str]:
 
 
 @contextlib.contextmanager
-def _graphs(inductor: bool = False) -> Iterator[list]:
-    """Gives the reports of what is compiled inside, which fill. Without Inductor, if it isn't asked for."""
+def recorded(inductor: bool = False) -> Iterator[list]:
+    """Gives the reports of what is compiled inside, which fill. With Inductor only if it is asked for."""
     reports: list = []
     with_inductor = _compat.compile_fx
 
