@@ -51,7 +51,7 @@ def test_an_unknown_target(model, capsys):
 
 
 def test_kernels_that_fail_are_in_the_table_and_in_the_error(model, capsys, monkeypatch):
-    def fails(name, source, folder):
+    def fails(name, source, folder, target):
         raise RuntimeError("ptxas said no")
 
     monkeypatch.setattr(binary, "compile_kernel", fails)

@@ -227,7 +227,7 @@ EMPTY = (
 def test_bad_kernels_are_seen_in_their_binaries(source, failure, tmp_path):
     target = TARGETS["sm_90"]
     with fake_gpu(target):
-        made = binary.compile_kernel("kernel", source, str(tmp_path))
+        made = binary.compile_kernel("kernel", source, str(tmp_path), target)
     read = {name: value for name, value in vars(made).items() if name != "stores"}
     ours = Kernel(name="kernel", source=source, op="quantize", number_format="mxfp4", **read)
     assert failure in judge(ours, made.stores, target)[0][0]

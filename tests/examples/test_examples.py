@@ -359,7 +359,7 @@ class TestCommand:
         said = capsys.readouterr().out
         assert "CPU, Inductor + Quartet CPU kernels" in said
         assert "14 of 17 matmuls in FP4" in said
-        assert "layers.1.mlp.down_proj" in (tmp_path / "explain.txt").read_text()
+        assert "layers.0-1.mlp.down_proj" in (tmp_path / "explain.txt").read_text()
 
     def test_a_new_run_moves_the_old_checkpoint_aside(self, corpus: text.Corpus, tmp_path: Path) -> None:
         argv = ["--size", "test", "--steps", "1", "--backend", "eager", "--data", corpus.source, "--out", str(tmp_path)]

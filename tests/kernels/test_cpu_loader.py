@@ -270,7 +270,7 @@ def test_isa_names(monkeypatch):
         return toolchain.isa.__wrapped__()
 
     assert [isa(name) for name in toolchain.supported_isas()] == toolchain.supported_isas()
-    with pytest.raises(OptionError, match="'avx1024'.*expected one of avx512vnni, avx512, avx2, portable"):
+    with pytest.raises(OptionError, match="'avx1024'.*expected one of amx, avx512vnni, avx512, avx2, portable"):
         isa("avx1024")
     assert isa("") == toolchain.supported_isas()[0]  # as unset
     monkeypatch.setattr(toolchain, "_cpu_features", lambda: {"avx2", "fma", "f16c", "avx512f"})
