@@ -192,6 +192,11 @@ class Quantizer:
         return self.exact or self.noisy
 
     @property
+    def unrotated(self) -> Quantizer:
+        """The same without the rotation."""
+        return dataclasses.replace(self, rotation=0, random_signs=False)
+
+    @property
     def bits(self) -> float:
         """Bits an element as it is stored, scales included; 32 for what rounds nothing."""
         if self.exact:

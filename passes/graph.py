@@ -41,11 +41,10 @@ VIEWS = (
 )
 """Ops that only rename the elements of a tensor."""
 
-CASTS = (
-    torch.ops.prims.convert_element_type.default,
-    aten._to_copy.default,
-    aten.clone.default,
-)
+CONVERSIONS = (torch.ops.prims.convert_element_type.default, aten._to_copy.default)
+"""Ops that give the elements of a tensor another dtype."""
+
+CASTS = (*CONVERSIONS, aten.clone.default)
 """Ops that keep the elements of a tensor up to rounding."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, differing
 from ..errors import RecipeError
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer, quantizer
@@ -95,19 +95,16 @@ def recipe_of(name: str, recipe: Recipe, site: MatmulSite) -> Recipe:
             f"{subject} computes fprop in high precision; expected a recipe that reads codes, as the one that it was "
             "packed with. Or give it back first: quartet_compile.unpack(model)."
         )
-    formats = () if gemm.a.exact else ("elements", "scale_format")  # what rounds nothing goes with any format
-    for field in (*formats, "group", "rotation", "random_signs"):
-        wanted, got = getattr(gemm.a, field), getattr(packed, field)
-        if wanted != got:
-            remedy = (
-                f"Take quartet_compile.unrotated({recipe.name!r})"
-                if field == "rotation" and not got
-                else "Take the recipe that it was packed with"
-            )
-            raise RecipeError(
-                f"{subject} has X in {field}={wanted!r} for fprop; expected {field}={got!r}, or the product is not that "
-                f"of the originals. {remedy}."
-            )
+    for field, wanted, got in differing(gemm.a, packed):
+        remedy = (
+            f"Take quartet_compile.unrotated({recipe.name!r})"
+            if field == "rotation" and not got
+            else "Take the recipe that it was packed with"
+        )
+        raise RecipeError(
+            f"{subject} has X in {field}={wanted!r} for fprop; expected {field}={got!r}, or the product is not that "
+            f"of the originals. {remedy}."
+        )
     if site.dgrad is not None and (recipe.dgrad is None or recipe.w_from == "original"):
         raise RecipeError(
             f"{subject} computes dgrad from the weight in high precision; expected w_from='requantized', or 'codes' with "

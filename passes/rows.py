@@ -11,18 +11,16 @@ import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx
 
 from .._compat import op_name
-from .graph import Builder, aten
+from .graph import CONVERSIONS, Builder, aten
 
 GATHER, WAIT = "_c10d_functional::all_gather_into_tensor", "_c10d_functional::wait_tensor"
 
 _SAME = (aten.alias.default, aten.detach.default, aten.clone.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 _PARTS = (aten.split.Tensor, aten.split_with_sizes.default)
-_CASTS = (torch.ops.prims.convert_element_type.default, aten._to_copy.default)
 
 
 class Way(NamedTuple):
@@ -70,7 +68,7 @@ def way_to(node: fx.Node) -> Way | None:
         before = {casts[source] for source in sources}
         if len(before) > 1:
             return None
-        casts[current] = (*before.pop(), *[current] * (current.target in _CASTS))
+        casts[current] = (*before.pop(), *[current] * (current.target in CONVERSIONS))
         order.append(current)
     if len(waits) != 1:
         return None
@@ -86,7 +84,7 @@ def moved(node: fx.Node) -> list[fx.Node]:
     target, args = node.target, node.args
     if target is operator.getitem:
         return [args[0]] if args[0].target in _PARTS else []
-    if target in _SAME or target in _CASTS:
+    if target in _SAME or target in CONVERSIONS:
         return [args[0]]
     if target is aten.cat.default:
         sources = list(args[0])
@@ -122,7 +120,7 @@ def gone_again(build: Builder, way: Way, gathered: fx.Node) -> fx.Node:
 
 
 def _again(build: Builder, node: fx.Node, made: dict[fx.Node, Any], width: int) -> Any:
-    if node.target in _CASTS:
+    if node.target in CONVERSIONS:
         return made[node.args[0]]
     if node.target is operator.getitem:
         return made[node.args[0]][node.args[1]]
@@ -135,30 +133,30 @@ def _again(build: Builder, node: fx.Node, made: dict[fx.Node, Any], width: int) 
 
 def origin(node: fx.Node) -> fx.Node:
     """The node whose rows a node has, here or gathered from all ranks."""
-    while True:
-        sources = node.args[:1] if _is_sending(node) else moved(node)
-        if not sources:
-            return node
-        node = sources[0]
+    *_, first = _back(node)
+    return first
 
 
 def route(node: fx.Node) -> tuple[str, ...]:
     """What moves rows between `origin(node)` and a node, without the sizes of the last dimension, and whatever sees the
     same bytes as another dtype."""
-    return tuple(_route(node))
+    *moving, _ = _back(node)
+    return tuple(_moved_by(step) for step in moving if step.target is not aten.view.dtype)
 
 
-def _route(node: fx.Node) -> Iterator[str]:
-    while True:
-        sources = node.args[:1] if _is_sending(node) else moved(node)
-        if not sources:
-            return
-        args = fx.map_arg(node.args, lambda n: "")
-        if node.target in _VIEWS:
-            args = (args[0], args[1][:-1])
-        if node.target is not aten.view.dtype:
-            yield f"{node.target}{args}{node.kwargs}"
+def _back(node: fx.Node) -> Iterator[fx.Node]:
+    """A node, and those on the way back to its origin."""
+    yield node
+    while sources := node.args[:1] if _is_sending(node) else moved(node):
         node = sources[0]
+        yield node
+
+
+def _moved_by(node: fx.Node) -> str:
+    args = fx.map_arg(node.args, lambda n: "")
+    if node.target in _VIEWS:
+        args = (args[0], args[1][:-1])
+    return f"{node.target}{args}{node.kwargs}"
 
 
 def _is_sending(node: fx.Node) -> bool:

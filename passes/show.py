@@ -37,7 +37,7 @@ from ..kernels.schemas import (
     epilogue_of,
     op_of,
 )
-from .graph import TRANSPOSES, VIEWS, descendants, tangents
+from .graph import CONVERSIONS, TRANSPOSES, VIEWS, descendants, tangents
 
 _DTYPES = {
     torch.float32: "f32",
@@ -49,7 +49,6 @@ _DTYPES = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
-_CASTS = (torch.ops.prims.convert_element_type.default, torch.ops.aten._to_copy.default)
 _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt", "transposed": "qt"}
 """What an operand's name gets when it is quantized, and when its transpose is quantized again."""
 
@@ -135,7 +134,7 @@ class _Printer:
     def _name(self, node: fx.Node) -> str:
         if _is_attention(node):
             return self._unused("attention" + "_backward" * _op(node).endswith("backward"))
-        if node.target in _CASTS:
+        if node.target in CONVERSIONS:
             return self._unused(f"{self._operand(node.args[0])}.{_dtype(node.meta['val'])}")
         op = op_of(node)
         if op is None:
@@ -180,7 +179,7 @@ class _Printer:
         if _is_attention(node):
             tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
             return f"{self.names[node].rstrip('_0123456789')}({', '.join(self._operands(tensors))})"
-        if node.target in _CASTS:
+        if node.target in CONVERSIONS:
             return f"cast({self._operand(node.args[0])})"
         op = op_of(node)
         if op is None:

@@ -114,6 +114,11 @@ class Rewritten:
         return self.work.chosen
 
     @functools.cached_property
+    def packed(self) -> dict[int | None, fx.Node]:
+        """The packed weight of each that has one, by its index."""
+        return {site.index: site.packed for site in self.sites if site.packed is not None}
+
+    @functools.cached_property
     def recipes(self) -> dict[int, Recipe]:
         """The recipe of each, by its index."""
         return self.work.recipes
@@ -230,7 +235,7 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
             codes, scales, tensor_scale = map(origin, (blocks.codes, blocks.scales, blocks.tensor_scale))
             if graph.op.get(scales) in OBSERVING:
                 scales = graph.arguments(scales).scales
-            packed = _packed_of(graph, node)
+            packed = graph.packed.get(graph.new[node])
             if packed is not None and codes.target is not operator.getitem:
                 for item, part in zip(blocks[:3], packed_parts(packed), strict=True):
                     if not is_part(item, part):
@@ -245,11 +250,6 @@ def parts(graph: Rewritten) -> Iterator[Offence]:
             for item, place in ((scales, index + 1), (tensor_scale, index + 2)):
                 if item.args != (made, place):
                     yield node, f"{codes} is of {made}, and it reads {item} beside it"
-
-
-def _packed_of(graph: Rewritten, node: fx.Node) -> fx.Node | None:
-    """The packed weight of the site that a node was made for."""
-    return next((site.packed for site in graph.sites if site.index == graph.new[node]), None)
 
 
 def wire(graph: Rewritten) -> Iterator[Offence]:

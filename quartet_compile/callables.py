@@ -1,4 +1,5 @@
-"""What a callable runs: its modules, its variables, its arguments; and what `torch.compile` was given."""
+"""What a callable runs: its modules, its variables, its arguments; what `torch.compile` was given; which way a module
+keeps its weight."""
 
 from __future__ import annotations
 
@@ -47,3 +48,9 @@ def argument_names(model: Callable) -> list[str]:
     """The names of the arguments that may be given by position."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [parameter.name for parameter in signature_of(model) if parameter.kind in positional]
+
+
+def is_transposed(module: object) -> bool | None:
+    """Whether a module of transformers has its weights as [K, N]; None of one that doesn't say."""
+    said = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", None)
+    return said if isinstance(said, bool) else None

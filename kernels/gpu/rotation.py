@@ -126,22 +126,15 @@ def uncontracted(x, factor, packed: tl.constexpr):
     """float32 `x * factor`, rounded, whatever is added to it, for `x: [n, groups]`; packed: as in `butterflies_of_pairs`."""
     if INTERPRETED:
         return x * factor
-    elif not in_ptx():
-        return tl.inline_asm_elementwise(
-            "v_mul_f32 $0, $1, $2",
-            "=v,v,v",
-            args=[x, tl.broadcast_to(factor, x.shape)],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    elif packed:
+    elif packed and in_ptx():
         even, odd = neighbours(x)
         return interleaved(*_two_products(even, odd, tl.broadcast_to(factor, even.shape)))
     else:
+        assembly: tl.constexpr = "mul.rn.f32 $0, $1, $2;" if in_ptx() else "v_mul_f32 $0, $1, $2"
+        registers: tl.constexpr = "=f,f,f" if in_ptx() else "=v,v,v"
         return tl.inline_asm_elementwise(
-            "mul.rn.f32 $0, $1, $2;",
-            "=f,f,f",
+            assembly,
+            registers,
             args=[x, tl.broadcast_to(factor, x.shape)],
             dtype=tl.float32,
             is_pure=True,

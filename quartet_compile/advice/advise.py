@@ -15,7 +15,7 @@ from ..callables import modules_of, uncompiled
 from ..compiled import compiled_by_us
 from ..config.presets import recipe as find_recipe
 from ..config.recipe import Recipe
-from ..cross.artifact import Artifact
+from ..cross.artifact import Artifact, Kernel, LibraryCall
 from ..cross.cross_compile import CrossCompileError, cross_compile
 from ..cross.targets import Target, find_target
 from ..errors import OptionError
@@ -153,18 +153,14 @@ def _step(artifact: Artifact) -> tuple[float, float, int]:
     """Predicted seconds of all kernels and calls, the same at the realistic rate, and how many calls have none."""
     full = realistic = 0.0
     unknown = 0
-    for kernel in artifact.kernels:
-        if kernel.predicted_seconds is None:
-            unknown += sum(kernel.launches.values())
-        else:
-            full += kernel.predicted_seconds
-            realistic += kernel.realistic_seconds or kernel.predicted_seconds
-    for call in artifact.library_calls:
-        if call.predicted_seconds is None:
-            unknown += sum(call.launches.values())
-        else:
-            full += call.predicted_seconds
-            realistic += call.predicted_seconds
+    items: list[Kernel | LibraryCall] = [*artifact.kernels, *artifact.library_calls]
+    for item in items:
+        if item.predicted_seconds is None:
+            unknown += sum(item.launches.values())
+            continue
+        full += item.predicted_seconds
+        own = item.realistic_seconds if isinstance(item, Kernel) else None
+        realistic += own or item.predicted_seconds
     return full, realistic, unknown
 
 

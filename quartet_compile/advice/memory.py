@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from ..config.recipe import Recipe
@@ -42,7 +43,7 @@ def memory_of(modules: Iterable[nn.Module], sites: Iterable[Site], recipe: Recip
         if reads in seen or not isinstance(m, int) or not isinstance(k, int) or not _saves(site):
             continue
         seen.add(reads)
-        before = m * k * _bytes(site.dtype)
+        before = m * k * getattr(torch, site.dtype).itemsize
         operands_before += before
         operands += round(m * k * _saved(recipe)) if site.rewritten and recipe.x_from != "original" else before
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
@@ -65,7 +66,3 @@ def _saved(recipe: Recipe) -> float:
     if recipe.fprop is None:
         return 2.0
     return (recipe.fprop.a.bits + recipe.trust_mask) / 8
-
-
-def _bytes(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from ..config.recipe import HIGH_PRECISION
 from ..cross.artifact import Artifact
-from ..cross.matmuls import Comparison, Matmul, Seconds, total
+from ..cross.matmuls import Comparison, Faster, Matmul, Seconds, total
 from ..report.fold import folded
 from ..report.report import Site
 
@@ -15,7 +16,7 @@ MATTERS = 1.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Faster):
     """Equal matmuls of equal layers in one recipe, forward and backward together.
 
     name: as in a report. names: of each. sizes: (M, N, K). seconds and bf16_seconds: of all of them, predicted.
@@ -26,16 +27,6 @@ class Row:
     sizes: tuple[int | str, int | str, int | str]
     seconds: Seconds
     bf16_seconds: float
-
-    @property
-    def speedup(self) -> float:
-        """Predicted time in bf16 over that in this recipe, quantizing included, at the datasheet's rates."""
-        return self.bf16_seconds / self.seconds.full
-
-    @property
-    def realistic_speedup(self) -> float:
-        """The same with instructions at the share of the issue rate that kernels reach."""
-        return self.bf16_seconds / self.seconds.realistic
 
     @property
     def pays(self) -> bool:
@@ -87,7 +78,7 @@ def _keys(site: Site) -> list[_Key]:
     if not (isinstance(m, int) and isinstance(n, int) and isinstance(k, int)):
         return []
     sizes = {"fprop": (True, m, n, k), "dgrad": (False, m, k, n), "wgrad": (False, n, k, m)}
-    return [_key(*sizes[role]) for role, how in site.gemms.items() if how not in (None, "high precision")]
+    return [_key(*sizes[role]) for role, how in site.gemms.items() if how not in (None, HIGH_PRECISION)]
 
 
 def _key(forward: bool, m: int, n: int, k: int) -> _Key:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import RecipeError
 from ..kernels.quantizer import Quantizer
@@ -24,6 +25,15 @@ HIGH_PRECISION = "high precision"
 """What the GEMMs that are not quantized run in, in reports and files."""
 
 OUTPUTS = ("same", "float32", "bfloat16", "float16")
+
+
+def differing(a: Quantizer, b: Quantizer) -> Iterator[tuple[str, Any, Any]]:
+    """The fields with their values that keep two operands from being multiplied."""
+    formats = () if a.exact or b.exact else ("elements", "scale_format")  # what rounds nothing goes with any format
+    for field in (*formats, "group", "rotation", "random_signs"):
+        left, right = getattr(a, field), getattr(b, field)
+        if left != right:
+            yield field, left, right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,14 +66,11 @@ class Gemm:
 
     def check(self, role: str) -> None:
         """Raise `RecipeError` if the two operands can't be multiplied."""
-        exact = self.a.exact or self.b.exact  # what rounds nothing goes with any format
-        for field in (*(() if exact else ("elements", "scale_format")), "group", "rotation", "random_signs"):
-            left, right = getattr(self.a, field), getattr(self.b, field)
-            if left != right:
-                raise RecipeError(
-                    f"Recipe operands of {role} differ in {field!r}: {left!r} and {right!r}. Both operands of a GEMM "
-                    f"need the same {field}, or the product is not the product of the originals."
-                )
+        for field, left, right in differing(self.a, self.b):
+            raise RecipeError(
+                f"Recipe operands of {role} differ in {field!r}: {left!r} and {right!r}. Both operands of a GEMM "
+                f"need the same {field}, or the product is not the product of the originals."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

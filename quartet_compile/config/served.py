@@ -9,7 +9,6 @@ another one. Each name has a form with `-unrotated`, for the weights of `export(
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -51,7 +50,7 @@ def served(recipe: str | Recipe, as_: str) -> Recipe:
             "computes the forward pass of training."
         )
     if as_.endswith(UNROTATED):
-        weight = dataclasses.replace(weight, rotation=0)
+        weight = weight.unrotated
     quantized = as_.removesuffix(UNROTATED) == f"{PREFIX}{ACTIVATIONS}"
     activation = _dynamic(trained, weight, as_) if quantized else _kept(weight)
     name = f"{as_} of {trained.name}"

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .roofline import predict
 from .targets import Target
@@ -38,8 +38,30 @@ class Seconds:
         return Seconds(full=self.full * factor, realistic=self.realistic * factor)
 
 
+class _Timed(Protocol):
+    @property
+    def seconds(self) -> Seconds: ...
+
+    @property
+    def bf16_seconds(self) -> float: ...
+
+
+class Faster:
+    """What has predicted `seconds` in a recipe, and `bf16_seconds`."""
+
+    @property
+    def speedup(self: _Timed) -> float:
+        """Predicted time in bf16 over that in this recipe, quantizing included, each kernel at the datasheet's rates."""
+        return self.bf16_seconds / self.seconds.full
+
+    @property
+    def realistic_speedup(self: _Timed) -> float:
+        """The same with instructions at `roofline.ISSUE_SHARE` of the issue rate."""
+        return self.bf16_seconds / self.seconds.realistic
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Faster):
     """Matrix products in this recipe and in bf16.
 
     product, quantizing: predicted seconds of the products, and of what quantizes for them. bf16_seconds: of the same
@@ -54,16 +76,6 @@ class Comparison:
     def seconds(self) -> Seconds:
         """In this recipe, quantizing included."""
         return self.product + self.quantizing
-
-    @property
-    def speedup(self) -> float:
-        """Predicted time in bf16 over that in this recipe, each kernel at the datasheet's rates."""
-        return self.bf16_seconds / self.seconds.full
-
-    @property
-    def realistic_speedup(self) -> float:
-        """The same with instructions at `roofline.ISSUE_SHARE` of the issue rate."""
-        return self.bf16_seconds / self.seconds.realistic
 
     @property
     def quantizing_share(self) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from ..callables import is_transposed
 from ..config.listed import lists_options
 from ..config.marks import class_mark
 from ..config.names import clean, matches
@@ -116,10 +117,8 @@ def weights_of(model: nn.Module) -> Iterator[Weight]:
 def _turned(module: nn.Module, attribute: str, parameter: torch.Tensor) -> bool | None:
     if isinstance(module, nn.Linear) and attribute == "weight":
         return False
-    if type(module).__name__ == "Conv1D" and attribute == "weight":
-        return True
-    turned = getattr(module, "is_transposed", None)  # transformers' experts
-    return turned if isinstance(turned, bool) and parameter.dim() == 3 else None
+    says = parameter.dim() == 3 or (attribute == "weight" and not hasattr(module, "is_transposed"))
+    return is_transposed(module) if says else None
 
 
 def _chosen(model: nn.Module, policy: Policy) -> Iterator[tuple[Weight, Recipe]]:

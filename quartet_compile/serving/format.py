@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ExportError
 from ..kernels.quantizer import Quantizer
-from .packing import Packed, without_rotation
+from .packing import Packed
 from .plan import COLUMNS, Assignment, Plan
 from .shards import Shards
 from .source import Source
@@ -76,7 +76,7 @@ class Format:
 
     def quantizer(self, plan: Plan, unrotated: bool) -> Quantizer:
         """That of all FP4 weights as they are written. Raises `ExportError` for one that the format can't hold."""
-        quantizer = without_rotation(plan.quantizer) if unrotated else plan.quantizer
+        quantizer = plan.quantizer.unrotated if unrotated else plan.quantizer
         bf16 = "format='bf16' writes what the forward pass computes with"
         if quantizer.format not in self.operands:
             raise ExportError(

@@ -49,7 +49,7 @@ def pack(assignment: Assignment, weight: torch.Tensor, *, unrotated: bool = Fals
     quantizer = assignment.quantizer
     assert quantizer is not None
     if unrotated:
-        quantizer = without_rotation(quantizer)
+        quantizer = quantizer.unrotated
     return Packed(assignment=assignment, blocks=_blocks(assignment.name, _read(assignment, weight), quantizer))
 
 
@@ -88,11 +88,6 @@ def _read(assignment: Assignment, weight: torch.Tensor) -> torch.Tensor:
             f"exclude=[{assignment.name!r}]."
         )
     return weight.contiguous()
-
-
-def without_rotation(quantizer: Quantizer) -> Quantizer:
-    """The quantizer without its rotation."""
-    return dataclasses.replace(quantizer, rotation=0, random_signs=False)
 
 
 def relative_error(blocks: QuantizedTensor, weight: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..callables import is_transposed
 from ..config.names import clean
 from ..config.options import Policy
 from ..config.recipe import Recipe
@@ -162,7 +163,7 @@ def _outputs(site: Site, tensor: torch.Tensor, module: nn.Module | None) -> str:
     _, n, k = site.shape
     last = tuple(tensor.shape[-2:])
     if n == k and last == (n, k):
-        transposed = type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", None)
+        transposed = is_transposed(module)
         return UNKNOWN if transposed is None else COLUMNS if transposed else ROWS
     return ROWS if last == (n, k) else COLUMNS if last == (k, n) else UNKNOWN
 

@@ -6,6 +6,7 @@ import json
 
 import accelerate
 import pytest
+import tiny_llama
 import torch
 import transformers as hf
 from captured import compiled, sites
@@ -19,7 +20,7 @@ from quartet_compile.packed.module import packed_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:quartet. exported as", "ignore:MXFP4 inference")
 
-SIZES = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2)
+SIZES = tiny_llama.SIZES
 X = (torch.zeros(64, 64),)
 ROTATION = {"type": "hadamard", "head_dim": 64, "apply": [{"location": "input"}]}
 
@@ -37,22 +38,9 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def gpt_oss(tmp_path_factory):
     """A tiny one with random weights, as a folder, and its config."""
-    torch.manual_seed(0)
-    config = hf.GptOssConfig(
-        **SIZES,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=131072,
-    )
-    model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.set_experts_implementation("grouped_mm")
-    for parameter in model.model.layers[0].mlp.experts.parameters():
-        nn.init.normal_(parameter, std=0.02)
     folder = tmp_path_factory.mktemp("gpt-oss") / "served"
-    qc.export(model, folder, format="gpt-oss", recipe="jetfire-fp4")
-    return folder, config
+    qc.export(tiny_llama.gpt_oss(), folder, format="gpt-oss", recipe="jetfire-fp4")
+    return folder, tiny_llama.GPT_OSS
 
 
 def empty(config):

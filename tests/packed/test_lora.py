@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from captured import compiled
 from peft import LoraConfig, get_peft_model
+from tiny_llama import LLAMA
 from torch import nn
 
 import quartet_compile as qc
@@ -17,15 +18,7 @@ import quartet_compile as qc
 @pytest.fixture
 def llama():
     torch.manual_seed(0)
-    config = hf.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    return hf.LlamaForCausalLM(config).bfloat16().requires_grad_(False)
+    return hf.LlamaForCausalLM(LLAMA).bfloat16().requires_grad_(False)
 
 
 def adapted(model, **options):

@@ -12,27 +12,20 @@ import transformers as hf
 from compressed_tensors.transform import TransformConfig, apply_transform_config
 from models import relative
 from safetensors.torch import load_file
+from tiny_llama import INPUTS, LLAMA, gpt_oss
 
 import quartet_compile as qc
 from quartet_compile.__main__ import main
 from quartet_compile.serving import format
 from quartet_compile.serving.shards import Shards
 
-CONFIG = hf.LlamaConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-)
 TOKENS = torch.arange(32).reshape(2, 16)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+    return hf.AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +35,7 @@ def reports(model):
 
     def report(recipe):
         if recipe not in made:
-            inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.int64), "use_cache": False}
-            made[recipe] = qc.explain(model, kwargs=inputs, recipe=recipe)
+            made[recipe] = qc.explain(model, kwargs=INPUTS, recipe=recipe)
         return made[recipe]
 
     return report
@@ -51,7 +43,7 @@ def reports(model):
 
 def expected(model, report, quantizer):
     """The model with the weights that its FP4 forward pass computes with, by `qc.quantize`."""
-    other = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
+    other = hf.AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16)
     other.load_state_dict(model.state_dict())
     for site in report.sites:
         if site.rewritten:
@@ -126,24 +118,8 @@ def test_gguf(model, reports, tmp_path):
 @pytest.mark.filterwarnings("ignore:quartet QC301", "ignore:MXFP4 inference")
 def test_gpt_oss_by_transformers(tmp_path):
     """Its experts are `[E, K, N]` in the model and `[E, N, K]` in the file."""
-    torch.manual_seed(0)
-    config = hf.GptOssConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=131072,
-    )
-    moe = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    moe.set_experts_implementation("grouped_mm")
+    moe = gpt_oss()
     experts = moe.model.layers[0].mlp.experts
-    for parameter in experts.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
     qc.export(moe, tmp_path / "served", format="gpt-oss", recipe="jetfire-fp4")
     file = load_file(tmp_path / "served/model.safetensors")
     assert file["model.layers.0.mlp.experts.down_proj_blocks"].shape == (4, 64, 3, 16)

@@ -4,17 +4,10 @@ import compressed_tensors.quantization.lifecycle.forward as foreign
 import pytest
 import torch
 import transformers as hf
+from tiny_llama import INPUTS, LLAMA
 
 import quartet_compile as qc
 
-CONFIG = hf.LlamaConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-)
 TOKENS = torch.arange(32).reshape(2, 16)
 
 
@@ -29,10 +22,9 @@ def test_dynamic_activations_are_those_of_the_mirror(tmp_path, monkeypatch, reci
     """Each layer's input is rounded to our bits; logits agree to bfloat16's rounding between the layers, and no other
     forward pass is as near."""
     torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
-    inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.int64), "use_cache": False}
+    model = hf.AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16)
     how = dict(format="compressed-tensors", recipe=recipe, unrotated=unrotated, activations="mxfp4")
-    qc.export(model, tmp_path / "served", kwargs=inputs, **how)
+    qc.export(model, tmp_path / "served", kwargs=INPUTS, **how)
     loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "served", dtype=torch.bfloat16)
     rounded, round_foreign = [], foreign.forward_quantize
 
@@ -64,9 +56,8 @@ def test_dynamic_activations_are_those_of_the_mirror(tmp_path, monkeypatch, reci
     ],
 )
 def test_refused_activations(tmp_path, how, expected):
-    model = hf.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16)
-    inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.int64), "use_cache": False}
+    model = hf.AutoModelForCausalLM.from_config(LLAMA, dtype=torch.bfloat16)
     with pytest.raises(qc.ExportError) as caught:
-        qc.export(model, tmp_path / "served", kwargs=inputs, **how)
+        qc.export(model, tmp_path / "served", kwargs=INPUTS, **how)
     assert all(part in str(caught.value) for part in expected), caught.value
     assert not (tmp_path / "served").exists()

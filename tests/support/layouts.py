@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint_module
 from models import gradients
-from sharded import backward, batch, model_of, recorded, whole, worst
+from sharded import backward, batch, model_of, recorded, worst
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -108,7 +108,7 @@ def resharded(source: str, target: str) -> dict[str, str]:
 def _hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
-        digest.update(whole(tensor).detach().numpy().tobytes())
+        digest.update(_compat.whole(tensor).detach().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -64,12 +64,8 @@ def model_of(checkpointed: bool = False) -> nn.Module:
     return Model(checkpointed)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def whole_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: _compat.whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def batch(seed: int = 5) -> torch.Tensor:
@@ -105,7 +101,7 @@ def backward(function: Any, model: nn.Module, x: torch.Tensor) -> dict[str, torc
     """Whole gradients of one step, with the noise of a fixed seed."""
     model.zero_grad()
     torch.manual_seed(0)
-    (whole(function(x)).float() ** 2).sum().backward()
+    (_compat.whole(function(x)).float() ** 2).sum().backward()
     return whole_gradients(model)
 
 

@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 from captured import compiled as captured
 from sequence_parallel import LENGTH, WORDS, Language, parallel, step
-from sharded import recorded, whole
+from sharded import recorded
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from quartet_compile import _compat
 from quartet_compile import backend as backend_module
 from quartet_compile.process import process
 
@@ -181,7 +182,7 @@ def by_inductor() -> dict[str, Any]:
         function = torch.compile(model, backend="quartet", options={"wire": wire})
         result = trained(function, model)
         with torch.no_grad():
-            result.append(whole(function(mine())))
+            result.append(_compat.whole(function(mine())))
         results.append(result)
     graphs = [graph for reports in process.reports.values() for graph in reports]
     return {
