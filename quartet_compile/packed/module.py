@@ -22,7 +22,6 @@ from torch import nn
 from .. import _compat
 from ..errors import PackError
 from ..kernels.quantizer import Quantizer
-from ..kernels.quantizer import quantizer as quantizer_named
 
 PARTS = ("packed", "scale", "tensor_scale", "quantizer")
 """The suffixes of the buffers."""
@@ -137,10 +136,9 @@ def layout_of(module: nn.Module, name: str) -> Layout:
 def _values(module: nn.Module, name: str) -> torch.Tensor:
     """The weight, as one op of its codes."""
     quantizer, columns, turned = getattr(module, f"{name}_{_LAYOUT}")
-    two_level = quantizer_named(quantizer).two_level
-    scale = getattr(module, f"{name}_scale")
-    scale = scale.view(torch.float8_e4m3fn) if two_level else scale
     tensor_scale = getattr(module, f"{name}_tensor_scale").view(torch.float32)
+    scale = getattr(module, f"{name}_scale")
+    scale = scale.view(torch.float8_e4m3fn) if tensor_scale.numel() else scale  # two levels, those of NVFP4
     dtype = getattr(module, f"{name}_{_DTYPE}").dtype
     packed = getattr(module, f"{name}_packed")
     values = torch.ops.quartet.decode(packed, scale, tensor_scale, quantizer, columns, dtype)
