@@ -33,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import doctor
 from ._compat import UnfitTorch
 from .advice import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.toml import load_recipe
 from .cross.targets import CHIPS, TARGETS
+from .doctor import cli as doctor_cli
 from .errors import QuartetError, suggest
 from .law import cli as law_cli
 from .serving import cli as export_cli
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     advise_cli.add_command(commands, lambda command: _add_model_arguments(command, recipe=False), run_advise)
     law_cli.add_command(commands)
     export_cli.add_command(commands)
-    doctor.add_command(commands)
+    doctor_cli.add_command(commands)
     return root
 
 

@@ -75,6 +75,7 @@ from .inductor import (
     decompositions,
     inductor_options,
     is_in_graph,
+    kept_graphs,
     known_modes,
     mode_options,
 )
@@ -178,6 +179,7 @@ __all__ = [
     "is_fully_sharded",
     "is_in_backward",
     "is_in_graph",
+    "kept_graphs",
     "is_in_loop",
     "is_not_compiled",
     "is_parameter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pathlib
 from typing import Any
 
 import torch
@@ -53,6 +54,14 @@ def decompositions() -> dict:
 def cache_dir() -> str:
     """Inductor's cache folder."""
     return private("torch._inductor.runtime.cache_dir_utils:cache_dir")()
+
+
+def kept_graphs() -> int | None:
+    """How many compiled graphs the cache folder has; None where Inductor keeps none."""
+    config = private("torch._inductor.config")
+    if config.force_disable_caches or not config.fx_graph_cache:
+        return None
+    return sum(1 for _ in pathlib.Path(cache_dir(), "fxgraph").glob("*/*"))
 
 
 def cpp_compiler() -> str | None:

@@ -87,7 +87,7 @@ ROOMS = {
         "advice",
         "kernels",
     },
-    "doctor": {"kernels"},
+    "doctor": {"kernels", "frontend.said"},
     "__main__": {"config", "capture", "cross", "law", "serving", "advice", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
