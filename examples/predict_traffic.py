@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from quartet_compile.cross.targets import find_target
+from quartet_compile.machines.targets import find_target
 from quartet_compile.kernels.quantizer import quantizer
 
 BF16, CODES = 2.0, (quantizer("mxfp4-quest").bits + 1) / 8

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config.toml import load_recipe, save_recipe
     from .cross.artifact import Artifact
     from .cross.cross_compile import CrossCompileError, cross_compile
-    from .cross.targets import TARGETS, Target
+    from .machines.targets import TARGETS, Target
     from .errors import (
         CaptureError,
         ExportError,
@@ -64,7 +64,7 @@ _HOMES = {
     "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
     "cross.cross_compile": ("CrossCompileError", "cross_compile"),
-    "cross.targets": ("TARGETS", "Target"),
+    "machines.targets": ("TARGETS", "Target"),
     "errors": (
         "CaptureError",
         "ExportError",

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ..cross.roofline import ISSUE_SHARE
-from ..cross.targets import Target
+from ..machines.roofline import ISSUE_SHARE, MATTERS
+from ..machines.targets import Target
 from ..law import Gap
 from ..tables import aligned, html, html_lines, ruled
 from .measure import Measured
 from .memory import Memory
-from .times import MATTERS, Row
+from .times import Row
 
 WORTH = 1.1
 """The speedup of a whole step, at the realistic rate, from which the verdict is yes."""

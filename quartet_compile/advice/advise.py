@@ -17,7 +17,7 @@ from ..config.presets import recipe as find_recipe
 from ..config.recipe import Recipe
 from ..cross.artifact import Artifact, Kernel, LibraryCall
 from ..cross.cross_compile import CrossCompileError, cross_compile
-from ..cross.targets import Target, find_target
+from ..machines.targets import Target, find_target
 from ..errors import OptionError
 from ..passes.plan import HEADS
 from ..progress import Progress, teller

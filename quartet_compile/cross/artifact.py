@@ -12,8 +12,8 @@ from typing import Any
 from ..report.report import Report
 from ..tables import aligned, html, html_folded, html_lines, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
-from .roofline import ISSUE_SHARE
-from .targets import Target
+from ..machines.roofline import ISSUE_SHARE
+from ..machines.targets import Target
 
 NAME_WIDTH = 48
 

@@ -21,7 +21,7 @@ from ..passes.joint import QuartetPass
 from ..report.report import GraphReport
 from .gpu_graph import decompositions, to_gpu, use_gpu_attention
 from .launches import Launch, run_on_fakes
-from .targets import Target
+from ..machines.targets import Target
 
 Runner = Callable[[list], Any]
 

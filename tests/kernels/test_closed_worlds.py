@@ -19,7 +19,7 @@ from grown_tables import (
 from quantizers import legal_quantizers
 
 import quartet_compile as qc
-from quartet_compile.cross.targets import TARGETS
+from quartet_compile.machines.targets import TARGETS
 from quartet_compile.errors import CompilerError, QuantizerError
 from quartet_compile.kernels import architectures, cpu, lowering, operand_formats
 from quartet_compile.kernels import quantizer as formats

@@ -16,10 +16,12 @@ LEAVES = {"_compat", "callables", "errors", "optional", "places", "process", "pr
 
 ROOMS = {
     "kernels": {"kernels"},
-    "config": {"kernels.quantizer"},
+    "machines": set(),
+    "config": {"kernels.quantizer", "machines"},
     "report": {"config", "kernels.stats"},
     "passes": {
         "config",
+        "machines",
         "report.report",
         "kernels.quantizer",
         "kernels.operand_formats",
@@ -44,7 +46,7 @@ ROOMS = {
     "origin": {"config", "compiled"},
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
-    "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
+    "cross": {"config", "machines", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "advice": {
         "config",
         "compiled",
@@ -53,6 +55,7 @@ ROOMS = {
         "passes.plan",
         "cross",
         "law",
+        "machines",
     },
     "serving": {
         "config",
@@ -79,6 +82,7 @@ ROOMS = {
         "capture",
         "cross",
         "law",
+        "machines",
         "packed",
         "serving",
         "quantized",
@@ -88,7 +92,7 @@ ROOMS = {
         "kernels",
     },
     "doctor": {"kernels", "frontend.said"},
-    "__main__": {"config", "capture", "cross", "law", "serving", "advice", "doctor"},
+    "__main__": {"config", "capture", "cross", "law", "machines", "serving", "advice", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 
