@@ -20,6 +20,7 @@ from ..machines.roofline import ISSUE_SHARE, MATTERS, format_of_dtype, predict
 from ..machines.targets import Target, find_target, known_chip
 from .site import MatmulSite, quantized
 
+
 @dataclasses.dataclass(frozen=True)
 class Instructions:
     """Of a thread for each element. one: quantizes an operand; both: along its rows and its columns; again: its codes along
@@ -59,8 +60,8 @@ class Profit:
 
     def __str__(self) -> str:
         return (
-            f"predicted on {self.chip}: {1e6 * self.seconds:.1f} us, in {self.dtype} {1e6 * self.before:.1f} us, forward and "
-            "backward"
+            f"predicted on {self.chip}: {1e6 * self.seconds:.1f} us, in {self.dtype} {1e6 * self.before:.1f} us, "
+            "forward and backward"
         )
 
 
@@ -114,7 +115,11 @@ class _Work:
 
     def product(self, role: str, recipe: Recipe) -> float:
         """A product of two operands; without tensor cores for them, with their decoding before it."""
-        m, n, k = {"fprop": (self.m, self.n, self.k), "dgrad": (self.m, self.k, self.n), "wgrad": (self.n, self.k, self.m)}[role]
+        m, n, k = {
+            "fprop": (self.m, self.n, self.k),
+            "dgrad": (self.m, self.k, self.n),
+            "wgrad": (self.n, self.k, self.m),
+        }[role]
         mask = m * n // 8 if role != "fprop" and recipe.trust_mask else 0
         written = self.itemsize * m * n
         if self.native:
@@ -172,7 +177,7 @@ def chip_of(policy: Policy, device: torch.device) -> Target | None:
     if chip is None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {str(device)!r}"
         raise OptionError(
-            f"policy='profitable' needs the rates of the GPU that the model is on, and {name} is none whose rates are known. "
-            "Name a chip to decide for, as policy='profitable:b200', or leave the option out."
+            f"policy='profitable' needs the rates of the GPU that the model is on, and {name} is none whose rates are "
+            "known. Name a chip to decide for, as policy='profitable:b200', or leave the option out."
         )
     return chip

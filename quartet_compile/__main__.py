@@ -38,10 +38,10 @@ from .advice import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.toml import load_recipe
-from .machines.targets import CHIPS, TARGETS
 from .doctor import cli as doctor_cli
 from .errors import QuartetError, suggest
 from .law import cli as law_cli
+from .machines.targets import CHIPS, TARGETS
 from .serving import cli as export_cli
 
 if TYPE_CHECKING:

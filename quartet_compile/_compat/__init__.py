@@ -98,6 +98,7 @@ from .nodes import (
     recomputation,
     sequence_number,
 )
+from .saved import graph_nodes, saved_bytes, saved_tensors
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
 from .tensors import (
     FakeTensorMode,
@@ -169,6 +170,7 @@ __all__ = [
     "gradient_of",
     "graph_break",
     "graph_break_logger",
+    "graph_nodes",
     "group_ranks",
     "hides_errors",
     "inductor_options",
@@ -179,7 +181,6 @@ __all__ = [
     "is_fully_sharded",
     "is_in_backward",
     "is_in_graph",
-    "kept_graphs",
     "is_in_loop",
     "is_not_compiled",
     "is_parameter",
@@ -194,6 +195,7 @@ __all__ = [
     "is_whole_call",
     "keep_in_backward",
     "keeps_in_backward",
+    "kept_graphs",
     "known_backends",
     "known_modes",
     "make_boxed",
@@ -221,6 +223,8 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "saved_bytes",
+    "saved_tensors",
     "say_to_ranks",
     "sequence_number",
     "sharded_name",

@@ -17,8 +17,8 @@ from ..config.presets import recipe as find_recipe
 from ..config.recipe import Recipe
 from ..cross.artifact import Artifact, Kernel, LibraryCall
 from ..cross.cross_compile import CrossCompileError, cross_compile
-from ..machines.targets import Target, find_target
 from ..errors import OptionError
+from ..machines.targets import Target, find_target
 from ..passes.plan import HEADS
 from ..progress import Progress, teller
 from ..report.report import Site

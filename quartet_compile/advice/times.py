@@ -12,6 +12,7 @@ from ..machines.roofline import MATTERS
 from ..report.fold import folded
 from ..report.report import Site
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row(Faster):
     """Equal matmuls of equal layers in one recipe, forward and backward together.

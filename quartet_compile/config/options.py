@@ -72,7 +72,7 @@ OPTIONS: Mapping[str, str] = {
     "include": "a list of globs over module names",
     "exclude": "a list of globs over module names",
     "scope": "'all' or 'marked'",
-    "policy": "'all' or 'profitable', which keeps what doesn't pay on the GPU that is used; of another one 'profitable:b200'",
+    "policy": "'all', or 'profitable' to keep what doesn't pay on the GPU that runs it, or 'profitable:b200' on that chip",
     "strict": "True or False",
     "stats": "True or False",
     "wire": "'high' or 'quantized'",
@@ -120,7 +120,9 @@ def _policy(value: Any) -> str:
         return ALL
     name, _, chip = value.partition(":") if isinstance(value, str) else ("", "", "")
     if name != PROFITABLE or value == f"{PROFITABLE}:":
-        raise OptionError(f"Option 'policy' is {value!r}{suggest(value, (ALL, PROFITABLE))}; expected {OPTIONS['policy']}.")
+        raise OptionError(
+            f"Option 'policy' is {value!r}{suggest(value, (ALL, PROFITABLE))}; expected {OPTIONS['policy']}."
+        )
     if chip and find_target(chip).amd:
         raise OptionError(f"Option 'policy' is {value!r}, and no times are predicted on {chip}; leave the option out.")
     return str(value)

@@ -28,7 +28,7 @@ STEPS = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """FP4 over FP8, or over bf16, `forward` and `backward` GEMMs with their quantization, at a model's number of parameters."""
+    """FP4 over FP8, or over bf16, `forward` and `backward` GEMMs with their quantization, at a number of parameters."""
 
     forward: float
     backward: float

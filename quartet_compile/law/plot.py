@@ -93,7 +93,9 @@ def plot_regions(
     plt = _pyplot()
     against = against or {"FP8": SPEEDUPS["bit-operations"], "bf16": SPEEDUPS["bit-operations/bf16"]}
     size = (0.6 + 6.6 * len(against), 5.2)
-    figure, panels = plt.subplots(1, len(against), squeeze=False, sharey=True, figsize=size, dpi=150, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(against), squeeze=False, sharey=True, figsize=size, dpi=150, layout="constrained"
+    )
     for panel, (other, speedups) in zip(panels[0], against.items(), strict=True):
         _map(plt, panel, law, fp4, other, speedups)
     panels[0, 0].set_ylabel("training tokens a parameter")

@@ -126,8 +126,9 @@ def test_a_damaged_build_and_a_cache_that_is_off(monkeypatch, tmp_path):
     assert looked_at._caches()[1].startswith("1 build of the CPU kernels, ")
     damaged = tmp_path / "quartet" / f"{'1' * 32}-{'2' * 32}.so"
     damaged.write_bytes(b"half a lib")
-    assert looked_at._caches()[0] == "not known" and f"1 more are damaged, and are built again; delete {damaged}" in (
-        looked_at._caches()[1]
+    assert (
+        looked_at._caches()[0] == "not known"
+        and f"1 more are damaged, and are built again; delete {damaged}" in (looked_at._caches()[1])
     )
     monkeypatch.setattr(_compat, "kept_graphs", lambda: None)
     assert "Inductor's cache of graphs is off" in looked_at._caches()[1]

@@ -1,4 +1,4 @@
-"""`policy="profitable"`: what is kept since the prediction says that it doesn't pay, and that the prediction is that of `advise`."""
+"""`policy="profitable"`: what is kept since it is predicted not to pay; and that `advise` predicts the same."""
 
 from __future__ import annotations
 
@@ -60,12 +60,15 @@ def test_the_graph_has_only_what_pays():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ("profit", "Option 'policy' is 'profit'.*expected 'all' or 'profitable'"),
+        ("profit", "Option 'policy' is 'profit'.*expected 'all', or 'profitable'"),
         ("profitable:", "Option 'policy' is 'profitable:' .*; expected 'all'"),
         ("profitable:b2000", "Unknown target 'b2000' .did you mean 'b200'"),
         ("profitable:mi355x", "no times are predicted on mi355x; leave the option out"),
         (None, "Option 'policy' is None; expected"),
-        ("profitable", "needs the rates of the GPU that the model is on, and the device 'cpu' is none .*profitable:b200"),
+        (
+            "profitable",
+            "needs the rates of the GPU that the model is on, and the device 'cpu' is none .*profitable:b200",
+        ),
     ],
 )
 def test_what_is_asked_wrongly(given, message):

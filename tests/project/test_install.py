@@ -40,7 +40,11 @@ def run(*command, cwd):
 def test_every_folder_with_code_is_a_package_of_the_wheel_with_its_data():
     """Else an editable install has it, and the wheel doesn't."""
     given = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    homes = {"quartet_compile": "quartet_compile", "passes": "quartet_compile.passes", "kernels": "quartet_compile.kernels"}
+    homes = {
+        "quartet_compile": "quartet_compile",
+        "passes": "quartet_compile.passes",
+        "kernels": "quartet_compile.kernels",
+    }
     found, missing = set(), []
     for top, package in homes.items():
         for path in (ROOT / top).rglob("*"):

@@ -52,6 +52,7 @@ ROOMS = {
         "compiled",
         "report",
         "frontend.api",
+        "kernels.paths",
         "passes.plan",
         "cross",
         "law",
