@@ -34,6 +34,7 @@ def run_figures(trainer: Trainer) -> dict[str, Any]:
         "path": path_of(settings.backend, settings.device),
         "backend": settings.backend,
         "recipe": (settings.recipe or "quartet") if settings.backend == "quartet" else None,
+        "schedule": [list(switch) for switch in sorted(settings.schedule)],
         "dtype": settings.dtype,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step,
@@ -113,11 +114,13 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 
 def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
-    """Training losses, smoothed, with the validation losses as points; below, their distance from the first run's."""
+    """Training losses, smoothed, with the validation losses as points; below, their distance from the first run's. Dashed
+    lines are the switches of a schedule."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     first, *others = runs.values()
     colors = dict(zip(runs, ("#4C566A", "#D1495B", "#2E86AB"), strict=False))
@@ -133,6 +136,12 @@ def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> No
         last = f", {losses[-1]:.3f} at the end" if losses else ""
         size, fill = (7, "none") if run is first else (3.5, "full")  # the first as rings: the others often lie within
         top.plot(steps, losses, "o", color=colors[label], markersize=size, fillstyle=fill, label=f"{label}{last}")
+        for step, recipe in run.get("schedule", []):
+            top.axvline(step, color=colors[label], linewidth=0.8, linestyle="--")
+            top.annotate(
+                recipe, (step, 0.02), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7,
+                color=colors[label],
+            )  # fmt: skip
         if run is not first:
             reference = dict(first["validation"])
             gaps = [(step, loss - reference[step]) for step, loss in run["validation"] if step in reference]
@@ -145,6 +154,7 @@ def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> No
         panels[1, 0].axhline(0, color=colors[next(iter(runs))], linewidth=1)
         panels[1, 0].set_ylabel("validation gap")
     panels[-1, 0].set_xlabel("step")
+    panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in panels[:, 0]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)

@@ -411,3 +411,19 @@ class TestCommand:
         assert process.returncode == 130, error
         assert "continue with the same command and --resume" in error
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 1
+
+
+def test_curves_have_whole_steps_and_the_switches_of_a_schedule(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    seen = []
+    monkeypatch.setattr(pyplot, "close", seen.append)
+    losses = [3.0, 2.5, 2.2, 2.1]
+    plain = {"losses": losses, "validation": [(2, 2.6), (4, 2.2)]}
+    switched = {**plain, "schedule": [[3, "mxfp4-bwd"]]}
+    figures.picture({"full precision": plain, "quartet": switched}, "a run", tmp_path / "curves.png")
+    (drawn,) = seen
+    assert isinstance(drawn, figure) and (tmp_path / "curves.png").exists()
+    top, below = drawn.axes
+    assert [text.get_text() for text in top.texts] == ["mxfp4-bwd"] and top.texts[0].xy[0] == 3
+    assert all(float(tick).is_integer() for tick in below.get_xticks())
