@@ -33,15 +33,17 @@ class Instructions:
     unrotate: float = 54.4
 
 
-INSTRUCTIONS: Mapping[str, Mapping[int, Instructions]] = {
-    "mxfp4": {
+INSTRUCTIONS: Mapping[frozenset[str], Mapping[int, Instructions]] = {
+    frozenset({"mxfp4-quest", "mxfp4-sr"}): {
         90: Instructions(34.5, 38.2, 26.7),
         100: Instructions(21.4, 34.7, 24.0),
         120: Instructions(25.6, 38.8, 25.6),
     },
+    frozenset({"nvfp4-rtn-4over6", "nvfp4-eden"}): {100: Instructions(96.1, 239.4, 190.0)},
+    frozenset({"mxfp8"}): {100: Instructions(23.2, 53.9, 29.9)},
 }
-"""By number format and compute capability, as `examples/cross_compile_llama.py --by-op` counts them (docs/gpu.md); a chip
-between has those of the one before it."""
+"""By a recipe's quantizers and compute capability, as `cross_compile` counts them in kernels of sm_90, sm_100 and
+sm_120 (docs/gpu.md); a chip between has those of the one before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,12 @@ def profit(site: MatmulSite, recipe: Recipe, target: Target, readers: int = 1) -
     dtype = site.node.meta["val"].dtype
     used = [gemm for role in quantized(site, recipe) for gemm in [getattr(recipe, role)]]
     formats = {quantizer.format for gemm in used for quantizer in (gemm.a, gemm.b)}
-    if target.amd or len(formats) != 1 or not formats <= INSTRUCTIONS.keys():
-        return f"products of {' and '.join(sorted(formats))} have no prediction on {target.chip}"
-    work = _Work(target, formats.pop(), dtype.itemsize, m, n, k)
+    names = {quantizer.name for _, gemm in recipe.gemms() for quantizer in (gemm.a, gemm.b)}
+    table = next((chips for known, chips in INSTRUCTIONS.items() if names <= known), None)
+    if target.amd or len(formats) != 1 or table is None:
+        return f"the quantizers of {recipe.name!r} have no prediction on {target.chip}"
+    counts = table[max((known for known in table if known <= target.architecture), default=min(table))]
+    work = _Work(target, counts, formats.pop(), dtype.itemsize, m, n, k)
     roles = list(quantized(site, recipe))
     spent = [work.product(role, recipe) for role in roles] + work.quantizing(roles, recipe, readers)
     own = format_of_dtype(dtype)
@@ -93,16 +98,12 @@ class _Work:
     """A site's sizes on a chip."""
 
     target: Target
+    counts: Instructions
     number_format: str
     itemsize: int
     m: int
     n: int
     k: int
-
-    @property
-    def counts(self) -> Instructions:
-        table = INSTRUCTIONS[self.number_format]
-        return table[max((known for known in table if known <= self.target.architecture), default=min(table))]
 
     @property
     def native(self) -> bool:

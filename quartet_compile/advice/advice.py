@@ -27,7 +27,7 @@ class Choice:
     rows: the matmuls that it quantizes. step_seconds, step_bf16_seconds: of one training step, forward and backward, as
     far as kernels have a prediction (`unknown` calls have none); realistic: the same at the share of the issue rate that
     kernels reach. gap: of the scaling law; None without a number of tokens, or where `no_gap` says why. same_time: the loss
-    of bf16 on as many tokens as it gets in the same time. failure: why there is nothing else.
+    of bf16 on as many tokens as it gets in the same time. failure: of its kernels; without rows, why there is nothing else.
     """
 
     recipe: str
