@@ -22,6 +22,7 @@ from .graph import tangents
 from .inputs import GraphInputs, is_nested
 from .pipeline import run
 from .show import show
+from .weight_cache import require_cpu
 from .work import Work
 
 
@@ -58,6 +59,7 @@ class QuartetPass(CustomGraphPass):
 
     def _run(self, graph: fx.Graph) -> None:
         work = Work.on(graph, self.policy, self.inputs, self._uuid)
+        require_cpu(work)
         order = {node: position for position, node in enumerate(graph.nodes)}
         before = show(graph, dict(work.inputs.names)) if self.text else ""
         self.seconds = run(PIPELINE, work)
@@ -71,5 +73,6 @@ class QuartetPass(CustomGraphPass):
                 after=after,
                 observed=work.observed,
                 gathered=work.gathered,
+                cached=work.cached,
             )
             self.record(report)

@@ -27,6 +27,7 @@ from .config.names import clean, matches
 from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
 from .errors import OptionError, suggest
+from .kernels import weight_cache
 from .kernels.architectures import product_format
 from .kernels.cpu.toolchain import require_compiler
 from .kernels.paths import path_of
@@ -159,6 +160,8 @@ def compile_graph(
     run = QuartetPass(config.policy, inputs, uuid, record, text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
+    if config.policy.weight_cache:
+        _compat.when_freed(compiled, weight_cache.forget)
     process.seen.setdefault(config.policy, set()).update(seen)
     for graph in records.read(uuid)[-1:]:  # the last holds what the others, of higher-order ops inside of it, do
         process.running.compiled(graph, config.policy, device)

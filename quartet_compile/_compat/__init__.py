@@ -77,6 +77,7 @@ from .inductor import (
     is_in_graph,
     known_modes,
     mode_options,
+    when_freed,
 )
 from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
@@ -229,6 +230,7 @@ __all__ = [
     "update_of",
     "user_stack",
     "watch_calls",
+    "when_freed",
     "whole",
     "wrapped_error",
 ]

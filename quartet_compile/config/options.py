@@ -29,6 +29,7 @@ class Policy:
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
+    weight_cache: what is made of a weight is kept while its values are the same.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.
     """
 
@@ -40,6 +41,7 @@ class Policy:
     strict: bool = False
     stats: bool = False
     wire: str = "high"
+    weight_cache: bool = False
     within: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -70,6 +72,7 @@ OPTIONS: Mapping[str, str] = {
     "strict": "True or False",
     "stats": "True or False",
     "wire": "'high' or 'quantized'",
+    "weight_cache": "True or False",
     "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
@@ -98,6 +101,7 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
         strict=_switch("strict", given["strict"]),
         stats=_switch("stats", given["stats"]),
         wire=_choice("wire", given["wire"], WIRES),
+        weight_cache=_switch("weight_cache", given["weight_cache"]),
     )
     return Config(policy=policy, inductor=_inductor(given["mode"], given["inductor"]))
 
