@@ -6,7 +6,8 @@ that are quantized once (`weight_cache=True`), and FP4 with packed weights (`qc.
     python examples/generate_packed.py --size demo --cache dynamic
 
 Without a cache of keys and values each token is one forward of the last `--window` tokens of a model of examples/llama.py,
-so M is the window. With one, `model.generate` reads a prompt of `--window` tokens, and M is 1 for each token after the first.
+so M is the window. With one, `model.generate` reads a prompt of `--window` tokens, and M is 1 for each token after the
+first.
 """
 
 from __future__ import annotations
