@@ -61,8 +61,8 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     def quantize(call: Quantize):
         if call.cached_as is not None:
             dtype, plain = call.cached_as, call._replace(cached_as=None)
-            how = dtype, *weight_cache.how_of(plain)
-            return weight_cache.of_weight(call.x, how, lambda: quantize(plain._replace(x=call.x.to(dtype))))
+            decided_by = dtype, *weight_cache.how_of(plain)
+            return weight_cache.of_weight(call.x, decided_by, lambda: quantize(plain._replace(x=call.x.to(dtype))))
         spec = quantizer_named(call.quantizer)
         how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
         return backend.quantize(call.x, spec, **how).tensors
@@ -74,20 +74,20 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
 
     def requantize(call: Requantize):
         if call.cached_for is not None:
-            return of_codes(call, requantize)
+            return of_codes(call.cached_for, call, requantize)
         before, after = quantizer_named(call.source), quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, before.format)
         return backend.requantize(source, before, after, stream=call.stream, **_seeds(call))[:3]
 
     def transposed(call: Transposed):
         if call.cached_for is not None:
-            return of_codes(call, transposed)
+            return of_codes(call.cached_for, call, transposed)
         spec = quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
         return backend.transposed(source, spec)[:3]
 
-    def of_codes(call: Requantize | Transposed, make: Callable):
-        plain, weight = call._replace(cached_for=None), call.cached_for
+    def of_codes(weight: torch.Tensor, call: Requantize | Transposed, make: Callable):
+        plain = call._replace(cached_for=None)
         return weight_cache.of_codes(weight, call[:3], weight_cache.how_of(plain), lambda: make(plain))
 
     def decode(call: Decode):
