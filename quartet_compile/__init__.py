@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ReportError,
         StatsError,
         StrictError,
+        WeightCacheError,
     )
     from .frontend.api import quartet
     from .frontend.enable import disable, enable
@@ -77,6 +78,7 @@ _HOMES = {
         "ReportError",
         "StatsError",
         "StrictError",
+        "WeightCacheError",
     ),
     "serving.export": ("export",),
     "serving.record": ("Exported", "ExportedTensor"),
@@ -160,6 +162,7 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "WeightCacheError",
     "__version__",
     "advise",
     "callbacks",
