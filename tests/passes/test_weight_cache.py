@@ -65,7 +65,11 @@ RANDOM = "mxfp4-sr draws random numbers"
 RECIPES = {
     "quartet": {"W": "", "W^T": RANDOM},
     "quartet2": {"W": "", "W^T": "nvfp4-eden draws random numbers"},
+    "quartet-rtn": {"W": "", "W^T": "mxfp4-rtn draws random numbers"},
+    "tetrajet2": {"W": "", "W^T": "nvfp4-sr,rotation=32,random_signs=True draws random numbers"},
+    "mxfp4-bwd": {"W^T": "mxfp4-sr,rotation=64 draws random numbers"},
     "nvfp4": {"W": "", "W^T": ""},
+    "nvfp4-4over6": {"W": "", "W^T": ""},
     "jetfire-fp4": {"W": "", "W^T": ""},
     "mxfp8": {"W": "", "W^T": ""},
     "exact": {"W": "exact-fixed rounds nothing"},
