@@ -115,7 +115,16 @@ from .tensors import (
     plain_tensors,
     plainly,
 )
-from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
+from .texts import (
+    function_name,
+    graph_break,
+    graph_break_logger,
+    is_in_loop,
+    trace_artifact,
+    user_stack,
+    with_remedy,
+    wrapped_error,
+)
 
 __all__ = [
     "WRAPPERS",
@@ -232,6 +241,7 @@ __all__ = [
     "watch_calls",
     "when_freed",
     "whole",
+    "with_remedy",
     "wrapped_error",
 ]
 
