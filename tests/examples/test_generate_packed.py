@@ -7,6 +7,8 @@ import pytest
 import torch
 from cached_weights import counted
 
+import quartet_compile as qc
+
 WEIGHTS = 14
 """Of the two layers of the smallest model; its head isn't in FP4."""
 
@@ -38,3 +40,12 @@ def test_weights_are_quantized_once(cache, graphs):
         generate_packed.generate(model, 3, 4, cache)
     assert len(shapes) == WEIGHTS
     assert sum(site.rewritten for site in graphs[0].sites) == WEIGHTS
+
+
+@pytest.mark.parametrize("way", [lambda model: torch.compile(model, backend="quartet"), qc.quartet])
+def test_what_is_around_a_model_hands_generate_on_to_it(way):
+    """So nothing is quantized: docs/packed.md says to compile in place."""
+    model = generate_packed.model_of("test", "static", 8).eval()
+    with torch.no_grad(), counted() as shapes:
+        generate_packed.generate(way(model), 3, 2, "static")
+    assert shapes == []
