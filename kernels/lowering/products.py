@@ -11,9 +11,10 @@ from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledMM, epilogue_of, operands_of
 from . import templates
 from .decoded import decoded_mm
-from .device import adds_in_pairs, through_tensor_memory, unit_of
+from .device import adds_in_pairs, architecture_of, through_tensor_memory, unit_of
 from .fp8 import fp8_mm
 from .inductor import V, ir, lowerings, realize_inputs
+from .library import Product, library_call
 from .operands import aten, box, fields_of
 from .scales import swizzled_scales
 from .templates import over_k, select
@@ -78,8 +79,12 @@ def scaled_mm(call: ScaledMM):
     tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
     constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
     template, tiles = templates.scaled_mm, _TILES[facts.bits]
+    library = library_call(
+        Product(a, b, left.format, call.alpha, call.dtype, inside.is_there), architecture_of(device)
+    )
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, 256)
+    alone = library is not None and library.alone
+    one_step = facts.two_level and not alone and V.graph.sizevars.statically_known_leq(k, 256)
     masks = list(inside.mask)
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
         template, tiles = templates.scaled_mm_tma, _tma_tiles(facts.bits, k)
@@ -93,6 +98,7 @@ def scaled_mm(call: ScaledMM):
         ir.FixedLayout(device, call.dtype, [m, inside.columns]),
         [m, n],
         over_k(tiles, k),
+        library=library,
         **constants,
     )
     return product if inside.is_there else ended(product, epilogue)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .inductor import SymbolicGridFn, TritonTemplate, V, autotune_select_algorithm, config, ir
+from .library import LibraryCall
 
 _GPU = pathlib.Path(__file__).parent.parent / "gpu"
 
@@ -111,14 +112,21 @@ def select(
     layout: ir.Layout,
     sizes: Sequence[Any],
     configurations: Sequence[dict[str, Any]],
+    library: LibraryCall | None = None,
     **constants: Any,
 ) -> ir.TensorBox:
-    """The template with its first configuration; under `max_autotune` the fastest of all."""
+    """The template with its first configuration; under `max_autotune` the fastest of all, the library's call among them.
+
+    library: a call that gives the same of the same inputs; the only choice if it is `alone`.
+    """
     choices: list[Any] = []
     everything = config.max_autotune or config.max_autotune_gemm
-    for configuration in configurations if everything else configurations[:1]:
+    ours = [] if library is not None and library.alone else configurations if everything else configurations[:1]
+    for configuration in ours:
         template.maybe_append_choice(
             choices, input_nodes=tuple(inputs), layout=layout, call_sizes=list(sizes), **configuration, **constants
         )
+    if library is not None and (library.alone or (everything and not config.deterministic)):
+        library.choice.maybe_append_choice(choices, input_nodes=tuple(inputs), layout=layout, **library.arguments)
     chosen = autotune_select_algorithm(template.name, choices, list(inputs), layout)
     return chosen[0] if isinstance(chosen, tuple) else chosen  # torch 2.12 and later return the choice too

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
+import torch_scaled_mm
 from interpreted_module import (
     compile_interpreted,
 )
+from torch._subclasses import FakeTensorMode
 
+from quartet_compile.kernels.architectures import LIBRARY_VARIABLE
 from quartet_compile.kernels.numerics import grouped, philox, reference
 from quartet_compile.kernels.numerics.reference import Blocks
 from quartet_compile.kernels.quantizer import quantizer
@@ -164,6 +169,34 @@ def run_product(
         "magnitude": alpha * (x.abs() @ y.abs().t()),
         "templates": templates(compiled),
     }
+
+
+def run_library_product(
+    made_by: str, shape: tuple[int, int, int], alpha: float, dtype: torch.dtype, target: str
+) -> dict[str, Any]:
+    """`run_product` by torch's library alone, which is the model of it in `torch_scaled_mm`; what that was called with, and
+    what the library takes fake tensors for."""
+    with mock.patch.dict(os.environ, {LIBRARY_VARIABLE: "always"}):
+        result = run_product(made_by, shape, alpha, dtype, False, target)
+    calls = list(torch_scaled_mm.CALLS)
+    torch_scaled_mm.CALLS.clear()
+    return {**result, "calls": len(calls), "taken for": [taken_for(call) for call in calls]}
+
+
+def taken_for(call: tuple) -> Any:
+    """Shape and dtype that torch's shape function gives for the arguments of a call, were they on a GPU, or its error."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+
+        def fake(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+            return [fake(one) for one in x] if isinstance(x, (list, tuple)) else x
+
+        try:
+            made = torch.ops.aten._scaled_mm_v2.default(*map(fake, call))
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+    return tuple(made.shape), made.dtype
 
 
 def run_grouped(
