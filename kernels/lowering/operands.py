@@ -73,3 +73,12 @@ def as_bytes(x: Any) -> Any:
 
 def box(x: Any) -> ir.TensorBox:
     return x if isinstance(x, ir.TensorBox) else ir.TensorBox(x)
+
+
+def in_words(mask: Any) -> Any:
+    """A mask whose rows lie on 4 bytes: itself or a copy; a row has 4 bytes for each group."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    stride, offset = mask.get_stride(), mask.get_layout().offset
+    if stride[1] == 1 and known(stride[0], 4) and known(offset, 4):
+        return mask
+    return realize_inputs(lowerings[aten.clone.default](box(mask), memory_format=torch.contiguous_format))

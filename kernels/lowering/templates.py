@@ -106,6 +106,19 @@ def over_k(tiles: Sequence[dict[str, Any]], k: Any) -> list[dict[str, Any]]:
     return [dict(t, STAGES=t["num_stages"], EVEN_K=known(k, t["BLOCK_K"])) for t in tiles]
 
 
+def least_wasted(tiles: Sequence[dict[str, Any]], k: Any) -> list[dict[str, Any]]:
+    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K, or
+    the shorter step."""
+    sizes = V.graph.sizevars
+
+    def wasted(tile: dict[str, Any]) -> int:
+        step = tile["BLOCK_K"]
+        whole = sizes.statically_known_multiple_of(k, step) and sizes.statically_known_geq(k, 2 * step)
+        return 0 if whole or sizes.statically_known_geq(k, 8 * step) else step
+
+    return sorted(tiles, key=wasted)
+
+
 def select(
     template: TritonTemplate,
     inputs: Sequence[Any],
