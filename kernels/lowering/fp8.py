@@ -11,7 +11,7 @@ from . import templates
 from .derived import derived_of
 from .device import architecture_of
 from .flat import Flat
-from .inductor import ir, realize_inputs
+from .inductor import V, ir, realize_inputs
 from .operands import in_words
 from .templates import least_wasted, over_k, select
 from .unrotate import ended, in_template
@@ -54,7 +54,7 @@ def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype, epil
 
 
 def _in_fp8(operand: Operand) -> list[Any]:
-    """E4M3 values uint8[rows, n], the row's scale and whether it isn't exact, uint8[rows, 1] each; one buffer for all
+    """E4M3 values int32[rows, n / 4], the row's scale and whether it isn't exact, int32[rows, 1] each; one buffer for all
     products that read them."""
     known = derived_of(operand.codes)
     if known.fp8 is None:
@@ -65,11 +65,12 @@ def _in_fp8(operand: Operand) -> list[Any]:
 
 def _decode(codes: Any, scales: Any) -> list[Any]:
     rows, columns = codes.get_size()[0], codes.get_size()[1] * 2
-    flat = Flat(ROWS=rows, COLUMNS=columns)
-    flat.add("VALUES", "ROWS", "COLUMNS")
+    words = V.graph.sizevars.simplify(ir.FloorDiv(columns, 4))
+    flat = Flat(torch.int32, ROWS=rows, WORDS=words)
+    flat.add("VALUES", "ROWS", "WORDS")
     flat.add("LARGEST", "ROWS")
     flat.add("BEYOND", "ROWS")
     tile = dict(BLOCK_ROWS=4, BLOCK_COLUMNS=1024, BLOCK_SCALES=128, num_warps=4, num_stages=2)
     layout = flat.layout(codes.get_device())
-    buffer = select(templates.decode_fp8, [codes, scales], layout, [rows, columns], [tile], **flat.starts())
+    buffer = select(templates.decode_fp8, [in_words(codes), scales], layout, [rows, columns], [tile], **flat.starts())
     return realize_inputs(*flat.views(buffer).values())

@@ -247,7 +247,13 @@ def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[
 
 
 def run_unrotated_product(
-    shape: tuple[int, int, int], columns: int, masked: bool, target: str, made_by: str = "mxfp4", rotation: int = 32
+    shape: tuple[int, int, int],
+    columns: int,
+    masked: bool,
+    target: str,
+    made_by: str = "mxfp4",
+    rotation: int = 32,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """`unrotate(a b^T)` as in the backward pass, beside the reference without rounding in between."""
     m, n, k = shape
@@ -258,7 +264,7 @@ def run_unrotated_product(
 
     def call(a0, a1, a2, b0, b1, b2, *mask):
         epilogue = (mask[0] if mask else None, rotation, columns)
-        return ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16, *epilogue)
+        return ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, dtype, *epilogue)
 
     compiled = compile_interpreted(call, target)
     with torch.no_grad():
