@@ -1,10 +1,10 @@
-"""Products of quantized operands by torch's own library, `torch.nn.functional.scaled_mm`: cuBLASLt for NVFP4 and MXFP8,
-MSLK for MXFP4.
+"""Products of quantized operands by torch's own library, `torch.nn.functional.scaled_mm`: cuBLASLt for NVFP4, MXFP8 and FP8
+with a scale a row, MSLK for MXFP4.
 
 This is what generated code calls where the library is chosen (`lowering/library.py`). The operands are bytes as our kernels
 leave them; here they get the dtypes that torch asks for, which costs no launch. Per format, from torch's checks (functional.py
 of torch.nn, ScaledBlas.cpp of ATen): block scales lie in blocks of 128 rows by 4 groups, as `gpu/scales.py` has them; sums
-are in float32, never in "fast accumulation"; the result is rounded once.
+are in float32, on Hopper never in "fast accumulation", which leaves all of a sum to 14 bits; the result is rounded once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _compat
 from ..process import process
 from .operand_formats import OPERAND_FORMATS
 
@@ -31,7 +32,7 @@ class LibraryProduct(NamedTuple):
     """What torch's `scaled_mm` takes of a format.
 
     architectures: entries of `ARCHITECTURES` on which it multiplies the format. results: the dtypes of a product. takes_factor:
-    whether a product can have a factor, which is one with the tensor scales. elements, scales: the dtypes that it asks for.
+    whether a product can have a factor, which is one with float32 scales. elements, scales: the dtypes that it asks for.
     """
 
     architectures: tuple[str, ...]
@@ -40,6 +41,9 @@ class LibraryProduct(NamedTuple):
     elements: torch.dtype
     scales: torch.dtype
 
+
+IN_ROWS = "mxfp4 in FP8"
+"""MXFP4 in E4M3 with a scale a row (`lowering/fp8.py`)."""
 
 LIBRARY_PRODUCTS: Mapping[str, LibraryProduct] = MappingProxyType(
     {
@@ -50,6 +54,7 @@ LIBRARY_PRODUCTS: Mapping[str, LibraryProduct] = MappingProxyType(
         "mxfp8": LibraryProduct(
             ("blackwell", "blackwell-rtx"), (BF16, F16, F32), False, torch.float8_e4m3fn, torch.float8_e8m0fnu
         ),
+        IN_ROWS: LibraryProduct(("hopper",), (BF16,), True, torch.float8_e4m3fn, F32),
     }
 )
 """By the format of both operands."""
@@ -85,6 +90,45 @@ def quartet_library_mm(
     return F.scaled_mm(
         left, right.t(), scales[0], recipe, scales[1], recipe, swizzle_a=order, swizzle_b=order, output_dtype=dtype
     )
+
+
+def quartet_library_mm_in_rows(
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    a_values: Tensor,
+    a_rows: Tensor,
+    a_beyond: Tensor,
+    b_values: Tensor,
+    b_rows: Tensor,
+    b_beyond: Tensor,
+    *,
+    factor: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`factor a b^T`, dtype[M, N], of MXFP4 operands that are also there in E4M3 with a scale a row, as the template
+    `scaled_mm_fp8` takes them: codes and scales, int32[rows, K / 4] of E4M3's bytes, int32[rows, 1] of the bits of float32
+    scales, int32[rows, 1] that is not 0 where E4M3 can't hold a row.
+
+    The library multiplies all rows in FP8; tiles with such a row are then computed again from the codes.
+    """
+    (m, n), k = (a.shape[0], b.shape[0]), a.shape[1] * 2
+    say(IN_ROWS, m, n, k)
+    left, right = (values.view(torch.float8_e4m3fn) for values in (a_values, b_values))
+    of_a, of_b = a_rows.view(F32), b_rows.view(F32)
+    by_row = F.ScalingType.RowWise
+    product = F.scaled_mm(
+        left, right.t(), of_a if factor == 1.0 else of_a * factor, by_row, of_b.t(), by_row, output_dtype=dtype
+    )
+    if not _compat.is_fake(product):
+        from .gpu.mend import BLOCK, mend_kernel  # here, since it loads Triton
+
+        tiles = -(-m // BLOCK.value) * -(-n // BLOCK.value)
+        given = a, a_scales, a_beyond, b, b_scales, b_beyond, product
+        strides = a.stride(0), *a_scales.stride(), b.stride(0), *b_scales.stride()
+        mend_kernel[(tiles,)](*given, m, n, k, *strides, factor, num_warps=4)
+    return product
 
 
 def _blocked(scales: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..architectures import library_use
-from ..library import LIBRARY_PRODUCTS, quartet_library_mm, trying
+from ..library import IN_ROWS, LIBRARY_PRODUCTS, quartet_library_mm, quartet_library_mm_in_rows, trying
 from .inductor import ExternKernelCaller, ExternKernelChoice, V
 
 log = logging.getLogger("quartet_compile")
@@ -34,7 +34,8 @@ class _Choice(ExternKernelChoice):
         return _Measured(self, input_nodes, layout, kwargs, has_out_variant=False)
 
 
-LIBRARY_MM = _Choice(quartet_library_mm, has_out_variant=False)
+_OF_BLOCKS = _Choice(quartet_library_mm, has_out_variant=False)
+_IN_ROWS = _Choice(quartet_library_mm_in_rows, has_out_variant=False)
 
 
 class LibraryCall(NamedTuple):
@@ -46,8 +47,8 @@ class LibraryCall(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What is asked of a product: codes `a` and `b` of one format, `factor a b^T`, and whether our template ends it with the
-    epilogue of the backward pass."""
+    """What is asked of a product: codes `a` and `b` of one of `LIBRARY_PRODUCTS`, `factor a b^T`, and whether our template ends
+    it with the epilogue of the backward pass."""
 
     a: Any
     b: Any
@@ -58,14 +59,17 @@ class Product(NamedTuple):
 
 
 def library_call(product: Product, architecture: str) -> LibraryCall | None:
-    """The library's product, or None where it isn't one of the choices."""
+    """The library's product, or None where it isn't one of the choices. It has no epilogue: that is a kernel of its own, so
+    such a product is no choice beside one that has its own."""
     use = library_use()
-    if use == "never":
+    if use == "never" or (use == "measured" and product.has_epilogue):
         return None
     why = refusal(product, architecture)
     if why is None:
-        how = dict(number_format=product.number_format, factor=product.factor, dtype=product.dtype)
-        return LibraryCall(LIBRARY_MM, how, use == "always")
+        how = dict(factor=product.factor, dtype=product.dtype)
+        if product.number_format == IN_ROWS:
+            return LibraryCall(_IN_ROWS, how, use == "always")
+        return LibraryCall(_OF_BLOCKS, dict(how, number_format=product.number_format), use == "always")
     if use == "always":
         log.info("a product of %s is our template's, not the library's: %s", product.number_format, why)
     return None
@@ -80,8 +84,6 @@ def refusal(product: Product, architecture: str) -> str | None:
         return f"its result is {' or '.join(map(str, facts.results))}, not {product.dtype}"
     if product.factor != 1.0 and not facts.takes_factor:
         return f"it would round before the factor of {product.factor:.4g}"
-    if product.has_epilogue:
-        return "mask and inverse rotation are in the template"
     if V.graph.cpp_wrapper:
         return "it is called from Python"
     columns, width = product.b.get_size()[0], product.a.get_size()[1]

@@ -64,14 +64,14 @@ def scaled_mm(call: ScaledMM):
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * facts.packed
     inside = in_template(epilogue, n)
+    library = library_call(Product(a, b, left.format, call.alpha, call.dtype, inside.is_there), architecture_of(device))
+    alone = library is not None and library.alone
+    if alone:
+        inside = in_template(None, n)
     tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
     constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
     template, tiles = templates.scaled_mm, _TILES[facts.bits]
-    library = library_call(
-        Product(a, b, left.format, call.alpha, call.dtype, inside.is_there), architecture_of(device)
-    )
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    alone = library is not None and library.alone
     one_step = facts.two_level and not alone and V.graph.sizevars.statically_known_leq(k, 256)
     masks = list(inside.mask)
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
@@ -97,4 +97,3 @@ def _describable(codes: Any) -> bool:
     known = V.graph.sizevars.statically_known_multiple_of
     stride, offset = codes.get_stride(), codes.get_layout().offset
     return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
-

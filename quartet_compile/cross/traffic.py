@@ -26,8 +26,9 @@ _SCALED_FORMATS = {
     (torch.float4_e2m1fn_x2, torch.float8_e8m0fnu): "mxfp4",
     (torch.float4_e2m1fn_x2, torch.float8_e4m3fn): "nvfp4",
     (torch.float8_e4m3fn, torch.float8_e8m0fnu): "mxfp8",
+    (torch.float8_e4m3fn, torch.float32): "mxfp4",
 }
-"""By the dtypes of elements and block scales."""
+"""By the dtypes of elements and scales."""
 
 
 def marker(source: str) -> tuple[str, str] | None:

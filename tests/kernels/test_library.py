@@ -72,13 +72,17 @@ def offered(monkeypatch):
     return found
 
 
+def is_decoded(target, product):
+    """Whether it is Inductor's own product of bf16."""
+    return target == "sm_90" and product.how[0] == "nvfp4"
+
+
 CHOICES = {
     "mxfp4": ("sm_100", Product("mxfp4"), True),
     "mxfp4 on a B300": ("sm_103", Product("mxfp4"), True),
     "mxfp4, in which MSLK is for compute capability 10": ("sm_120", Product("mxfp4"), False),
     "mxfp4 with a factor, before which it would round": ("sm_100", Product("mxfp4", factor=16 / 9), False),
     "mxfp4 in float32": ("sm_100", Product("mxfp4", dtype=f32), False),
-    "rotated back in the template": ("sm_100", Product("mxfp4", rotation=32), False),
     "rotated back by a kernel of its own": ("sm_100", Product("mxfp4", rotation=16), True),
     "nvfp4": ("sm_100", Product("nvfp4"), True),
     "nvfp4 on an RTX 5090": ("sm_120", Product("nvfp4"), True),
@@ -89,6 +93,9 @@ CHOICES = {
     "columns that are no multiple of 16": ("sm_100", Product("nvfp4", shape=(160, 104, 512)), False),
     "K that is no multiple of 32": ("sm_100", Product("nvfp4", shape=(160, 96, 528)), False),
     "what is decoded to bf16": ("sm_90", Product("nvfp4"), False),
+    "mxfp4 in FP8": ("sm_90", Product("mxfp4", factor=16 / 9), True),
+    "mxfp4 in FP8, in float32": ("sm_90", Product("mxfp4", dtype=f32), False),
+    "mxfp4 in FP8 on Ada": ("sm_89", Product("mxfp4"), False),
 }
 
 
@@ -96,8 +103,9 @@ CHOICES = {
 def test_where_the_library_is_a_choice(offered, monkeypatch, target, product, legal):
     """Beside ours where Inductor measures; ours is the first, which is what isn't measured."""
     launched(product, target, "measured", monkeypatch, max_autotune=True)
-    first, *others = offered[0] if offered else [""]
-    assert first != "quartet_library" and others.count("quartet_library") == legal
+    products = [names for names in offered if "scaled_mm" in names[0]]
+    assert [names[-1].startswith("quartet_library") for names in products] == [legal] * len(products)
+    assert len(products) == (not is_decoded(target, product))
 
 
 def test_the_library_is_no_choice_where_nothing_is_measured_or_it_is_not_wanted(offered, monkeypatch):
@@ -108,16 +116,26 @@ def test_the_library_is_no_choice_where_nothing_is_measured_or_it_is_not_wanted(
 
 
 @pytest.mark.parametrize("target, product, legal", CHOICES.values(), ids=CHOICES)
-def test_where_the_library_is_wanted_it_is_called_or_the_reason_is_logged(
-    caplog, monkeypatch, target, product, legal
-):
+def test_where_the_library_is_wanted_it_is_called_or_the_reason_is_logged(caplog, monkeypatch, target, product, legal):
     caplog.set_level(logging.INFO, "quartet_compile")
     launches = launched(product, target, "always", monkeypatch)
     assert [launch.number_format for launch in launches if launch.name == LIBRARY_OP] == [product.how[0]] * legal
     ours = [launch for launch in launches if (marker(launch.source) or ("",))[0].startswith("scaled_mm")]
-    assert len(ours) == (not legal and target != "sm_90")
+    assert len(ours) == (not legal and not is_decoded(target, product))
     assert sum("is our template's, not the library's: " in text for text in caplog.messages) == len(ours)
     assert not any("by the library" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_a_product_that_is_rotated_back_has_the_library_only_where_it_is_wanted(offered, monkeypatch, target):
+    """Then the rotation is a kernel of its own, whose time Inductor wouldn't count."""
+    number_format = {"sm_90": "mxfp4", "sm_100": "nvfp4"}[target]
+    product = Product(number_format, rotation=32)
+    launched(product, target, "measured", monkeypatch, max_autotune=True)
+    assert not any(name.startswith("quartet_library") for names in offered for name in names)
+    launches = launched(product, target, "always", monkeypatch)
+    assert [launch.number_format for launch in launches if launch.name == LIBRARY_OP] == [number_format]
+    assert sum((marker(launch.source) or ("",))[0] == "unrotate" for launch in launches) == 1
 
 
 def test_a_call_counts_as_a_product_of_its_format(monkeypatch):
@@ -144,6 +162,9 @@ CALLS = {
     "nvfp4, scales in rows": ("nvfp4", (200, 80, 288), 16 / 9, bf16, "sm_120"),
     "mxfp8": ("mxfp8", (130, 144, 160), 1.0, f32, "sm_100"),
     "mxfp8, scales in rows": ("mxfp8", (70, 48, 288), 1.0, f16, "sm_120"),
+    "mxfp4 in FP8": ("mxfp4", (130, 144, 288), 1.0, bf16, "sm_90"),
+    "mxfp4 in FP8, with a factor": ("mxfp4", (33, 48, 96), 16 / 9, bf16, "sm_90"),
+    "mxfp4 beyond FP8": ("mxfp4_wide", (130, 144, 160), 16 / 9, bf16, "sm_90"),
 }
 
 
@@ -158,7 +179,8 @@ def test_what_the_library_is_called_with_gives_the_product(made, case):
     """Within accumulation error: sums of `expected` in another order, rounded once."""
     result, (_, (m, n, k), _, dtype, _) = made[case], CALLS[case]
     assert not isinstance(result, str), result
-    assert (result["calls"], result["templates"], result["made"].dtype) == (1, [], dtype)
+    templates = ["decode_fp8", "decode_fp8"] if "FP8" in case else []
+    assert (result["calls"], result["templates"], result["made"].dtype) == (1, templates, dtype)
     bound = result["magnitude"] * (k + 2) * 2.0**-23 + result["expected"].abs() * torch.finfo(dtype).eps
     assert ((result["made"].float() - result["expected"]).abs() <= bound).all()
     (taken,) = result["taken for"]
