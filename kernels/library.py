@@ -1,9 +1,9 @@
 """Products of quantized operands by torch's own library, `torch.nn.functional.scaled_mm`: cuBLASLt for NVFP4, MXFP8 and FP8
 with a scale a row, MSLK for MXFP4.
 
-This is what generated code calls where the library is chosen (`lowering/library.py`). The operands are bytes as our kernels
-leave them; here they get the dtypes that torch asks for, which costs no launch. Per format, from torch's checks (functional.py
-of torch.nn, ScaledBlas.cpp of ATen): block scales lie in blocks of 128 rows by 4 groups, as `gpu/scales.py` has them; sums
+This is what generated code calls where the library is chosen (`lowering/library.py`). The operands are bytes as our
+kernels leave them; here they get the dtypes that torch asks for, which costs no launch. As torch checks it (functional.py
+of torch.nn, ScaledBlas.cpp of ATen), block scales lie in blocks of 128 rows by 4 groups, as `gpu/scales.py` has them. Sums
 are in float32, on Hopper never in "fast accumulation", which leaves all of a sum to 14 bits; the result is rounded once.
 """
 
@@ -31,8 +31,9 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 class LibraryProduct(NamedTuple):
     """What torch's `scaled_mm` takes of a format.
 
-    architectures: entries of `ARCHITECTURES` on which it multiplies the format. results: the dtypes of a product. takes_factor:
-    whether a product can have a factor, which is one with float32 scales. elements, scales: the dtypes that it asks for.
+    architectures: entries of `ARCHITECTURES` on which it multiplies the format. results: the dtypes of a product.
+    takes_factor: whether a product can have a factor, which is one with float32 scales. elements, scales: the dtypes that
+    it asks for.
     """
 
     architectures: tuple[str, ...]
@@ -72,8 +73,8 @@ def quartet_library_mm(
 ) -> Tensor:
     """`factor a b^T`, dtype[M, N], of operands as `ops.scaled_mm` takes them, K contiguous.
 
-    a_scales, b_scales: [rows, groups], or in one line in blocks of 128 rows by 4 groups. tensor_scales: of a and of b, float32[1]
-    each, of a format that has them. Raises what torch raises where its build or the GPU lacks the product.
+    a_scales, b_scales: [rows, groups], or in one line in blocks of 128 rows by 4 groups. tensor_scales: of a and of b,
+    float32[1] each, of a format that has them. Raises what torch raises where its build or the GPU lacks the product.
     """
     facts, two_level = LIBRARY_PRODUCTS[number_format], OPERAND_FORMATS[number_format].two_level
     say(number_format, a.shape[0], b.shape[0], a.shape[1] * OPERAND_FORMATS[number_format].packed)

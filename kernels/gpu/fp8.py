@@ -8,8 +8,8 @@ from .assembly import in_ptx
 
 @triton.jit
 def _by_tables(words, low, high):
-    """The bytes of eight codes: int32 of four each. low, high: int32, the bytes of the magnitudes 0, 0.5, 1, 1.5 and 2, 3, 4,
-    6. A byte permutation looks four up at once, and two others give their signs."""
+    """The bytes of eight codes: int32 of four each. low, high: int32, the bytes of the magnitudes 0, 0.5, 1, 1.5 and of
+    2, 3, 4, 6. A byte permutation looks four up at once, and another gives their signs."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 places, signs, four;
@@ -46,12 +46,12 @@ def _four_by_tables(words, low, high):
 
 @triton.jit
 def decode(words, scales, largest):
-    """E4M3 bytes, four in an int32[rows, 2 words], of the values times 2^6 over the row's largest scale; and int32[rows]: not
-    0 where E4M3 can't hold one of them.
+    """E4M3 bytes, four in an int32[rows, 2 words], of the values times 2^6 over the row's largest scale; and int32[rows]:
+    not 0 where E4M3 can't hold one of them.
 
-    words: int32[rows, words] of eight codes each; scales: int32[rows, words / 4], E8M0 bytes; largest: int32[rows], below 255.
-    A code times 2^-8 to 2^6 is exact in E4M3, whose least is 2^-9: the bytes of its eight magnitudes are an exponent less for
-    each power of two, until they are subnormal. What is smaller becomes 0. A NaN scale makes its group NaN.
+    words: int32[rows, words] of eight codes each; scales: int32[rows, words / 4], E8M0 bytes; largest: int32[rows], below
+    255. A code times 2^-8 to 2^6 is exact in E4M3, whose least is 2^-9: the bytes of its eight magnitudes are an exponent
+    less for each power of two, until they are subnormal. What is smaller becomes 0. A NaN scale makes its group NaN.
     """
     rows: tl.constexpr = words.shape[0]
     groups: tl.constexpr = scales.shape[1]

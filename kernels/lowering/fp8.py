@@ -33,8 +33,8 @@ _ROTATED_IN = {torch.bfloat16: "tl.bfloat16", torch.float16: "tl.float16"}
 
 
 def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype, epilogue: Epilogue | None):
-    """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row. Its epilogue is the
-    end of the template, or of float32 results a kernel of its own."""
+    """The product on FP8 tensor cores: MXFP4 operands are nearly always exact in E4M3 with a scale a row. Its epilogue is
+    the end of the template, or of float32 results a kernel of its own."""
     device = left.codes.get_device()
     architecture = architecture_of(device)
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
@@ -60,8 +60,8 @@ def fp8_mm(left: Operand, right: Operand, alpha: float, dtype: torch.dtype, epil
 
 
 def _in_fp8(operand: Operand) -> list[Any]:
-    """E4M3 values int32[rows, n / 4], the row's scale, the bits of a float32, and whether it isn't exact, int32[rows, 1] each;
-    one buffer for all products that read them."""
+    """E4M3 values int32[rows, n / 4], the row's scale, the bits of a float32, and whether it isn't exact, int32[rows, 1]
+    each; one buffer for all products that read them."""
     known = derived_of(operand.codes)
     if known.fp8 is None:
         codes, scales = realize_inputs(operand.codes, operand.scales)

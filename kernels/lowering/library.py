@@ -47,8 +47,8 @@ class LibraryCall(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What is asked of a product: codes `a` and `b` of one of `LIBRARY_PRODUCTS`, `factor a b^T`, and whether our template ends
-    it with the epilogue of the backward pass."""
+    """What is asked of a product: codes `a` and `b` of one of `LIBRARY_PRODUCTS`, `factor a b^T`, and whether our template
+    ends it with the epilogue of the backward pass."""
 
     a: Any
     b: Any

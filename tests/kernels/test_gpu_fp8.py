@@ -53,7 +53,7 @@ def test_every_code_at_every_distance_is_torchs_e4m3(made):
     assert nan.sum() == 32 and torch.equal(got.isnan(), nan)
     assert torch.equal(got.view(torch.int32)[~nan], wanted.view(torch.int32)[~nan])
     assert torch.equal(wanted.to(torch.float8_e4m3fn).float()[~nan], wanted[~nan])
-    assert lost.tolist() == [int(14 < distance) for distance in DISTANCES[:-1].tolist()] + [0]
+    assert lost.tolist() == [int(distance > 14) for distance in DISTANCES[:-1].tolist()] + [0]
 
 
 def test_a_group_of_zeros_is_never_lost(made):

@@ -1,6 +1,6 @@
-"""What torch documents of `aten._scaled_mm_v2`, behind `torch.nn.functional.scaled_mm`, as plain PyTorch on a CPU. It knows of
-our code nothing: E2M1, low nibble first; block scales in blocks of 128 rows by 4 groups (SWIZZLE_32_4_4), or a float32 a row;
-sums in float32."""
+"""What torch documents of `aten._scaled_mm_v2`, behind `torch.nn.functional.scaled_mm`, as plain PyTorch on a CPU. It knows
+of our code nothing: E2M1, low nibble first; block scales in blocks of 128 rows by 4 groups (SWIZZLE_32_4_4), or a float32
+a row; sums in float32."""
 
 from __future__ import annotations
 
