@@ -28,7 +28,7 @@ from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
 from .errors import OptionError, suggest
 from .kernels import weight_cache
-from .kernels.architectures import product_format
+from .kernels.architectures import library_use, product_format
 from .kernels.cpu.toolchain import require_compiler
 from .kernels.paths import path_of
 from .passes.inputs import GraphInputs
@@ -217,7 +217,7 @@ def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
 def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """Hash of everything that the pass depends on besides the graph that Inductor hashes itself."""
     digest = hashlib.sha256(sources_hash().encode())
-    settings = (config, inputs, torch.is_grad_enabled(), product_format(), records.wants_text())
+    settings = (config, inputs, torch.is_grad_enabled(), product_format(), library_use(), records.wants_text())
     digest.update(repr(settings).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":

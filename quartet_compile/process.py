@@ -65,6 +65,8 @@ class Process:
     recipes:      `config/presets.py`: the recipes that were registered by name.
     said_options: `ranks.py`: whether other ranks know this one's options.
     said:         `frontend/said.py`: the lines about compiled models so far.
+    library_products: `kernels/library.py`: the products that the library has run, as they were reported.
+    trying:       `kernels/library.py`: whether calls of the library are trials.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
@@ -88,6 +90,8 @@ class Process:
     recipes: dict[str, Any] = dataclasses.field(default_factory=dict)
     said_options: bool = False
     said: set[str] = dataclasses.field(default_factory=set)
+    library_products: set[tuple[str, int, int, int]] = dataclasses.field(default_factory=set)
+    trying: bool = False
 
 
 process = Process()

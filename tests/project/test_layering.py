@@ -56,7 +56,7 @@ ROOMS = {
     "origin": {"config", "compiled"},
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
-    "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
+    "cross": {"config", "report", "passes.joint", "kernels.lowering", "kernels.library", "backend", "capture"},
     "advice": {
         "config",
         "compiled",
