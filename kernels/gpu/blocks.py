@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
+from .assembly import in_ptx
 from .random import flipped, noise_words
-from .rotation import butterflies_of_pairs, largest, root, uncontracted
+from .rotation import butterflies_of_pairs, largest, root, sums_of_bfloat16, uncontracted
 from .rounding import (
     TO_HALVES,
     interleaved,
@@ -20,11 +21,14 @@ from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_
 
 
 @triton.jit
-def _sums_of_pairs(even, odd, lowered: tl.constexpr):
+def _sums_of_pairs(even, odd, lowered: tl.constexpr, native: tl.constexpr):
     """float32 `even + odd` and `even - odd`, times 2^-16 if `lowered`."""
+    power: tl.constexpr = 1.52587890625e-05 if lowered else 1.0
+    if native and in_ptx() and even.dtype == tl.bfloat16:
+        return sums_of_bfloat16(even, odd, power)
     even, odd = even.to(tl.float32), odd.to(tl.float32)
     if lowered:
-        unit = tl.full(even.shape, 1.52587890625e-05, tl.float32)
+        unit = tl.full(even.shape, power, tl.float32)
         even = even * unit
         return tl.fma(odd, unit, even), tl.fma(odd, -unit, even)
     else:
@@ -33,8 +37,7 @@ def _sums_of_pairs(even, odd, lowered: tl.constexpr):
 
 @triton.jit
 def quantize(
-    even,
-    odd,
+    x,
     exponent,
     row,
     column,
@@ -55,7 +58,7 @@ def quantize(
 ):
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
-    even, odd:   float[16, groups], the elements 0, 2, ... and 1, 3, ... of each group, 0 where the operand ends.
+    x:           float[32, groups], 0 where the operand ends.
     exponent:    int32[groups], of the unit that a group is in units of; 128 for NaN. Zeros but for `aligned` groups.
     row, column: int[groups], the place of each group's first element in the operand.
     seed, sign_seed: int64 scalars, for the noise and for the signs.
@@ -74,13 +77,14 @@ def quantize(
     """
     tl.static_assert(rotation == 0 or rotation == 32)
     by_halves: tl.constexpr = noisy and noise_bits == 8
-    lowered: tl.constexpr = by_halves and wide and rotation > 0 and even.dtype == tl.bfloat16
+    lowered: tl.constexpr = by_halves and wide and rotation > 0 and x.dtype == tl.bfloat16
     again: tl.constexpr = by_halves and wide and not lowered
     folded: tl.constexpr = TO_HALVES if by_halves and not again else 1.0
     if random_signs:
-        even, odd = flipped(even, odd, sign_seed, stream)
+        x = flipped(x, sign_seed, stream)
+    even, odd = neighbours(x)
     if rotation > 0:
-        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered), packed)
+        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered, native), packed)
     else:
         x = interleaved(even.to(tl.float32), odd.to(tl.float32))
     if quest:
@@ -90,7 +94,7 @@ def quantize(
         valid = byte < 255
         kept = valid
     else:
-        most = largest(x)
+        most = largest(x, native)
         if lowered:  # what overflows without the factor 2^-16: if a sum does, one of the last stage does
             exponent = tl.where(most < 5.192296858534828e33, 16, 128)
         byte = absmax_exponent(most * root(rotation, 1.0 / source_shrink), exponent)
@@ -160,15 +164,14 @@ def decoded(codes, scales, format: tl.constexpr):
 
 @triton.jit
 def column_groups(x):
-    """The columns of the tile `x: [rows, columns]` in groups of 32, column by column: their even and their odd elements,
-    [16, columns * rows / 32] each.
+    """The columns of the tile `x: [rows, columns]` in groups of 32, column by column: [32, columns * rows / 32].
 
-    The compiler moves a group into one thread at this split, once, in the narrow type.
+    The compiler moves a group into one thread where `quantize` splits it, once, in the narrow type.
     """
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
     groups: tl.constexpr = columns * rows // 32
-    return neighbours(tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups)))
+    return tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups))
 
 
 @triton.jit

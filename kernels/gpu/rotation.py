@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .assembly import in_ptx
-from .rounding import INTERPRETED, interleaved, neighbours
+from .rounding import INTERPRETED, eighths, interleaved, neighbours
 
 
 @triton.jit
@@ -38,6 +38,27 @@ def butterflies(x):
     if size >= 128:
         x = _butterfly(x, 64)
     return x
+
+
+@triton.jit
+def sums_of_bfloat16(even, odd, unit: tl.constexpr):
+    """float32 `even + odd` and `even - odd` of bfloat16, times the power of two `unit`, in three instructions of sm_100 and
+    later, which take bfloat16 as it is."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 minus;
+        .reg .f32 first;
+        neg.bf16 minus, $4;
+        fma.rn.f32.bf16 first, $2, $4, 0f80000000;
+        fma.rn.f32.bf16 $0, $3, $4, first;
+        fma.rn.f32.bf16 $1, $3, minus, first;
+        }""",
+        "=f,=f,h,h,h",
+        args=[even, odd, tl.full(even.shape, unit, tl.bfloat16)],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -192,7 +213,31 @@ def _larger(x):
 
 
 @triton.jit
-def largest(x):
-    """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one."""
+def _largest_of_eight(x0, x1, x2, x3, x4, x5, x6, x7):
+    """The largest magnitude, by comparisons of three."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 most;
+        max.NaN.abs.f32 most, $1, $2, $3;
+        max.NaN.abs.f32 most, most, $4, $5;
+        max.NaN.abs.f32 most, most, $6, $7;
+        max.NaN.abs.f32 $0, most, $8, $8;
+        }""",
+        "=f,f,f,f,f,f,f,f,f",
+        args=[x0, x1, x2, x3, x4, x5, x6, x7],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def largest(x, native: tl.constexpr):
+    """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one. native: the target compares
+    three in one instruction."""
     tl.static_assert(x.shape[0] == 32)
-    return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[1],))
+    if native and in_ptx():
+        x = _larger(_largest_of_eight(*eighths(x)))
+    else:
+        x = _larger(_larger(_larger(_larger(x))))
+    return tl.reshape(_larger(x), (x.shape[1],))

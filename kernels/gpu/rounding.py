@@ -198,7 +198,7 @@ def pack_nearest(y, valid, native: tl.constexpr):
 
 
 @triton.jit
-def _eighths(x):
+def eighths(x):
     """`x[0::8]` to `x[7::8]` of `x: [n, groups]`."""
     even, odd = neighbours(x)
     a, c = neighbours(even)
@@ -216,19 +216,20 @@ def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
     addition of noise to two elements."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 a, b, c, d, n<4>, even, odd, low, high;
+        .reg .b32 a, b, c, d, n<4>, halves, even, odd, low, high;
         cvt.rz.f16x2.f32 a, $3, $1;
         cvt.rz.f16x2.f32 b, $4, $2;
         cvt.rz.f16x2.f32 c, $7, $5;
         cvt.rz.f16x2.f32 d, $8, $6;
-        shl.b32 n0, $9, 1;
-        shr.u32 n1, $9, 7;
-        shl.b32 n2, $10, 1;
-        shr.u32 n3, $10, 7;
-        lop3.b32 n0, n0, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n1, n1, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n2, n2, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n3, n3, 0x01FE01FE, 0x00010001, 0xEA;
+        mov.b32 halves, 0x80808080;
+        prmt.b32 n0, $9, halves, 0x2404;
+        prmt.b32 n1, $9, halves, 0x3414;
+        prmt.b32 n2, $10, halves, 0x2404;
+        prmt.b32 n3, $10, halves, 0x3414;
+        shr.u32 n0, n0, 7;
+        shr.u32 n1, n1, 7;
+        shr.u32 n2, n2, 7;
+        shr.u32 n3, n3, 7;
         add.u32 a, a, n0;
         add.u32 b, b, n1;
         add.u32 c, c, n2;
@@ -293,7 +294,7 @@ def pack_stochastic_halves(y, valid, words):
         codes = stochastic_halves(y, _bytes(words))
         return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
-        y0, y1, y2, y3, y4, y5, y6, y7 = _eighths(y)
+        y0, y1, y2, y3, y4, y5, y6, y7 = eighths(y)
         first, second = neighbours(words)
         keep = _keeping(valid, y.shape[0] // 8)
         return _bytes(_pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep))
@@ -335,7 +336,7 @@ def pack_below(y, limit: tl.constexpr):
         return pack_bits(tl.abs(y) < limit)
     else:
         least: tl.constexpr = limit * limit
-        return _pack_signs(*_eighths(tl.fma(y, y, tl.full(y.shape, -least, tl.float32)).to(tl.int32, bitcast=True)))
+        return _pack_signs(*eighths(tl.fma(y, y, tl.full(y.shape, -least, tl.float32)).to(tl.int32, bitcast=True)))
 
 
 @triton.jit

@@ -102,9 +102,9 @@ def e4m3_stochastic(x, bits):
 @triton.jit
 def swizzled_place(row, group, groups):
     """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unswizzle`), `groups` a
-    row, a multiple of 4."""
-    block = row // 128 * (groups // 4) + group // 4
-    return block * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
+    row, a multiple of 4. By shifts and masks: for signed integers `/` and `%` would be more instructions."""
+    block = (row >> 7) * (groups // 4) + (group >> 2)
+    return (block << 9) | ((row & 31) << 4) | ((row >> 3) & 12) | (group & 3)
 
 
 @triton.jit

@@ -51,6 +51,9 @@ _SQUARE_TILES = [
 ]
 
 
+_STRIPS = [dict(tile, TILES=8) for tile in _SQUARE_TILES]
+
+
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
     """Whether it is MXFP4 as the templates `quantize` and `quantize_pair` know it."""
     chosen = spec.scale in _QUEST and spec.scale_rounding == "down" and spec.rounding in _STOCHASTIC
@@ -107,7 +110,7 @@ def quantize_pair(call: QuantizePair):
         [dy, *realize_inputs(seed, call.sign_seed)],
         flat.layout(device),
         [rows, columns],
-        _SQUARE_TILES,
+        _STRIPS,
         **_fields(row, "ROW_"),
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),

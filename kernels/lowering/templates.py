@@ -63,6 +63,10 @@ def _grid_of_tiles(rows, columns, meta, *, cdiv):
     return (cdiv(rows, meta["TILE_ROWS"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
 
 
+def _grid_of_strips(rows, columns, meta, *, cdiv):
+    return (cdiv(rows, meta["TILE_ROWS"] * meta["TILES"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
+
+
 def _grid_of_products(m, n, meta, *, cdiv):
     return (cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), 1, 1)
 
@@ -81,7 +85,7 @@ def _grid_of_programs(m, n, meta, *, cdiv, min):
 
 quantize = _template("quantize", _grid_of_groups)
 quantize_transposed = _template("quantize_transposed", _grid_of_tiles)
-quantize_pair = _template("quantize_pair", _grid_of_tiles)
+quantize_pair = _template("quantize_pair", _grid_of_strips)
 requantize = _template("requantize", _grid_of_tiles)
 quantize_any = _template("quantize_any", _grid_of_blocks)
 requantize_any = _template("quantize_any", _grid_of_blocks, op="requantize_any")

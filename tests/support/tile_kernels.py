@@ -100,7 +100,7 @@ def _kept_and_rotated_back(X, WORDS, KEPT, ROTATED, groups: tl.constexpr):
 def _mean_and_largest(X, MEAN, LARGEST, groups: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
-    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))
+    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x, True))
 
 
 @triton.jit
@@ -137,9 +137,8 @@ def _signs(X, SEED, OUT, stream: tl.constexpr, size: tl.constexpr):
 @triton.jit
 def _flipped(X, SEED, OUT, stream: tl.constexpr, n: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    even, odd = rounding.neighbours(x)
-    even, odd = random.flipped(even, odd, tl.load(SEED), stream)
-    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rounding.interleaved(even, odd)), (n,)))
+    x = random.flipped(x, tl.load(SEED), stream).to(tl.float32)
+    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(x), (n,)))
 
 
 @triton.jit
