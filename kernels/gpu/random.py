@@ -65,6 +65,12 @@ def _sign_words(seed, stream: tl.constexpr):
 
 
 @triton.jit
+def sign_word(seed, stream: tl.constexpr):
+    """uint32 scalar: bit i is set where the random sign i of the GEMM of `stream` is -1, of the first 32."""
+    return tl.sum(_sign_words(seed, stream)[0], 0)
+
+
+@triton.jit
 def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
     """uint32[size, 1], size at most 128: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
     tl.static_assert(size <= 128)

@@ -41,20 +41,20 @@ def butterflies(x):
 
 
 @triton.jit
-def sums_of_bfloat16(even, odd, unit: tl.constexpr):
-    """float32 `even + odd` and `even - odd` of bfloat16, times the power of two `unit`, in three instructions of sm_100 and
-    later, which take bfloat16 as it is."""
+def sums_of_bfloat16(even, odd, unit: tl.constexpr, start: tl.constexpr):
+    """float32 `even + odd` and `even - odd` of bfloat16, times the power of two `unit`, after adding the zero `start` to
+    `even`, in three instructions of sm_100 and later, which take bfloat16 as it is."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b16 minus;
         .reg .f32 first;
         neg.bf16 minus, $4;
-        fma.rn.f32.bf16 first, $2, $4, 0f80000000;
+        fma.rn.f32.bf16 first, $2, $4, $5;
         fma.rn.f32.bf16 $0, $3, $4, first;
         fma.rn.f32.bf16 $1, $3, minus, first;
         }""",
-        "=f,=f,h,h,h",
-        args=[even, odd, tl.full(even.shape, unit, tl.bfloat16)],
+        "=f,=f,h,h,h,f",
+        args=[even, odd, tl.full(even.shape, unit, tl.bfloat16), tl.full(even.shape, start, tl.float32)],
         dtype=(tl.float32, tl.float32),
         is_pure=True,
         pack=1,
@@ -105,6 +105,17 @@ def butterflies_of_pairs(sums, differences, packed: tl.constexpr):
         return _butterfly_packed(_butterfly_packed(_butterfly_packed(_butterfly_packed(x, 2), 4), 8), 16)
     else:
         return _butterfly(_butterfly(_butterfly(_butterfly(x, 2), 4), 8), 16)
+
+
+@triton.jit
+def hadamard_matrix(signs):
+    """float16[32, 32]: `diag(s) H * sqrt(32)`, elements +-1; bit i of `signs`, a uint32 scalar, says that s[i] is -1."""
+    row, column = tl.arange(0, 32)[:, None], tl.arange(0, 32)[None, :]
+    odd = row & column
+    odd ^= odd >> 4
+    odd ^= odd >> 2
+    odd ^= (odd >> 1) ^ (signs >> row.to(tl.uint32)).to(tl.int32)
+    return (1 - 2 * (odd & 1)).to(tl.float16)
 
 
 @triton.jit

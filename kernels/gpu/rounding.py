@@ -405,3 +405,49 @@ def values_over_2_126(packed):
 def values(packed):
     """float32[groups, n] of packed codes uint8[groups, n / 2]; exact, since a multiply without `ftz` takes subnormals."""
     return values_over_2_126(packed) * 8.507059173023462e37  # 2^126
+
+
+@triton.jit
+def _eight_halves(word, factor):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b8 p<4>;
+        .reg .b32 x<4>, y<4>;
+        mov.b32 {p0, p1, p2, p3}, $8;
+        cvt.rn.f16x2.e2m1x2 x0, p0;
+        cvt.rn.f16x2.e2m1x2 x1, p1;
+        cvt.rn.f16x2.e2m1x2 x2, p2;
+        cvt.rn.f16x2.e2m1x2 x3, p3;
+        mul.rn.f16x2 y0, x0, $9;
+        mul.rn.f16x2 y1, x1, $9;
+        mul.rn.f16x2 y2, x2, $9;
+        mul.rn.f16x2 y3, x3, $9;
+        mov.b32 {$0, $1}, y0;
+        mov.b32 {$2, $3}, y1;
+        mov.b32 {$4, $5}, y2;
+        mov.b32 {$6, $7}, y3;
+        }""",
+        "=h,=h,=h,=h,=h,=h,=h,=h,r,r",
+        args=[word, factor],
+        dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def halves_of_codes(words, field):
+    """float16[rows, 8 n] of `words: uint32[rows, n]` of eight codes each, times 2^(field - 15), or 0 where `field: int32[rows, n]`
+    is 0; exact. The target converts E2M1."""
+    rows: tl.constexpr = words.shape[0]
+    n: tl.constexpr = words.shape[1]
+    if in_ptx():
+        factor = (field << 10).to(tl.uint32)
+        x0, x1, x2, x3, x4, x5, x6, x7 = _eight_halves(words, factor | (factor << 16))
+        x = tl.join(tl.join(tl.join(x0, x4), tl.join(x2, x6)), tl.join(tl.join(x1, x5), tl.join(x3, x7)))
+        return tl.reshape(x, (rows, 8 * n))
+    else:
+        code = (words[:, :, None] >> (tl.arange(0, 8) * 4).to(tl.uint32)[None, None, :]) & 15
+        small = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.uint16).to(tl.float16, bitcast=True)
+        power = tl.where(field == 0, 0, (field + 112) << 23).to(tl.float32, bitcast=True)
+        return tl.reshape(small.to(tl.float32) * 16384.0 * power[:, :, None], (rows, 8 * n)).to(tl.float16)

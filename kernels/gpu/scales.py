@@ -23,28 +23,34 @@ def squared(x):
 
 
 @triton.jit
-def quest_scale(groups):
+def means(groups, packed: tl.constexpr):
+    """float32[groups] twice: the means of `groups: float32[size, groups]` and of its squares."""
+    return mean(groups), mean(squared(groups))
+
+
+@triton.jit
+def quest_scale(groups, packed: tl.constexpr = False):
     """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
-    average = mean(groups)
-    variance = mean(squared(groups)) - squared(average)
+    average, of_squares = means(groups, packed)
+    variance = of_squares - squared(average)
     deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
     clip = tl.full(average.shape, 2.92247856 / 6.0, tl.float32)
     return tl.fma(deviation, clip, tl.zeros_like(average)) + 1e-8
 
 
 @triton.jit
-def quest_exponent(rotated):
+def quest_exponent(rotated, packed: tl.constexpr):
     """int32[groups]: exponent field of `quest_scale`; 255 where the sums overflow or are NaN."""
-    return magnitude_bits(quest_scale(rotated)) >> 23
+    return magnitude_bits(quest_scale(rotated, packed)) >> 23
 
 
 @triton.jit
 def absmax_exponent(largest, exponent):
     """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64; 255 where that is beyond float32 or
-    `largest: float32[groups]` is not finite or `exponent: int32[groups]` is 128."""
-    field = magnitude_bits(largest) >> 23
+    `largest: float32[groups]` is not finite, of which none is negative."""
+    field = largest.to(tl.int32, bitcast=True) >> 23
     byte = tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
-    return tl.where((field == 255) | (exponent == 128), 255, byte)
+    return tl.where(field == 255, 255, byte)
 
 
 @triton.jit

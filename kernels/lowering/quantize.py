@@ -15,7 +15,7 @@ from ..quantizer import quantizer as quantizer_named
 from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
-from .device import adds_in_pairs, converts_to_fp4
+from .device import adds_in_pairs, converts_to_fp4, through_tensor_memory
 from .flat import Flat
 from .inductor import realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
@@ -52,6 +52,7 @@ _SQUARE_TILES = [
 
 
 _STRIPS = [dict(tile, TILES=8) for tile in _SQUARE_TILES]
+_MATRIX_STRIPS = [dict(TILE_ROWS=32, TILE_COLUMNS=128, TILES=16, num_warps=4, num_stages=1)]
 
 
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
@@ -145,13 +146,15 @@ def requantize(call: Requantize):
     flat.add("CODES", *names, 16)
     flat.add("SCALES", *names)
     swizzled = flat.add_swizzled("SWIZZLED", *names, device)
+    matrix = spec.rotation == 32 and through_tensor_memory(device)
     buffer = select(
         templates.requantize,
         [codes, scales, *seeds],
         flat.layout(device),
         [rows, columns],
-        _SQUARE_TILES,
+        _MATRIX_STRIPS if matrix else _STRIPS,
         **_fields(spec),
+        MATRIX=matrix,
         STREAM=call.stream,
         SOURCE_SHRINK=before.shrink,
         SEEDED=bool(seeds),

@@ -32,7 +32,7 @@ def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> Tri
     number_format = "{% if E4M3 is defined and E4M3 %}mxfp8{% else %}" + nvfp4 + "{% endif %}"
     head = (
         "from quartet_compile.kernels.gpu import any_blocks, blocks, groups, product, reductions\n"
-        "from quartet_compile.kernels.gpu import rotation, rounding, scales\n"
+        "from quartet_compile.kernels.gpu import random, rotation, rounding, scales\n"
         f"# quartet: {op or name} {number_format}, tile functions {_tiles_hash()}\n"
     )
     source = _START + (_GPU / "templates" / f"{name}.py.jinja").read_text()
@@ -86,7 +86,7 @@ def _grid_of_programs(m, n, meta, *, cdiv, min):
 quantize = _template("quantize", _grid_of_groups)
 quantize_transposed = _template("quantize_transposed", _grid_of_tiles)
 quantize_pair = _template("quantize_pair", _grid_of_strips)
-requantize = _template("requantize", _grid_of_tiles)
+requantize = _template("requantize", _grid_of_strips)
 quantize_any = _template("quantize_any", _grid_of_blocks)
 requantize_any = _template("quantize_any", _grid_of_blocks, op="requantize_any")
 largest = _template("quantize_any", _grid_of_blocks, op="quantize_largest")

@@ -22,8 +22,11 @@ SEED, SIGN_SEED = torch.tensor(0x0123456789ABCDEF), torch.tensor(-0x0FEDCBA98765
 def operand(rows: int, columns: int, dtype: torch.dtype, layout: str = "rows") -> torch.Tensor:
     """Values of many magnitudes with special ones among them. layout: "rows", "columns", or "expanded" (stride 0); "mild",
     within the range of one tensor's E4M3 scales; "tiny", "zeros" or "nothing finite"; "huge", where a rotation
-    overflows in some groups of a block."""
+    overflows in some groups of a block; "sparse", ones and zeros of either sign."""
     generator = torch.Generator().manual_seed(rows * 1009 + columns)
+    if layout == "sparse":
+        zero = torch.rand(rows, columns, generator=generator) < 0.9
+        return (torch.randn(rows, columns, generator=generator).sign() * torch.where(zero, 0.0, 1.0)).to(dtype)
     if layout in ("mild", "tiny"):
         spread = torch.randint(-15, 3, (rows, (columns + 15) // 16), generator=generator).repeat_interleave(16, 1)
         x = torch.randn(rows, columns, generator=generator) * torch.exp2(spread[:, :columns].float())
