@@ -18,7 +18,11 @@ from .rounding import (
     values,
     values_over_2_126,
 )
-from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
+from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, normal_power_of_two, power_of_two, quest_exponent
+
+
+NAN_UNIT = tl.constexpr(1024)
+"""The exponent of a unit that no scale can hold: the byte of what is in units of it is 255."""
 
 
 @triton.jit
@@ -110,11 +114,11 @@ def quantize(
         kept = valid
     else:
         most = largest(sums, native)
-        byte = absmax_exponent(most * root(rotation), 16 if lowered else 0)
-        if lowered:  # what overflows without the factor 2^-16: if a sum does, one of the last stage does
-            byte = tl.where(most < 5.192296858534828e33, byte, 255)
         exponent: tl.constexpr = 16 if lowered else 0
-        factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink * folded)
+        # Without the factor 2^-16 more would overflow: if a sum does, one of the last stage does.
+        limit: tl.constexpr = 5.192296858534828e33 if lowered else float("inf")
+        byte = tl.where(most < limit, absmax_exponent(most * root(rotation), exponent), 255)
+        factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink * folded)
         valid = byte < 255
         kept = valid & (most != 0)
     scaled = uncontracted(sums, factor[None, :], packed)
@@ -122,7 +126,7 @@ def quantize(
         scaled = scaled * TO_HALVES
     codes = _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native)
     if masked:
-        mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0)
+        mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0, packed)
     else:
         mask = tl.zeros((4, x.shape[1]), tl.int32)
     return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
@@ -165,19 +169,19 @@ def quantize_again(
     rotation: tl.constexpr,
     noisy: tl.constexpr,
     noise_bits: tl.constexpr,
+    zero: tl.constexpr,
     native: tl.constexpr,
     packed: tl.constexpr,
 ):
     """Codes uint8[16, groups] and scales uint8[groups] of rotated `aligned` groups, `sums: float32[32, groups]` below 2^100.
 
-    exponent: int32[groups], of the unit that a group is in units of; 128 for NaN. source_shrink: what the elements are to be
-    divided by. The rest is as in `quantize`.
+    exponent: int32[groups], of the unit that a group is in units of; `NAN_UNIT` for NaN. source_shrink: what the elements are to be
+    divided by. zero: 0, or of `aligned_halves` `ZERO_IN_QUARTERS`. The rest is as in `quantize`.
     """
     folded: tl.constexpr = TO_HALVES if noisy and noise_bits == 8 else 1.0
     most = largest(sums, native)
-    byte = absmax_exponent(most * root(rotation, 1.0 / source_shrink), exponent)
-    byte = tl.where(exponent == 128, 255, byte)
-    factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink * folded)
+    byte = absmax_exponent(tl.fma(most, root(rotation, 1.0 / source_shrink), tl.full(most.shape, zero, tl.float32)), exponent)
+    factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink / source_shrink * folded)
     kept = (byte < 255) & (most != 0)
     scaled = uncontracted(sums, factor[None, :], packed)
     return _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native), byte.to(tl.uint8)
@@ -195,7 +199,7 @@ def dequantize(codes, scales):
 @triton.jit
 def aligned(codes, scales):
     """bfloat16[rows, n] of codes and scales, in units of the largest of the scales of 32 values of a column, and that
-    scale's exponent, int32[n * rows / 32], in the order of `column_groups`; 128 for NaN.
+    scale's exponent, int32[n * rows / 32], in the order of `column_groups`; `NAN_UNIT` for NaN.
 
     A value whose scale is below 2^-15 of that is 0, with its sign. So the 32 are integers in units of 2^-16, below 2^24 in
     sum: no sum of them is rounded in float32, in whatever order.
@@ -209,8 +213,14 @@ def aligned(codes, scales):
     factor = tl.where(below < -15, 0, (253 + below) << 23).to(tl.float32, bitcast=True)
     x = tl.reshape(values_over_2_126(codes), (rows, groups, 32)) * factor[:, :, None]
     x = tl.reshape(x, (rows, groups * 32))
-    of_column = tl.broadcast_to(tl.trans(most)[:, None, :] - 127, (groups, 32, parts))
+    exponent = tl.where(most == 255, NAN_UNIT, most - 127)
+    of_column = tl.broadcast_to(tl.trans(exponent)[:, None, :], (groups, 32, parts))
     return x.to(tl.bfloat16), tl.reshape(of_column, (groups * 32 * parts,))
+
+
+ZERO_IN_QUARTERS = tl.constexpr(2.350988701644575e-38)
+"""2^-125: a magnitude of 0 has the exponent field 0 in any unit, so in units of a quarter it has to be 2. Nothing else that is
+added to it changes."""
 
 
 @triton.jit
@@ -223,7 +233,7 @@ def aligned_halves(words, scales):
     below = scale - most[None, :]
     field = tl.where(below < -15, 0, below + 17)
     field = tl.reshape(tl.broadcast_to(field[:, :, None], (32, groups, 4)), (32, groups * 4))
-    exponent = tl.where(most == 255, 128, most - 129)
+    exponent = tl.where(most == 255, NAN_UNIT, most - 129)
     of_column = tl.broadcast_to(exponent[:, None], (groups, 32))
     return halves_of_codes(words, field), tl.reshape(of_column, (groups * 32,))
 

@@ -330,13 +330,36 @@ def _pack_signs(x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 @triton.jit
-def pack_below(y, limit: tl.constexpr):
-    """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two."""
+def _two_squares_plus(x0, x1, addend):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b64 two, addends, sums;
+        mov.b64 two, {$2, $3};
+        mov.b64 addends, {$4, $4};
+        fma.rn.f32x2 sums, two, two, addends;
+        mov.b64 {$0, $1}, sums;
+        }""",
+        "=f,=f,f,f,f",
+        args=[x0, x1, addend],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pack_below(y, limit: tl.constexpr, packed: tl.constexpr):
+    """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two. packed: the
+    target has instructions for two float32."""
+    least: tl.constexpr = limit * limit
     if not in_ptx():
         return pack_bits(tl.abs(y) < limit)
+    elif packed:
+        even, odd = neighbours(y)
+        y = interleaved(*_two_squares_plus(even, odd, tl.full(even.shape, -least, tl.float32)))
     else:
-        least: tl.constexpr = limit * limit
-        return _pack_signs(*eighths(tl.fma(y, y, tl.full(y.shape, -least, tl.float32)).to(tl.int32, bitcast=True)))
+        y = tl.fma(y, y, tl.full(y.shape, -least, tl.float32))
+    return _pack_signs(*eighths(y.to(tl.int32, bitcast=True)))
 
 
 @triton.jit
@@ -408,46 +431,52 @@ def values(packed):
 
 
 @triton.jit
-def _eight_halves(word, factor):
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .b8 p<4>;
-        .reg .b32 x<4>, y<4>;
-        mov.b32 {p0, p1, p2, p3}, $8;
-        cvt.rn.f16x2.e2m1x2 x0, p0;
-        cvt.rn.f16x2.e2m1x2 x1, p1;
-        cvt.rn.f16x2.e2m1x2 x2, p2;
-        cvt.rn.f16x2.e2m1x2 x3, p3;
-        mul.rn.f16x2 y0, x0, $9;
-        mul.rn.f16x2 y1, x1, $9;
-        mul.rn.f16x2 y2, x2, $9;
-        mul.rn.f16x2 y3, x3, $9;
-        mov.b32 {$0, $1}, y0;
-        mov.b32 {$2, $3}, y1;
-        mov.b32 {$4, $5}, y2;
-        mov.b32 {$6, $7}, y3;
-        }""",
-        "=h,=h,=h,=h,=h,=h,=h,=h,r,r",
-        args=[word, factor],
-        dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
-        is_pure=True,
-        pack=1,
-    )
+def _half(words, place: tl.constexpr, field):
+    """float16 of the code at bit 4 * `place` of uint32 `words`, times 2^(field - 15), or 0 where `field` is 0."""
+    code = words >> (4 * place)
+    small = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.uint16).to(tl.float16, bitcast=True)
+    power = tl.where(field == 0, 0, (field + 126) << 23).to(tl.float32, bitcast=True)
+    return (small.to(tl.float32) * power).to(tl.float16)
+
+
+@triton.jit
+def _eight_halves(words, field):
+    """`_half` of each of the eight codes."""
+    if not in_ptx():
+        low = (_half(words, 0, field), _half(words, 1, field), _half(words, 2, field), _half(words, 3, field))
+        return low + (_half(words, 4, field), _half(words, 5, field), _half(words, 6, field), _half(words, 7, field))
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b8 p<4>;
+            .reg .b32 x<4>, y<4>, factors;
+            prmt.b32 factors, $9, $9, 0x1010;
+            mov.b32 {p0, p1, p2, p3}, $8;
+            cvt.rn.f16x2.e2m1x2 x0, p0;
+            cvt.rn.f16x2.e2m1x2 x1, p1;
+            cvt.rn.f16x2.e2m1x2 x2, p2;
+            cvt.rn.f16x2.e2m1x2 x3, p3;
+            mul.rn.f16x2 y0, x0, factors;
+            mul.rn.f16x2 y1, x1, factors;
+            mul.rn.f16x2 y2, x2, factors;
+            mul.rn.f16x2 y3, x3, factors;
+            mov.b32 {$0, $1}, y0;
+            mov.b32 {$2, $3}, y1;
+            mov.b32 {$4, $5}, y2;
+            mov.b32 {$6, $7}, y3;
+            }""",
+            "=h,=h,=h,=h,=h,=h,=h,=h,r,r",
+            args=[words, field << 10],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=1,
+        )
 
 
 @triton.jit
 def halves_of_codes(words, field):
-    """float16[rows, 8 n] of `words: uint32[rows, n]` of eight codes each, times 2^(field - 15), or 0 where `field: int32[rows, n]`
-    is 0; exact. The target converts E2M1."""
-    rows: tl.constexpr = words.shape[0]
-    n: tl.constexpr = words.shape[1]
-    if in_ptx():
-        factor = (field << 10).to(tl.uint32)
-        x0, x1, x2, x3, x4, x5, x6, x7 = _eight_halves(words, factor | (factor << 16))
-        x = tl.join(tl.join(tl.join(x0, x4), tl.join(x2, x6)), tl.join(tl.join(x1, x5), tl.join(x3, x7)))
-        return tl.reshape(x, (rows, 8 * n))
-    else:
-        code = (words[:, :, None] >> (tl.arange(0, 8) * 4).to(tl.uint32)[None, None, :]) & 15
-        small = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.uint16).to(tl.float16, bitcast=True)
-        power = tl.where(field == 0, 0, (field + 112) << 23).to(tl.float32, bitcast=True)
-        return tl.reshape(small.to(tl.float32) * 16384.0 * power[:, :, None], (rows, 8 * n)).to(tl.float16)
+    """float16[rows, 8 n] of `words: uint32[rows, n]` of eight codes each, times 2^(field - 15), or 0 where
+    `field: int32[rows, n]` is 0; exact. In PTX by the conversion of sm_100 and later."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = _eight_halves(words, field)
+    x = tl.join(tl.join(tl.join(x0, x4), tl.join(x2, x6)), tl.join(tl.join(x1, x5), tl.join(x3, x7)))
+    return tl.reshape(x, (words.shape[0], 8 * words.shape[1]))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rotation import mean
+from .rotation import mean, means
 from .rounding import INTERPRETED
 
 SMALLEST_BYTE = tl.constexpr(64)
@@ -23,15 +23,7 @@ def squared(x):
 
 
 @triton.jit
-def means(groups, packed: tl.constexpr):
-    """float32[groups] twice: the means of `groups: float32[size, groups]` and of its squares."""
-    return mean(groups), mean(squared(groups))
-
-
-@triton.jit
-def quest_scale(groups, packed: tl.constexpr = False):
-    """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
-    average, of_squares = means(groups, packed)
+def _quest_scale(average, of_squares):
     variance = of_squares - squared(average)
     deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
     clip = tl.full(average.shape, 2.92247856 / 6.0, tl.float32)
@@ -39,24 +31,36 @@ def quest_scale(groups, packed: tl.constexpr = False):
 
 
 @triton.jit
+def quest_scale(groups):
+    """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
+    return _quest_scale(mean(groups), mean(squared(groups)))
+
+
+@triton.jit
 def quest_exponent(rotated, packed: tl.constexpr):
-    """int32[groups]: exponent field of `quest_scale`; 255 where the sums overflow or are NaN."""
-    return magnitude_bits(quest_scale(rotated, packed)) >> 23
+    """int32[groups]: exponent field of QuEST's scale of `rotated: float32[32, groups]`; 255 where the sums overflow or are NaN.
+    packed: the target has instructions for two float32."""
+    return magnitude_bits(_quest_scale(*means(rotated, packed))) >> 23
 
 
 @triton.jit
 def absmax_exponent(largest, exponent):
-    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64; 255 where that is beyond float32 or
-    `largest: float32[groups]` is not finite, of which none is negative."""
+    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64, at most 255, for finite
+    `largest: float32[groups]`, of which none is negative."""
     field = largest.to(tl.int32, bitcast=True) >> 23
-    byte = tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
-    return tl.where(field == 255, 255, byte)
+    return tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
 
 
 @triton.jit
 def power_of_two(field):
     """float32 2^(field - 127) for fields 0 to 254; 2^-127 is subnormal."""
     return tl.where(field == 0, 1 << 22, field << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def normal_power_of_two(field):
+    """float32 2^(field - 127) for fields 1 to 254."""
+    return (field << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from . import templates
 from .any_blocks import Source, quantize_blocks
 from .device import adds_in_pairs, converts_to_fp4, through_tensor_memory
 from .flat import Flat
-from .inductor import realize_inputs
+from .inductor import V, realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
 from .scales import swizzled_with
 from .templates import GROUP_TILES, select
@@ -51,8 +51,26 @@ _SQUARE_TILES = [
 ]
 
 
-_STRIPS = [dict(tile, TILES=8) for tile in _SQUARE_TILES]
-_MATRIX_STRIPS = [dict(TILE_ROWS=32, TILE_COLUMNS=128, TILES=16, num_warps=4, num_stages=1)]
+_MATRIX_TILES = [dict(TILE_ROWS=32, TILE_COLUMNS=128, num_warps=4, num_stages=1)]
+"""Of a rotation by a product: its 128 rows are groups, one a thread."""
+
+LEAST_PROGRAMS = 512
+"""Programs that a GPU needs to be busy: 3 or 4 for each multiprocessor of a B200."""
+
+
+def _strips(tiles: list[dict[str, int]], rows: Any, columns: Any) -> list[dict[str, Any]]:
+    """The tiles with how many of them, one below the other, are one program's: as many as leave enough programs, up to 16. What
+    is the same for all of them (signs, keys, addresses) is computed once."""
+    sizes, made = V.graph.sizevars, []
+    for tile in tiles:
+        area = tile["TILE_ROWS"] * tile["TILE_COLUMNS"]
+        count = next(
+            (n for n in (16, 8, 4, 2) if sizes.statically_known_geq(rows * columns, LEAST_PROGRAMS * area * n)), 1
+        )
+        known = sizes.statically_known_multiple_of
+        even = known(rows, tile["TILE_ROWS"] * count) and known(columns, tile["TILE_COLUMNS"])
+        made.append(dict(tile, TILES=count, EVEN=even))
+    return made
 
 
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
@@ -111,7 +129,7 @@ def quantize_pair(call: QuantizePair):
         [dy, *realize_inputs(seed, call.sign_seed)],
         flat.layout(device),
         [rows, columns],
-        _STRIPS,
+        _strips(_SQUARE_TILES, rows, columns),
         **_fields(row, "ROW_"),
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
@@ -152,7 +170,7 @@ def requantize(call: Requantize):
         [codes, scales, *seeds],
         flat.layout(device),
         [rows, columns],
-        _MATRIX_STRIPS if matrix else _STRIPS,
+        _strips(_MATRIX_TILES if matrix else _SQUARE_TILES, rows, columns),
         **_fields(spec),
         MATRIX=matrix,
         STREAM=call.stream,

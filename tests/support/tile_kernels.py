@@ -34,7 +34,7 @@ def _stochastic_halves(X, BITS, OUT, n: tl.constexpr):
 @triton.jit
 def _below(X, OUT, n: tl.constexpr):
     y = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    packed = tl.trans(rounding.pack_below(y, 6.0).to(tl.uint8))
+    packed = tl.trans(rounding.pack_below(y, 6.0, True).to(tl.uint8))
     tl.store(OUT + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
 
 
