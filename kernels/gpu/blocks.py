@@ -18,8 +18,15 @@ from .rounding import (
     values,
     values_over_2_126,
 )
-from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, normal_power_of_two, power_of_two, quest_exponent
-
+from .scales import (
+    absmax_exponent,
+    e4m3_signed,
+    e4m3_value,
+    e8m0_value,
+    normal_power_of_two,
+    power_of_two,
+    quest_exponent,
+)
 
 NAN_UNIT = tl.constexpr(1024)
 """The exponent of a unit that no scale can hold: the byte of what is in units of it is 255."""
@@ -53,8 +60,8 @@ def rotated_sums(
     native: tl.constexpr,
     packed: tl.constexpr,
 ):
-    """float32[32, groups] of `x: float[32, groups]`: the butterflies of `x` with its signs, times the power of two `unit`; `x`
-    itself without a rotation. start: as in `_sums_of_pairs`; the rest as in `quantize`."""
+    """float32[32, groups] of `x: float[32, groups]`: the butterflies of `x` with its signs, times the power of two `unit`;
+    `x` itself without a rotation. start: as in `_sums_of_pairs`; the rest as in `quantize`."""
     tl.static_assert(rotation == 0 or rotation == 32)
     if random_signs:
         x = flipped(x, sign_seed, stream)
@@ -175,12 +182,13 @@ def quantize_again(
 ):
     """Codes uint8[16, groups] and scales uint8[groups] of rotated `aligned` groups, `sums: float32[32, groups]` below 2^100.
 
-    exponent: int32[groups], of the unit that a group is in units of; `NAN_UNIT` for NaN. source_shrink: what the elements are to be
-    divided by. zero: 0, or of `aligned_halves` `ZERO_IN_QUARTERS`. The rest is as in `quantize`.
+    exponent: int32[groups], of the unit that a group is in units of; `NAN_UNIT` for NaN. source_shrink: what the elements
+    are to be divided by. zero: 0, or `ZERO_IN_QUARTERS` of `aligned_halves`. The rest is as in `quantize`.
     """
     folded: tl.constexpr = TO_HALVES if noisy and noise_bits == 8 else 1.0
     most = largest(sums, native)
-    byte = absmax_exponent(tl.fma(most, root(rotation, 1.0 / source_shrink), tl.full(most.shape, zero, tl.float32)), exponent)
+    magnitude = tl.fma(most, root(rotation, 1.0 / source_shrink), tl.full(most.shape, zero, tl.float32))
+    byte = absmax_exponent(magnitude, exponent)
     factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink / source_shrink * folded)
     kept = (byte < 255) & (most != 0)
     scaled = uncontracted(sums, factor[None, :], packed)
@@ -219,14 +227,14 @@ def aligned(codes, scales):
 
 
 ZERO_IN_QUARTERS = tl.constexpr(2.350988701644575e-38)
-"""2^-125: a magnitude of 0 has the exponent field 0 in any unit, so in units of a quarter it has to be 2. Nothing else that is
-added to it changes."""
+"""2^-125: a magnitude of 0 has the exponent field 0 in any unit, so in units of a quarter it has to be 2. No other magnitude
+changes when this is added."""
 
 
 @triton.jit
 def aligned_halves(words, scales):
-    """As `aligned`, of a tile of 32 rows, for a product: float16[32, n] of `words: uint32[32, n / 8]` of eight codes each, and
-    int32[n]. Their unit is a quarter of the largest scale, which makes the least value, 2^-14, a normal float16."""
+    """As `aligned`, of a tile of 32 rows, for a product: float16[32, n] of `words: uint32[32, n / 8]` of eight codes each,
+    and int32[n]. Their unit is a quarter of the largest scale, which makes the least value, 2^-14, a normal float16."""
     groups: tl.constexpr = scales.shape[1]
     scale = scales.to(tl.int32)
     most = tl.max(scale, axis=0)

@@ -444,7 +444,8 @@ def _eight_halves(words, field):
     """`_half` of each of the eight codes."""
     if not in_ptx():
         low = (_half(words, 0, field), _half(words, 1, field), _half(words, 2, field), _half(words, 3, field))
-        return low + (_half(words, 4, field), _half(words, 5, field), _half(words, 6, field), _half(words, 7, field))
+        high = (_half(words, 4, field), _half(words, 5, field), _half(words, 6, field), _half(words, 7, field))
+        return low + high
     else:
         return tl.inline_asm_elementwise(
             """{

@@ -38,8 +38,8 @@ def quest_scale(groups):
 
 @triton.jit
 def quest_exponent(rotated, packed: tl.constexpr):
-    """int32[groups]: exponent field of QuEST's scale of `rotated: float32[32, groups]`; 255 where the sums overflow or are NaN.
-    packed: the target has instructions for two float32."""
+    """int32[groups]: exponent field of QuEST's scale of `rotated: float32[32, groups]`; 255 where the sums overflow or are
+    NaN. packed: the target has instructions for two float32."""
     return magnitude_bits(_quest_scale(*means(rotated, packed))) >> 23
 
 

@@ -59,8 +59,8 @@ LEAST_PROGRAMS = 512
 
 
 def _strips(tiles: list[dict[str, int]], rows: Any, columns: Any) -> list[dict[str, Any]]:
-    """The tiles with how many of them, one below the other, are one program's: as many as leave enough programs, up to 16. What
-    is the same for all of them (signs, keys, addresses) is computed once."""
+    """The tiles with how many of them, one below the other, are one program's: as many as leave enough programs, up to 16.
+    What is the same for all of them (signs, keys, addresses) is computed once."""
     sizes, made = V.graph.sizevars, []
     for tile in tiles:
         area = tile["TILE_ROWS"] * tile["TILE_COLUMNS"]

@@ -52,7 +52,7 @@ def requantize(codes, group_scales, source, q, sign=None, seed=None, stream=0):
                 x += [F(0)] * (32 - len(x))
                 if q.rotation:
                     x = x if sign is None else [v * s for v, s in zip(x, sign, strict=True)]
-                    x = butterflies([v if v else F(0) for v in x])
+                    x = butterflies([v or F(0) for v in x])
                 groups.append(Group(column, start // 32, x, top == 255, top - 127))
         root = _root(q) / source.shrink
         return _finish([[g] for g in groups], q, F(root), F(root * q.shrink), seed, stream)

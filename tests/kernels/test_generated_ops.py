@@ -32,7 +32,12 @@ CODES = {
     "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 128, bf16), "sm_100"),
     "re-quantized, odd": ("requantize", ("mxfp4-quest", "mxfp4-rtn"), (33, 100, bf16), "sm_90"),
     "re-quantized zeros": ("requantize", ("rotation=0", "mxfp4-sr"), (96, 64, bf16, "sparse"), "sm_100"),
-    "re-quantized zeros, by butterflies": ("requantize", ("rotation=0", "mxfp4-rtn"), (160, 64, bf16, "sparse"), "sm_90"),
+    "re-quantized zeros, by butterflies": (
+        "requantize",
+        ("rotation=0", "mxfp4-rtn"),
+        (160, 64, bf16, "sparse"),
+        "sm_90",
+    ),
     "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (100, 96, f32), "sm_100"),
 }
 PRODUCTS = {
