@@ -114,7 +114,16 @@ from .tensors import (
     plain_tensors,
     plainly,
 )
-from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
+from .texts import (
+    function_name,
+    graph_break,
+    graph_break_logger,
+    is_in_loop,
+    trace_artifact,
+    user_stack,
+    with_remedy,
+    wrapped_error,
+)
 
 __all__ = [
     "WRAPPERS",
@@ -230,6 +239,7 @@ __all__ = [
     "user_stack",
     "watch_calls",
     "whole",
+    "with_remedy",
     "wrapped_error",
 ]
 
