@@ -38,14 +38,15 @@ def _sums_of_pairs(even, odd, unit: tl.constexpr, start: tl.constexpr, native: t
     no sum is -0, with -0 nothing changes."""
     if native and in_ptx() and even.dtype == tl.bfloat16:
         return sums_of_bfloat16(even, odd, unit, start)
-    even, odd = even.to(tl.float32), odd.to(tl.float32)
-    if unit != 1.0:
-        factor = tl.full(even.shape, unit, tl.float32)
-        even = tl.fma(even, factor, tl.full(even.shape, start, tl.float32))
-        return tl.fma(odd, factor, even), tl.fma(odd, -factor, even)
     else:
-        even += start
-        return even + odd, even - odd
+        even, odd = even.to(tl.float32), odd.to(tl.float32)
+        if unit != 1.0:
+            factor = tl.full(even.shape, unit, tl.float32)
+            even = tl.fma(even, factor, tl.full(even.shape, start, tl.float32))
+            return tl.fma(odd, factor, even), tl.fma(odd, -factor, even)
+        else:
+            even += start
+            return even + odd, even - odd
 
 
 @triton.jit

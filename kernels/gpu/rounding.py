@@ -351,15 +351,16 @@ def _two_squares_plus(x0, x1, addend):
 def pack_below(y, limit: tl.constexpr, packed: tl.constexpr):
     """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two. packed: the
     target has instructions for two float32."""
-    least: tl.constexpr = limit * limit
     if not in_ptx():
         return pack_bits(tl.abs(y) < limit)
-    elif packed:
-        even, odd = neighbours(y)
-        y = interleaved(*_two_squares_plus(even, odd, tl.full(even.shape, -least, tl.float32)))
     else:
-        y = tl.fma(y, y, tl.full(y.shape, -least, tl.float32))
-    return _pack_signs(*eighths(y.to(tl.int32, bitcast=True)))
+        least: tl.constexpr = limit * limit
+        if packed:
+            even, odd = neighbours(y)
+            y = interleaved(*_two_squares_plus(even, odd, tl.full(even.shape, -least, tl.float32)))
+        else:
+            y = tl.fma(y, y, tl.full(y.shape, -least, tl.float32))
+        return _pack_signs(*eighths(y.to(tl.int32, bitcast=True)))
 
 
 @triton.jit
