@@ -32,7 +32,7 @@ def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> Tri
     nvfp4 = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     number_format = "{% if E4M3 is defined and E4M3 %}mxfp8{% else %}" + nvfp4 + "{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import any_blocks, blocks, fp8, groups, product, reductions\n"
+        "from quartet_compile.kernels.gpu import any_blocks, blocks, fp8, groups, product, random, reductions\n"
         "from quartet_compile.kernels.gpu import rotation, rounding, scales\n"
         f"# quartet: {op or name} {number_format}, tile functions {_tiles_hash()}\n"
     )
@@ -64,6 +64,10 @@ def _grid_of_tiles(rows, columns, meta, *, cdiv):
     return (cdiv(rows, meta["TILE_ROWS"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
 
 
+def _grid_of_strips(rows, columns, meta, *, cdiv):
+    return (cdiv(rows, meta["TILE_ROWS"] * meta["TILES"]) * cdiv(columns, meta["TILE_COLUMNS"]), 1, 1)
+
+
 def _grid_of_products(m, n, meta, *, cdiv):
     return (cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), 1, 1)
 
@@ -82,8 +86,8 @@ def _grid_of_programs(m, n, meta, *, cdiv, min):
 
 quantize = _template("quantize", _grid_of_groups)
 quantize_transposed = _template("quantize_transposed", _grid_of_tiles)
-quantize_pair = _template("quantize_pair", _grid_of_tiles)
-requantize = _template("requantize", _grid_of_tiles)
+quantize_pair = _template("quantize_pair", _grid_of_strips)
+requantize = _template("requantize", _grid_of_strips)
 quantize_any = _template("quantize_any", _grid_of_blocks)
 requantize_any = _template("quantize_any", _grid_of_blocks, op="requantize_any")
 largest = _template("quantize_any", _grid_of_blocks, op="quantize_largest")

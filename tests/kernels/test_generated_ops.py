@@ -26,12 +26,19 @@ CODES = {
     "transposed with mask": ("quantize", ("mxfp4-quest", True, True), (65, 33, f32), "sm_90"),
     "columns first": ("quantize", ("mxfp4-quest", False, True), (48, 96, bf16, "columns"), "sm_100"),
     "stride 0": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (40, 96, bf16, "expanded"), "sm_100"),
-    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (96, 64, bf16), "sm_100"),
+    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (160, 96, bf16), "sm_100"),
     "both directions, odd": ("quantize_pair", ("mxfp4-rtn", "mxfp4-sr"), (33, 100, f32), "sm_90"),
     "both directions, small": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (3, 5, bf16), "sm_100"),
-    "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 96, bf16), "sm_100"),
+    "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 128, bf16), "sm_100"),
     "re-quantized, odd": ("requantize", ("mxfp4-quest", "mxfp4-rtn"), (33, 100, bf16), "sm_90"),
-    "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (40, 96, f32), "sm_100"),
+    "re-quantized zeros": ("requantize", ("rotation=0", "mxfp4-sr"), (96, 64, bf16, "sparse"), "sm_100"),
+    "re-quantized zeros, by butterflies": (
+        "requantize",
+        ("rotation=0", "mxfp4-rtn"),
+        (160, 64, bf16, "sparse"),
+        "sm_90",
+    ),
+    "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (100, 96, f32), "sm_100"),
 }
 PRODUCTS = {
     "square": ("mxfp4", (128, 128, 256), 1.0, f32, False, "sm_100"),

@@ -34,7 +34,7 @@ def _stochastic_halves(X, BITS, OUT, n: tl.constexpr):
 @triton.jit
 def _below(X, OUT, n: tl.constexpr):
     y = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    packed = tl.trans(rounding.pack_below(y, 6.0).to(tl.uint8))
+    packed = tl.trans(rounding.pack_below(y, 6.0, True).to(tl.uint8))
     tl.store(OUT + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
 
 
@@ -117,7 +117,7 @@ def _kept_and_rotated_back(X, WORDS, KEPT, ROTATED, groups: tl.constexpr):
 def _mean_and_largest(X, MEAN, LARGEST, groups: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
-    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))
+    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x, True))
 
 
 @triton.jit
@@ -154,9 +154,8 @@ def _signs(X, SEED, OUT, stream: tl.constexpr, size: tl.constexpr):
 @triton.jit
 def _flipped(X, SEED, OUT, stream: tl.constexpr, n: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    even, odd = rounding.neighbours(x)
-    even, odd = random.flipped(even, odd, tl.load(SEED), stream)
-    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rounding.interleaved(even, odd)), (n,)))
+    x = random.flipped(x, tl.load(SEED), stream).to(tl.float32)
+    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(x), (n,)))
 
 
 @triton.jit
