@@ -27,12 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from figures import graph_nodes, saved_bytes, saved_tensors
 from llama import SIZES, Llama, Size
 from module_swap import BackwardSeeds, swap_linears
 from torch import Tensor, nn
 
 import quartet_compile as qc
+from quartet_compile._compat import graph_nodes, saved_bytes, saved_tensors
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """What the model computes in: as it is, or under autocast."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .config.toml import load_recipe, save_recipe
     from .cross.artifact import Artifact
     from .cross.cross_compile import CrossCompileError, cross_compile
-    from .cross.targets import TARGETS, Target
     from .errors import (
         CaptureError,
         ExportError,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from .frontend.enable import disable, enable
     from .frontend.set_recipe import set_recipe
     from .kernels.quantizer import Quantizer, quantizer
+    from .machines.targets import TARGETS, Target
     from .origin import check_provenance, provenance
     from .packed.load import load_fp4
     from .packed.pack import pack, unpack
@@ -65,7 +65,7 @@ _HOMES = {
     "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
     "cross.cross_compile": ("CrossCompileError", "cross_compile"),
-    "cross.targets": ("TARGETS", "Target"),
+    "machines.targets": ("TARGETS", "Target"),
     "errors": (
         "CaptureError",
         "ExportError",

@@ -29,7 +29,7 @@ from .config.presets import PRESETS
 from .errors import OptionError, suggest
 from .kernels import weight_cache
 from .kernels.architectures import library_use, product_format
-from .kernels.cpu.toolchain import require_compiler
+from .kernels.cpu.toolchain import require_compiler, require_linux
 from .kernels.paths import path_of
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
@@ -145,6 +145,7 @@ def compile_graph(
 
     check_ranks(config)
     device = device_of(example_inputs)
+    require_linux("CPU" if device.type == "cpu" else "GPU")
     if device.type == "cpu":
         require_compiler()  # before Inductor misses it, with less to say
     inputs = graph_inputs(gm, names or {})

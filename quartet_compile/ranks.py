@@ -46,6 +46,7 @@ def _described(config: Config) -> dict[str, list[str]]:
         "include": policy.include,
         "exclude": policy.exclude,
         "scope": policy.scope,
+        "policy": policy.policy,
         "strict": policy.strict,
         "stats": policy.stats,
         "inductor": plain,

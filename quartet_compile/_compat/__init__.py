@@ -75,6 +75,7 @@ from .inductor import (
     decompositions,
     inductor_options,
     is_in_graph,
+    kept_graphs,
     known_modes,
     mode_options,
     when_freed,
@@ -98,6 +99,7 @@ from .nodes import (
     recomputation,
     sequence_number,
 )
+from .saved import graph_nodes, saved_bytes, saved_tensors
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
 from .tensors import (
     FakeTensorMode,
@@ -178,6 +180,7 @@ __all__ = [
     "gradient_of",
     "graph_break",
     "graph_break_logger",
+    "graph_nodes",
     "group_ranks",
     "hides_errors",
     "inductor_options",
@@ -202,6 +205,7 @@ __all__ = [
     "is_whole_call",
     "keep_in_backward",
     "keeps_in_backward",
+    "kept_graphs",
     "known_backends",
     "known_modes",
     "make_boxed",
@@ -229,6 +233,8 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "saved_bytes",
+    "saved_tensors",
     "say_to_ranks",
     "sequence_number",
     "sharded_name",

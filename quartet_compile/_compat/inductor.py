@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pathlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,14 @@ def decompositions() -> dict:
 def cache_dir() -> str:
     """Inductor's cache folder."""
     return private("torch._inductor.runtime.cache_dir_utils:cache_dir")()
+
+
+def kept_graphs() -> int | None:
+    """How many compiled graphs the cache folder has; None where Inductor keeps none."""
+    config = private("torch._inductor.config")
+    if config.force_disable_caches or not config.fx_graph_cache:
+        return None
+    return sum(1 for _ in pathlib.Path(cache_dir(), "fxgraph").glob("*/*"))
 
 
 def cpp_compiler() -> str | None:

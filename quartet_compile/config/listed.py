@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     include: Globs
     exclude: Globs
     scope: Literal["all", "marked"]
+    policy: str
     strict: bool
     stats: bool
     wire: Literal["high", "quantized"]
@@ -40,6 +41,7 @@ DEFAULTS: Mapping[str, object] = {
     "include": (),
     "exclude": (),
     "scope": "all",
+    "policy": "all",
     "strict": False,
     "stats": False,
     "wire": "high",

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .roofline import predict
-from .targets import Target
+from ..machines.roofline import predict
+from ..machines.targets import Target
 from .traffic import is_product, marker
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from quartet_compile import progress
 from quartet_compile.__main__ import main
 from quartet_compile.cross import binary
-from quartet_compile.cross.targets import find_target
+from quartet_compile.machines.targets import find_target
 
 MODEL = """
 from torch import nn

@@ -33,6 +33,16 @@ def test_every_test_that_a_page_names_exists(page):
         assert not alone or any(alone in tests for tests in DEFINED.values()), alone
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_link_of_a_page_outside_the_site_leads_somewhere(page):
+    """Those of docs/ are what `make docs` checks, with their anchors."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert targets or page != "README.md"
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
 def test_every_public_name_is_on_the_page_of_functions():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^::: quartet_compile\.(?:[a-z_]+\.)+(\w+)$", page, re.MULTILINE))

@@ -28,10 +28,12 @@ LEAVES = {
 
 ROOMS = {
     "kernels": {"kernels"},
-    "config": {"kernels.quantizer"},
+    "machines": set(),
+    "config": {"kernels.quantizer", "machines"},
     "report": {"config", "kernels.stats"},
     "passes": {
         "config",
+        "machines",
         "report.report",
         "kernels.quantizer",
         "kernels.operand_formats",
@@ -56,15 +58,26 @@ ROOMS = {
     "origin": {"config", "compiled"},
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
-    "cross": {"config", "report", "passes.joint", "kernels.lowering", "kernels.library", "backend", "capture"},
+    "cross": {
+        "config",
+        "machines",
+        "report",
+        "passes.joint",
+        "kernels.lowering",
+        "kernels.library",
+        "backend",
+        "capture",
+    },
     "advice": {
         "config",
         "compiled",
         "report",
         "frontend.api",
+        "kernels.paths",
         "passes.plan",
         "cross",
         "law",
+        "machines",
     },
     "serving": {
         "config",
@@ -91,6 +104,7 @@ ROOMS = {
         "capture",
         "cross",
         "law",
+        "machines",
         "packed",
         "serving",
         "quantized",
@@ -99,8 +113,8 @@ ROOMS = {
         "advice",
         "kernels",
     },
-    "doctor": {"kernels"},
-    "__main__": {"config", "capture", "cross", "law", "serving", "advice", "doctor"},
+    "doctor": {"kernels", "frontend.said"},
+    "__main__": {"config", "capture", "cross", "law", "machines", "serving", "advice", "doctor"},
 }
 """The rooms of the house, each after those below it, and what a room uses of them."""
 

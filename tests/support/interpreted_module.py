@@ -31,7 +31,7 @@ from quartet_compile._compat.fake_gpu import TorchDispatchMode, code_only, fake_
 from quartet_compile.config.options import configure
 from quartet_compile.cross.backend import CrossBackend
 from quartet_compile.cross.generated import load as load_module
-from quartet_compile.cross.targets import Target, find_target
+from quartet_compile.machines.targets import Target, find_target
 
 CPU = torch.device("cpu")
 HERE = pathlib.Path(__file__)

@@ -45,6 +45,9 @@ def format_of_dtype(dtype: torch.dtype | None) -> str:
     return "float32" if dtype is None else _DTYPES.get(dtype, "float32")
 
 
+MATTERS = 1.05
+"""A speedup that is worth being told from 1: predictions are no closer than that."""
+
 ISSUE_SHARE = 0.6
 """Of the issue rate, in the second prediction: quantizing kernels measured on an H100 reach 44 to 68 % (docs/gpu.md)."""
 
