@@ -90,6 +90,19 @@ class Decode(NamedTuple):
     dtype: torch.dtype
 
 
+class Gathered(NamedTuple):
+    """A weight of which ranks gathered codes, scales and the trust mask, or `[rows, 0]` without one; `columns` is K. It has no
+    value: products of ours read its parts."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    mask: Tensor
+    quantizer: str
+    columns: Size
+    dtype: torch.dtype
+
+
 class Epilogue(NamedTuple):
     """What ends a product: `(product where mask, else 0) H^T`, the first `columns` of it, as `Unrotate` says."""
 
@@ -248,6 +261,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "requantize": Schema(Requantize, _BLOCKS),
         "transposed": Schema(Transposed, _BLOCKS),
         "decode": Schema(Decode),
+        "gathered": Schema(Gathered),
         "scaled_mm": Schema(ScaledMM),
         "scaled_grouped_mm": Schema(ScaledGroupedMM),
         "separate_groups": Schema(SeparateGroups, ("index", "back", "separate_ends")),

@@ -20,6 +20,7 @@ from .describe import describe
 from .failures import tell
 from .graph import tangents
 from .inputs import GraphInputs, is_nested
+from .packed import check_gathered
 from .pipeline import run
 from .show import show
 from .work import Work
@@ -61,6 +62,7 @@ class QuartetPass(CustomGraphPass):
         order = {node: position for position, node in enumerate(graph.nodes)}
         before = show(graph, dict(work.inputs.names)) if self.text else ""
         self.seconds = run(PIPELINE, work)
+        check_gathered(graph, work.weights.names)
         after = show(graph, dict(work.inputs.names)) if self.text else ""
         if not work.nested:  # of a nested graph, the graph around it reports what is inside
             sites = describe(work, order)

@@ -13,7 +13,7 @@ from ..config.rules import Rules
 from ..report.report import Gathered, Observed
 from .graph import Builder, snapshot, tangents
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
-from .packed import packed_weights
+from .packed import merge_gathered, packed_weights
 from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .weights import Weights
@@ -57,6 +57,7 @@ class Work:
     @classmethod
     def on(cls, graph: fx.Graph, policy: Policy, inputs: GraphInputs, table: str = "") -> Work:
         """The work that a graph is before any pass. inputs: what Dynamo knows of its inputs."""
+        merge_gathered(graph)
         known = placeholders_of(graph, inputs)
         packed = packed_weights(graph, known.names)
         weights = Weights(graph, known.parameters, known.state, known.leaves, packed)

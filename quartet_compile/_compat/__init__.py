@@ -67,6 +67,7 @@ from .dynamo import (
     shorten,
     stance,
 )
+from .fsdp import fsdp_parameters, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -110,9 +111,11 @@ from .tensors import (
     fake_mode_of,
     is_fake,
     is_in_backward,
+    map_instances,
     map_tensors,
     plain_tensors,
     plainly,
+    wrapper,
 )
 from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
 
@@ -164,7 +167,9 @@ __all__ = [
     "fake_like",
     "fake_mode_of",
     "from_first_rank",
+    "fsdp_parameters",
     "function_name",
+    "gathered_dtype",
     "gradient_of",
     "graph_break",
     "graph_break_logger",
@@ -196,6 +201,7 @@ __all__ = [
     "known_modes",
     "make_boxed",
     "makes_a_view",
+    "map_instances",
     "map_tensors",
     "mark_boxed",
     "mesh_groups",
@@ -209,6 +215,7 @@ __all__ = [
     "output_of",
     "own_calls",
     "owner_of",
+    "parcel_of",
     "place_of",
     "plain_tensors",
     "plainly",
@@ -220,6 +227,7 @@ __all__ = [
     "replace_inductor",
     "root_name",
     "say_to_ranks",
+    "send_parcel",
     "sequence_number",
     "sharded_name",
     "shorten",
@@ -228,9 +236,12 @@ __all__ = [
     "trace_artifact",
     "update_of",
     "user_stack",
+    "was_gathered",
     "watch_calls",
     "whole",
+    "why_no_parcel",
     "wrapped_error",
+    "wrapper",
 ]
 
 

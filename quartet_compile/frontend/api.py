@@ -6,6 +6,7 @@ compiled, and knows every module's full name also where graph breaks, DDP or per
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -23,6 +24,7 @@ from ..config.listed import lists_options
 from ..config.names import clean, lineage, matches, names_in
 from ..config.options import Config, Policy, configure
 from ..errors import OptionError, PatternError, suggest
+from ..gathers.fsdp import gather
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
 from ..warn import warn
@@ -308,7 +310,10 @@ def _compile(
     if not regions and isinstance(model, nn.Module):
         regions = unbroken_parts(model)
     if regions:
-        return compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
+        compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
+        if config.policy.wire == "quantized":
+            gather(model, dataclasses.replace(config.policy, within=tuple(regions)))
+        return model
     compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
     if isinstance(model, nn.Module):
         backend.learn([model])

@@ -31,6 +31,7 @@ ROOMS = {
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
     "compiled": {"config"},
+    "gathers": {"config", "kernels.numerics.philox", "passes.plan", "passes.products.kind"},
     "frontend": {
         "config",
         "compiled",
@@ -40,6 +41,7 @@ ROOMS = {
         "passes.weights",
         "kernels.paths",
         "backend",
+        "gathers",
     },
     "origin": {"config", "compiled"},
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},
@@ -76,6 +78,7 @@ ROOMS = {
         "report",
         "backend",
         "frontend",
+        "gathers",
         "capture",
         "cross",
         "law",
