@@ -91,8 +91,8 @@ class Decode(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """A weight of which ranks gathered codes, scales and the trust mask, or `[rows, 0]` without one; `columns` is K. It has no
-    value: products of ours read its parts."""
+    """A weight of which ranks gathered codes, scales and the trust mask (`[rows, 0]` without one), and not its values:
+    products of ours read its parts. `columns` is K."""
 
     codes: Tensor
     scales: Tensor

@@ -70,14 +70,16 @@ def sharded(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return model
 
 
-def gathered_bytes(profile: torch.profiler.profile) -> int:
-    """What this rank gave to all gathers."""
+def gathered_bytes(
+    profile: torch.profiler.profile, op: str = "_c10d_functional::all_gather_into_tensor", place: int = 0
+) -> int:
+    """What this rank gave to all gathers. op: what the profiler calls one. place: which argument is the part."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "trace.json")
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    calls = [e["args"] for e in events if e.get("name", "").startswith("_c10d_functional::all_gather_into_tensor")]
-    return sum(SIZES[call["Input type"][0]] * torch.Size(call["Input Dims"][0]).numel() for call in calls)
+    calls = [e["args"] for e in events if e.get("name", "").startswith(op)]
+    return sum(SIZES[call["Input type"][place]] * torch.Size(call["Input Dims"][place]).numel() for call in calls)
 
 
 def compared(models: Any, run: Any, **options: Any) -> dict[str, Any]:
