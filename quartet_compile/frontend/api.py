@@ -27,6 +27,7 @@ from ..errors import OptionError, PatternError, suggest
 from ..gathers.fsdp import gather
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
+from ..ranks import check_ranks
 from ..warn import warn
 from .in_place import compile_regions, unbroken_parts
 
@@ -307,8 +308,11 @@ def _compile(
     regions: list[str],
 ) -> Any:
     backend = Backend(config, options)
-    if not regions and isinstance(model, nn.Module):
-        regions = unbroken_parts(model)
+    if isinstance(model, nn.Module):
+        parts = unbroken_parts(model)
+        if parts:
+            check_ranks(config)  # before FSDP2 gathers what its ranks should agree on
+        regions = regions or parts
     if regions:
         compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
         if config.policy.wire == "quantized":

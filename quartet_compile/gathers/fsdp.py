@@ -24,6 +24,7 @@ from ..errors import OptionError
 from ..kernels.numerics import philox
 from ..passes.plan import DTYPES, chosen, refused, sparse_tail
 from ..passes.products.kind import SMALLEST
+from ..ranks import check_ranks
 from ..tables import aligned, ruled
 from .weight import GatheredWeight, Made
 
@@ -62,7 +63,9 @@ def gather_codes(model: _Module, **options: Unpack[Options]) -> _Module:
             f"gather_codes got {type(model).__name__}; expected a Module that FSDP2 shards. Call "
             "torch.distributed.fsdp.fully_shard on it first."
         )
-    gather(model, configure(options).policy)
+    config = configure(options)
+    check_ranks(config)
+    gather(model, config.policy)
     return model
 
 

@@ -31,7 +31,7 @@ ROOMS = {
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
     "compiled": {"config"},
-    "gathers": {"config", "kernels.numerics.philox", "passes.plan", "passes.products.kind"},
+    "gathers": {"config", "kernels.numerics.philox", "passes.plan", "passes.products.kind", "ranks"},
     "frontend": {
         "config",
         "compiled",
@@ -42,6 +42,7 @@ ROOMS = {
         "kernels.paths",
         "backend",
         "gathers",
+        "ranks",
     },
     "origin": {"config", "compiled"},
     "callbacks": {"config", "compiled", "report", "frontend", "origin"},

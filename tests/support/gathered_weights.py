@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -83,9 +83,10 @@ def trained(model: Any, steps: int = 2) -> list[torch.Tensor]:
         found += [y.detach(), *(p.grad.to_local().clone() for p in model.parameters())]
         optimizer.step()
         optimizer.zero_grad()
+    found += [p.to_local().detach().clone() for p in model.parameters()]
     with torch.no_grad():
         found.append(model(mine(9)))
-    return found + [p.to_local().detach().clone() for p in model.parameters()]
+    return found
 
 
 def accumulated(model: Any) -> list[torch.Tensor]:
@@ -129,12 +130,9 @@ def bf16() -> dict[str, Any]:
     return {"mp_policy": BF16}
 
 
-def of_world() -> dict[str, Any]:
+def in_bf16() -> dict[str, Any]:
     """What any number of processes has to show."""
-    return {
-        "bf16": compared(Blocks, how=bf16),
-        "odd sizes": compared(lambda: Blocks(hidden=101)),
-    }
+    return compared(Blocks, how=bf16)
 
 
 def replicas() -> dict[str, Any]:
@@ -143,69 +141,53 @@ def replicas() -> dict[str, Any]:
 
 
 def four() -> dict[str, Any]:
-    return {**of_world(), "replicas": compared(Blocks, how=replicas)}
+    return {
+        "odd sizes": compared(lambda: Blocks(hidden=101)),
+        "replicas": compared(Blocks, how=replicas),
+        "by Inductor": compared(lambda: Blocks(checkpointed=True), how=bf16, inductor=True),
+    }
 
 
 def two() -> dict[str, Any]:
     return {
-        **of_world(),
+        "odd sizes": compared(lambda: Blocks(hidden=101)),
         "checkpointed": compared(lambda: Blocks(checkpointed=True), how=bf16),
         "stays gathered": compared(Blocks, how=lambda: {**bf16(), "reshard_after_forward": False}),
         "accumulated": compared(Blocks, accumulated, how=bf16),
-        "kept": compared(Blocks, how=bf16, recipe="mxfp8"),
+        "matrices": compared(Batched, how=bf16),
+        "no mask": compared(Blocks, how=bf16, recipe=qc.unrotated("quartet")),
         "excluded": compared(Blocks, how=bf16, exclude=["layers.1"]),
-        "square blocks": compared(Blocks, how=bf16, recipe="quartet-rtn"),
+        "originals": compared(Blocks, how=bf16, recipe="mxfp8"),
+        "by Inductor": compared(Blocks, how=bf16, inductor=True),
         "resumed": resumed(),
-        "errors": errors(),
     }
 
 
-def by_inductor() -> dict[str, Any]:
-    return compared(lambda: Blocks(checkpointed=True), how=bf16, inductor=True)
+class Batched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Experts()])
 
-
-def experts() -> dict[str, Any]:
-    def run(model: Any) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        y = model(mine())
-        y.float().square().mean().backward()
-        return [y.detach(), *(p.grad.to_local().clone() for p in model.parameters())]
-
-    def make() -> nn.Module:
-        return nn.ModuleDict({"experts": Experts()})
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([Experts()])
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layers[0](x)
-
-    del make
-    return compared(Model, run, how=bf16)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[0](x)
 
 
 def resumed() -> bool:
-    """A distributed checkpoint of the one goes on as the other."""
-    torch.manual_seed(1)
-    model = sharded(Blocks(), **bf16())
-    other = sharded(copy.deepcopy(Blocks()), **bf16())
+    """Whether a distributed checkpoint of the one is what the other takes up."""
+    model, other = (sharded(Blocks(), **bf16()) for _ in range(2))
     with recorded():
         qc.quartet(model, wire="quantized")
         trained(model)
-    folders: list[Any] = [None]
-    if dist.get_rank() == 0:
-        import tempfile
-
-        folders = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(folders)
-    checkpoint_module.save(model.state_dict(), checkpoint_id=folders[0])
-    state = other.state_dict()
-    checkpoint_module.load(state, checkpoint_id=folders[0])
-    other.load_state_dict(state)
-    dist.barrier()
-    return all(torch.equal(a.to_local(), b.to_local()) for a, b in zip(model.parameters(), other.parameters()))
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [folder]
+        dist.broadcast_object_list(folders)
+        checkpoint_module.save(model.state_dict(), checkpoint_id=folders[0])
+        state = other.state_dict()
+        checkpoint_module.load(state, checkpoint_id=folders[0])
+        other.load_state_dict(state)
+        dist.barrier()
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a.to_local(), b.to_local()) for a, b in pairs)
 
 
 def errors() -> dict[str, str]:
@@ -229,7 +211,7 @@ def errors() -> dict[str, str]:
         other = qc.gather_codes(sharded(Blocks(), **bf16()))
         qc.quartet(other, recipe="quartet2")
         found["other recipe"] = told(lambda: other(mine()))
-    found["twice"] = told(lambda: qc.gather_codes(other, recipe="mxfp4-quest-other"))
+    found["twice"] = told(lambda: qc.gather_codes(other, recipe=qc.unrotated("quartet")))
     found["not sharded"] = told(lambda: qc.gather_codes(Blocks()))
     ran = sharded(Blocks())
     ran(mine())
