@@ -74,3 +74,8 @@ def test_ranks_whose_parts_differ_in_size_share_no_compiled_graph():
 def test_through_inductor():
     for rank in run_ranks("wired:by_inductor", 2):
         assert rank["equal"] and rank["sent"] == [4, 4]
+
+
+def test_ranks_with_tokens_of_their_own_draw_their_own_noise():
+    for rank in run_ranks("wired:drawn_alike", 2):
+        assert rank["data"] == [0] and rank["tensor"] == [1]

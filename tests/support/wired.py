@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quartet_compile import _compat
 from quartet_compile import backend as backend_module
+from quartet_compile.passes import backward as backward_module
 from quartet_compile.process import process
 
 SIZES = {"unsigned char": 1, "c10::BFloat16": 2, "float": 4}
@@ -171,6 +172,24 @@ def uuids() -> dict[str, list[str]]:
         backend_module.graph_uuid = kept
         with recorded():
             torch.compile(blocks(hidden=hidden), backend="quartet")(mine())
+    return found
+
+
+def drawn_alike() -> dict[str, list[int]]:
+    """How many process groups draw the same in each graph, where ranks have tokens of their own and under tensor
+    parallelism."""
+    found: dict[str, list[int]] = {"data": [], "tensor": []}
+    original = backward_module.drawn_alike
+    for name, models, run in (("data", blocks, trained), ("tensor", language, language_trained)):
+
+        def kept(work: Any, name: str = name) -> Any:
+            groups = original(work)
+            found[name].append(len(groups))
+            return groups
+
+        backward_module.drawn_alike = kept
+        model = models()
+        run(captured(model)[0], model)
     return found
 
 
