@@ -18,7 +18,7 @@ from ..report.report import GraphReport
 from . import PIPELINE
 from .describe import describe
 from .failures import tell
-from .graph import tangents
+from .graph import backward_of
 from .inputs import GraphInputs, is_nested
 from .packed import check_gathered
 from .pipeline import run
@@ -55,7 +55,7 @@ class QuartetPass(CustomGraphPass):
         except Exception as error:  # noqa: BLE001
             tell("a graph", error, self.policy.strict)
             if not is_nested(graph):
-                self.record(GraphReport(sites=(), training=bool(tangents(graph)), before="", after=""))
+                self.record(GraphReport(sites=(), training=bool(backward_of(graph)), before="", after=""))
 
     def _run(self, graph: fx.Graph) -> None:
         work = Work.on(graph, self.policy, self.inputs, self._uuid)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torch import fx
 
 from .._compat import GradOutput, description_of, descriptions_of, gradient_of, sequence_number
-from .graph import Matrix, Values, descendants, tangents
+from .graph import Matrix, Values, backward_of
 from .packed import described_input, whole
 from .products import is_paired_by_structure, kind_of
 from .site import MatmulSite
@@ -41,7 +41,7 @@ class _Reader(NamedTuple):
 
 def apply(work: Work) -> None:
     """Find the sites of a graph."""
-    work.backward = frozenset(descendants(tangents(work.graph)))
+    work.backward = frozenset(backward_of(work.graph))
     work.sites = find_sites(work.graph, work.weights, work.backward)
 
 

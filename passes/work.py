@@ -11,7 +11,7 @@ from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..report.report import Gathered, Observed
-from .graph import Builder, snapshot, tangents
+from .graph import Builder, backward_of, snapshot
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
 from .packed import merge_gathered, packed_weights
 from .saved import Saved
@@ -61,7 +61,7 @@ class Work:
         known = placeholders_of(graph, inputs)
         packed = packed_weights(graph, known.names)
         weights = Weights(graph, known.parameters, known.state, known.leaves, packed)
-        training, nested = bool(tangents(graph)), is_nested(graph)
+        training, nested = bool(backward_of(graph)), is_nested(graph)
         return cls(
             graph=graph,
             policy=policy,

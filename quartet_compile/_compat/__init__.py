@@ -85,6 +85,7 @@ from .nodes import (
     annotation,
     annotations_of,
     expression,
+    is_autograds,
     is_recomputed,
     is_tagged,
     is_tagged_backward,
@@ -96,6 +97,7 @@ from .nodes import (
     op_name,
     place_of,
     recomputation,
+    save,
     sequence_number,
 )
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
@@ -177,6 +179,7 @@ __all__ = [
     "hides_errors",
     "inductor_options",
     "is_at_limit",
+    "is_autograds",
     "is_buffer",
     "is_distributed_tensor",
     "is_fake",
@@ -226,6 +229,7 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "save",
     "say_to_ranks",
     "send_parcel",
     "sequence_number",

@@ -45,7 +45,17 @@ ROOMS = {
         "ranks",
     },
     "origin": {"config", "compiled"},
-    "callbacks": {"config", "compiled", "report", "frontend", "origin"},
+    "callbacks": {
+        "config",
+        "compiled",
+        "report",
+        "frontend",
+        "origin",
+        "ranks",
+        "passes.inputs",
+        "passes.joint",
+        "kernels.lowering",
+    },
     "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
     "cross": {"config", "report", "passes.joint", "kernels.lowering", "backend", "capture"},
     "advice": {
