@@ -96,7 +96,9 @@ def decide(
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
         packed = [weights.packed[source] for source in site.sources if source in weights.packed]
         if packed and wanted and site.packed is None:
-            wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part, transposed or cast"
+            wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
+            if any(map(is_gathered, site.sources)):
+                reason = "it is read in part, transposed, or cast before the quantizer"
         elif packed and wanted:
             recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None

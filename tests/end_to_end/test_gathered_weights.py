@@ -73,7 +73,7 @@ def test_what_reads_such_a_weight_in_high_precision_is_an_error():
     for rank in run_ranks("gathered_weights:errors", 2):
         assert "Compile the module that reads it" in rank["eager"]
         assert "'layers.0.up.weight'" in rank["few rows"] and "M is 8 in training" in rank["few rows"]
-        assert "transposed or cast" in rank["cast"] and "exclude=['layers.0.up']" in rank["cast"]
+        assert "or cast before the quantizer" in rank["cast"] and "exclude=['layers.0.up']" in rank["cast"]
         assert "the recipe 'quartet2' doesn't quantize it by mxfp4-quest" in rank["other recipe"]
         assert all(rank[case].startswith("WireError") for case in ("eager", "few rows", "cast", "other recipe"))
         assert "for other options" in rank["twice"] and "fully_shard on it first" in rank["not sharded"]
