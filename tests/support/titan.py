@@ -127,8 +127,8 @@ def run(name: str, how: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph_trained(steps: int = 6, **options: Any) -> dict[str, Any]:
-    """Steps of GraphTrainer's: SimpleFSDP over all ranks, torchtitan's passes, bucketing included, without ours, with ours, and
-    with codes over the wire. The step is traced and run as its `Trainer` does."""
+    """Steps of GraphTrainer's: SimpleFSDP over all ranks, torchtitan's passes with its bucketing, without ours, with ours,
+    and with codes over the wire. The step is traced and run as its `Trainer` does."""
     from torchtitan.config import ParallelismConfig
     from torchtitan.experiments.graph_trainer import make_fx_tracer, passes
     from torchtitan.experiments.graph_trainer.configs import GraphTrainerCompileConfig
