@@ -308,20 +308,12 @@ def _compile(
     regions: list[str],
 ) -> Any:
     backend = Backend(config, options)
+    how: dict[str, Any] = dict(fullgraph=fullgraph, dynamic=dynamic)
+    compile_ = functools.partial(torch.compile, backend=backend, **how)
     if isinstance(model, nn.Module):
-        parts = unbroken_parts(model)
-        if parts:
-            check_ranks(config)  # before FSDP2 gathers what its ranks should agree on
-        regions = regions or parts
+        return _compile_module(model, regions or unbroken_parts(model), backend, compile_, how)
     if regions:
-        compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
-        if config.policy.wire == "quantized":
-            gather(model, dataclasses.replace(config.policy, within=tuple(regions)))
-        return model
-    compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
-    if isinstance(model, nn.Module):
-        backend.learn([model])
-        return compile_(model)
+        return compile_regions(model, regions, backend, **how)
     if inspect.isclass(model) and issubclass(model, nn.Module):
         model.forward = _learning(model.forward, backend, compile_)
         return model
@@ -334,6 +326,20 @@ def _compile(
         f"quartet_compile.quartet got {model!r} of type {type(model).__name__}; expected a Module, a Module class, "
         "a function or a method. Options are given by name: quartet(model, recipe='quartet-rtn')."
     )
+
+
+def _compile_module(
+    model: nn.Module, regions: list[str], backend: Backend, compile_: Callable[..., Any], how: dict[str, Any]
+) -> Any:
+    """A model, or its regions in place; what FSDP2 gathers of its weights is what the options say."""
+    sharded = any(map(_compat.is_fully_sharded, model.modules()))
+    if sharded:
+        check_ranks(backend.config)  # before anything is gathered
+    backend.learn([model])
+    compiled = compile_regions(model, regions, backend, **how) if regions else compile_(model)
+    if sharded and backend.config.policy.wire == "quantized":
+        gather(model, dataclasses.replace(backend.config.policy, within=tuple(regions)))
+    return compiled
 
 
 def _learning(function: Callable[..., Any], backend: Backend, compile_: Callable[..., Any]) -> Callable[..., Any]:

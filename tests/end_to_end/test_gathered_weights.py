@@ -30,7 +30,9 @@ def test_the_same_bits_from_a_third_of_the_bytes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["odd sizes", "checkpointed", "stays gathered", "accumulated", "no mask"])
+@pytest.mark.parametrize(
+    "case", ["odd sizes", "checkpointed", "stays gathered", "as a whole", "accumulated", "no mask"]
+)
 def test_two_processes(two, case):
     for rank in two:
         check(rank[case])

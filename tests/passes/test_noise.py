@@ -8,7 +8,7 @@ from torch import nn
 
 
 def test_equal_seeds_leave_noise_that_batches_have_in_common():
-    """Correlation of the noise of two batches' gradients, over 24 seeds."""
+    """Correlation of the noise of two batches' gradients, over 12 seeds."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 128))
     function, _ = compiled(model, recipe="quartet2")
@@ -17,7 +17,7 @@ def test_equal_seeds_leave_noise_that_batches_have_in_common():
 
     def noise(batch):
         found = []
-        for seed in range(24):
+        for seed in range(12):
             model.zero_grad()
             torch.manual_seed(seed)
             nn.functional.mse_loss(function(batches[batch]), targets[batch]).backward()
@@ -30,4 +30,4 @@ def test_equal_seeds_leave_noise_that_batches_have_in_common():
         return ((a * b).sum() / (a.norm() * b.norm())).item()
 
     assert correlation(first, second) > 0.1
-    assert abs(correlation(first, second.roll(1, 0))) < 0.02
+    assert abs(correlation(first, second.roll(1, 0))) < 0.03

@@ -69,6 +69,10 @@ def sharded(model: nn.Module, **how: Any) -> nn.Module:
     return fully_shard(model, **how)
 
 
+def sharded_as_a_whole(model: nn.Module, **how: Any) -> nn.Module:
+    return fully_shard(model, **how)
+
+
 def mine(step: int = 0) -> torch.Tensor:
     return torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(100 * step + dist.get_rank()))
 
@@ -103,19 +107,20 @@ def compared(
     run: Callable[[Any], list[torch.Tensor]] = trained,
     inductor: bool = False,
     how: Callable[[], dict[str, Any]] = dict,
+    shard: Callable[..., nn.Module] = sharded,
     **options: Any,
 ) -> dict[str, Any]:
     """What differs with `wire="quantized"`, and what was sent."""
     results, found, states = [], {}, []
     for wire in ("high", "quantized"):
         torch.manual_seed(1)
-        model = sharded(make(), **how())
+        model = shard(make(), **how())
         with recorded(inductor) as reports:
-            qc.quartet(model, wire=wire, **options)
+            function = qc.quartet(model, wire=wire, **options)
             with torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
             ) as profile:
-                results.append(run(model))
+                results.append(run(function))
         found[wire] = gathered_bytes(profile, GATHER, 1)
         saved = io.BytesIO()
         torch.save(model.state_dict(), saved)
@@ -153,6 +158,7 @@ def two() -> dict[str, Any]:
         "odd sizes": compared(lambda: Blocks(hidden=101)),
         "checkpointed": compared(lambda: Blocks(checkpointed=True), how=bf16),
         "stays gathered": compared(Blocks, how=lambda: {**bf16(), "reshard_after_forward": False}),
+        "as a whole": compared(Blocks, how=bf16, shard=sharded_as_a_whole),
         "accumulated": compared(Blocks, accumulated, how=bf16),
         "matrices": compared(Batched, how=bf16),
         "no mask": compared(Blocks, how=bf16, recipe=qc.unrotated("quartet")),
