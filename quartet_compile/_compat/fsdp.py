@@ -22,8 +22,8 @@ _SHARDED = "torch.distributed.fsdp._fully_shard._fsdp_common:FSDPMeshInfo"
 class Parcel(Protocol):
     """What goes over the wire instead of a parameter. Two are equal if they send the same."""
 
-    def sent(self, part: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Made of a rank's part, in the dtype that FSDP2 would gather; each with its first dimension."""
+    def sent(self, part: torch.Tensor, group: Any) -> tuple[torch.Tensor, ...]:
+        """Made of a rank's part, in the dtype that FSDP2 would gather. group: of the ranks that have the other parts."""
 
     def received(self, gathered: tuple[torch.Tensor, ...], size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The parameter, of this size and dtype, from what all ranks sent; it must share their memory."""
@@ -99,7 +99,7 @@ class _Part:
         self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
     ) -> tuple[tuple[torch.Tensor, ...], None]:
         part = self._record._sharded_param_data.view(self.size())
-        return self.parcel.sent(part.to(gathered_dtype(self._record))), None
+        return self.parcel.sent(part.to(gathered_dtype(self._record)), mesh.get_group()), None
 
     def fsdp_post_all_gather(
         self, gathered: tuple[torch.Tensor, ...], metadata: None, dtype: torch.dtype, *, out: Any = None

@@ -1,7 +1,8 @@
 """`gather_codes`: FSDP2 gathers the codes of weights, instead of weights that are then quantized.
 
 Each rank quantizes its own rows before the gather. The bits are those of quantizing the whole weight, since a quantizer
-that looks along the rows makes of a row what it makes of it among others.
+that looks along the rows makes of a row what it makes of it among others. The second level of NVFP4's scales is of the
+largest magnitude of all rows: ranks agree on it first, and each quantizes its rows with one more, which holds it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ..config.recipe import Recipe
 from ..config.weights import Weight, weights_of
 from ..errors import OptionError
 from ..kernels.numerics import philox
+from ..kernels.operand_formats import OPERAND_FORMATS
+from ..kernels.quantizer import quantizer
 from ..passes.plan import DTYPES, chosen, refused, sparse_tail
 from ..passes.products.kind import SMALLEST
 from ..ranks import check_ranks
@@ -97,24 +100,40 @@ class Codes:
     quantizer: str
     masked: bool
 
-    def sent(self, part: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`part [..., rows, K]` quantized, each result with the leading dimensions of the part."""
-        rows = part.flatten(0, -2)
+    def sent(self, part: torch.Tensor, group: Any) -> tuple[torch.Tensor, ...]:
+        """`part [..., rows, K]` quantized, each result with the leading dimensions of the part; in NVFP4 also the tensor
+        scale."""
+        rows, spec = part.flatten(0, -2), quantizer(self.quantizer)
+        given = _with_largest(rows, spec.group, group) if spec.two_level else rows
         how = (self.quantizer, False, self.masked, philox.FPROP_W, None, None)
-        codes, scales, _, mask = torch.ops.quartet.quantize(rows, *how)
-        parts = (codes, scales, mask) if self.masked else (codes, scales)
-        return tuple(each.unflatten(0, part.shape[:-1]) for each in parts)
+        codes, scales, tensor_scale, mask = torch.ops.quartet.quantize(given, *how)
+        parts = (codes, scales.view(torch.uint8), *[mask] * self.masked)
+        parts = tuple(each[: len(rows)].unflatten(0, part.shape[:-1]) for each in parts)
+        return (*parts, tensor_scale) if spec.two_level else parts
 
     def received(self, gathered: tuple[torch.Tensor, ...], size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The weight of all rows; the last ranks may have sent more."""
-        codes, scales, *mask = (each.narrow(0, 0, size[0]) for each in gathered)
+        facts = OPERAND_FORMATS[quantizer(self.quantizer).format]
+        codes, scales, *mask = (each.narrow(0, 0, size[0]) for each in gathered[: 2 + self.masked])
+        scale_of_all = gathered[-1][:1] if facts.two_level else codes.new_empty((0,), dtype=torch.float32)
         parts = {
             "codes": codes,
-            "scales": scales,
-            "tensor_scale": codes.new_empty((0,), dtype=torch.float32),
+            "scales": scales.view(facts.scales),
+            "tensor_scale": scale_of_all,
             "mask": mask[0] if mask else codes.new_empty((*codes.shape[:-1], 0)),
         }
         return GatheredWeight(parts, Made(self.quantizer, tuple(size), dtype))
+
+
+def _with_largest(rows: torch.Tensor, columns: int, group: Any) -> torch.Tensor:
+    """Rows, and one more, with the largest magnitude of all ranks. Groups of columns with a NaN or an infinity don't count."""
+    padded = torch.nn.functional.pad(rows.abs(), (0, -rows.shape[1] % columns))
+    largest = padded.unflatten(1, (-1, columns)).amax(-1)
+    largest = torch.where(largest.isfinite(), largest, 0).amax().float()
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group)
+    more = rows.new_zeros((1, rows.shape[1]))
+    more[0, 0] = largest
+    return torch.cat([rows, more])
 
 
 def _parcel(weight: Weight, record: Any, policy: Policy) -> tuple[str, Codes | None]:
@@ -139,8 +158,10 @@ def _obstacles(weight: Weight, record: Any, policy: Policy, recipe: Recipe) -> I
         yield reason
     if weight.turned is not False:
         yield "its module doesn't say that its rows are contracted"
-    if spec.two_level or spec.group_rows > 1:
-        yield f"{spec.name} has {'a scale of the whole tensor' if spec.two_level else 'blocks of several rows'}"
+    if spec.group_rows > 1:
+        yield f"{spec.name} has blocks of several rows"
+    if spec.two_level and spec.rotation:
+        yield f"{spec.name} has a scale of the whole tensor, of what is rotated"
     if spec.exact or spec.elements != "e2m1":
         yield f"{spec.name} makes no FP4 codes"
     evaluated = policy.eval_recipe.of(weight.names)

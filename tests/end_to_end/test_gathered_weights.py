@@ -31,7 +31,17 @@ def test_the_same_bits_from_a_third_of_the_bytes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["odd sizes", "checkpointed", "stays gathered", "as a whole", "accumulated", "no mask"]
+    "case",
+    [
+        "odd sizes",
+        "checkpointed",
+        "stays gathered",
+        "as a whole",
+        "accumulated",
+        "no mask",
+        "nvfp4",
+        "nvfp4, odd sizes",
+    ],
 )
 def test_two_processes(two, case):
     for rank in two:

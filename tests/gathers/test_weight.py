@@ -34,7 +34,7 @@ def gathered(model, recipe="quartet"):
     parcel = Codes(given.fprop.b.name, given.trust_mask)
     for module in (model.first, model.second):
         weight = module.weight.detach()
-        sent = parcel.sent(nn.functional.pad(weight, (0, 0, 0, 4)))
+        sent = parcel.sent(nn.functional.pad(weight, (0, 0, 0, 4)), None)
         module.weight = nn.Parameter(parcel.received(sent, weight.shape, weight.dtype))
     return model
 

@@ -31,7 +31,15 @@ ROOMS = {
     "ranks": {"config"},
     "backend": {"config", "report", "passes", "kernels", "ranks"},
     "compiled": {"config"},
-    "gathers": {"config", "kernels.numerics.philox", "passes.plan", "passes.products.kind", "ranks"},
+    "gathers": {
+        "config",
+        "kernels.numerics.philox",
+        "kernels.operand_formats",
+        "kernels.quantizer",
+        "passes.plan",
+        "passes.products.kind",
+        "ranks",
+    },
     "frontend": {
         "config",
         "compiled",

@@ -162,6 +162,8 @@ def two() -> dict[str, Any]:
         "accumulated": compared(Blocks, accumulated, how=bf16),
         "matrices": compared(Batched, how=bf16),
         "no mask": compared(Blocks, how=bf16, recipe=qc.unrotated("quartet")),
+        "nvfp4": compared(Blocks, how=bf16, recipe="quartet2"),
+        "nvfp4, odd sizes": compared(lambda: Blocks(hidden=101), recipe="tetrajet2"),
         "excluded": compared(Blocks, how=bf16, exclude=["layers.1"]),
         "originals": compared(Blocks, how=bf16, recipe="mxfp8"),
         "by Inductor": compared(Blocks, how=bf16, inductor=True),
