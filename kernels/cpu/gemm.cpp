@@ -78,23 +78,18 @@ bool Product<Format>::run_part(Element* out, Range rows, Range columns) const {
     const auto row_factors = allocate<float>(row_step * kTileRows);
     const auto column_factors = allocate<float>(column_step * kTileColumns);
     if (!row_groups || !column_groups || !row_factors || !column_factors) return false;
-    for (int64_t c0 = columns.begin; c0 < columns.end; c0 += column_step) {
-        const int64_t c1 = std::min(c0 + column_step, columns.end);
-        pack(b, b_scales, column_factor, c0, c1, column_groups.get(), column_factors.get());
-        for (int64_t r0 = rows.begin; r0 < rows.end; r0 += row_step) {
-            const int64_t r1 = std::min(r0 + row_step, rows.end);
-            pack(a, a_scales, row_factor, r0, r1, row_groups.get(), row_factors.get());
-            for (int64_t c = c0; c < c1; ++c)
-                for (int64_t r = r0; r < r1; ++r) {
-                    const Place<Element> to = place(out, r, c);
-                    alignas(64) float sums[kTileRows * kTileColumns];
-                    prefetch_tile(to);
-                    tile_sums(&row_groups[(r - r0) * groups], &column_groups[(c - c0) * groups], groups, sums);
-                    store_tile<kTileColumns>(sums, scale, &row_factors[(r - r0) * kTileRows],
-                                             &column_factors[(c - c0) * kTileColumns], to);
-                }
-        }
-    }
+    through_caches(
+        rows, columns, row_step, column_step,
+        [&](Range r) { pack(a, a_scales, row_factor, r.begin, r.end, row_groups.get(), row_factors.get()); },
+        [&](Range c) { pack(b, b_scales, column_factor, c.begin, c.end, column_groups.get(), column_factors.get()); },
+        [&](int64_t r, int64_t c, int64_t r0, int64_t c0) {
+            const Place<Element> to = place(out, r, c);
+            alignas(64) float sums[kTileRows * kTileColumns];
+            prefetch_tile(to);
+            tile_sums(&row_groups[(r - r0) * groups], &column_groups[(c - c0) * groups], groups, sums);
+            store_tile<kTileColumns>(sums, scale, &row_factors[(r - r0) * kTileRows],
+                                     &column_factors[(c - c0) * kTileColumns], to);
+        });
     return true;
 }
 

@@ -113,16 +113,10 @@ private:
         AmxPanels<ScalesOf> right(b, b_scales, column_factor, b_lift, true, columns, kColumnBytes);
         if (!left.ok() || !right.ok()) return false;
         const AmxState state;
-        for (int64_t c0 = columns.begin; c0 < columns.end; c0 += right.step()) {
-            const int64_t c1 = std::min(c0 + right.step(), columns.end);
-            right.pack({c0, c1}, left);
-            for (int64_t r0 = rows.begin; r0 < rows.end; r0 += left.step()) {
-                const int64_t r1 = std::min(r0 + left.step(), rows.end);
-                left.pack({r0, r1}, right);
-                for (int64_t c = c0; c < c1; ++c)
-                    for (int64_t r = r0; r < r1; ++r) write_panel(left, right, r, c, out);
-            }
-        }
+        through_caches(
+            rows, columns, left.step(), right.step(), [&](Range r) { left.pack(r, right); },
+            [&](Range c) { right.pack(c, left); },
+            [&](int64_t r, int64_t c, int64_t, int64_t) { write_panel(left, right, r, c, out); });
         return true;
     }
 

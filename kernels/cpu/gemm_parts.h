@@ -66,4 +66,22 @@ bool in_parts(Range rows, Range columns, int64_t products, Cycles cycles, int64_
     return ok;
 }
 
+// Goes through a rectangle of tiles so that packed operands stay in a cache: `pack_columns(c)` for the next `column_step`
+// columns, then for each next `row_step` rows `pack_rows(r)`, then `tile(r, c, r0, c0)` for each tile of both, of which `r0`
+// and `c0` were packed first.
+template <class PackRows, class PackColumns, class Tile>
+void through_caches(Range rows, Range columns, int64_t row_step, int64_t column_step, const PackRows& pack_rows,
+                    const PackColumns& pack_columns, const Tile& tile) {
+    for (int64_t c0 = columns.begin; c0 < columns.end; c0 += column_step) {
+        const int64_t c1 = std::min(c0 + column_step, columns.end);
+        pack_columns(Range{c0, c1});
+        for (int64_t r0 = rows.begin; r0 < rows.end; r0 += row_step) {
+            const int64_t r1 = std::min(r0 + row_step, rows.end);
+            pack_rows(Range{r0, r1});
+            for (int64_t c = c0; c < c1; ++c)
+                for (int64_t r = r0; r < r1; ++r) tile(r, c, r0, c0);
+        }
+    }
+}
+
 }  // namespace gemm

@@ -11,6 +11,7 @@ import torch
 
 from .batched import Batched, few_rows
 from .convolution import Convolution
+from .fused import inside
 from .grouped import Fallback, Grouped
 from .kind import SMALLEST, op_name_of
 from .plain import Plain
@@ -34,11 +35,14 @@ class Reading:
     unprofitable: str | None = None
 
 
-def readings(op: Any, args: tuple, result: Any) -> tuple[Reading, ...]:
-    """The ways to read an op that has run: two of a matmul, one of a convolution or of a grouped product, none of what is
-    no product."""
+def products(op: Any, args: tuple, result: Any) -> list[tuple[Reading, ...]]:
+    """The products of an op that has run, each with the ways to read it: two of a matmul, one of any other. Most ops that
+    have products have one; an op may hold several inside."""
     read = _READERS.get(op) or _READERS.get(op_name_of(op))
-    return () if read is None else tuple(map(_small, read(op, args, result)))
+    if read is None:
+        return [(_small(Reading(w, (rows, *w.shape))),) for w, rows in inside(op, args)]
+    found = tuple(map(_small, read(op, args, result)))
+    return [found] if found else []
 
 
 def _matmul(op: Any, args: tuple, result: torch.Tensor) -> list[Reading]:

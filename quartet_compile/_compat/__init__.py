@@ -119,7 +119,16 @@ from .tensors import (
     plainly,
     wrapper,
 )
-from .texts import function_name, graph_break, graph_break_logger, is_in_loop, trace_artifact, user_stack, wrapped_error
+from .texts import (
+    function_name,
+    graph_break,
+    graph_break_logger,
+    is_in_loop,
+    trace_artifact,
+    user_stack,
+    with_remedy,
+    wrapped_error,
+)
 
 __all__ = [
     "WRAPPERS",
@@ -244,6 +253,7 @@ __all__ = [
     "watch_calls",
     "whole",
     "why_no_parcel",
+    "with_remedy",
     "wrapped_error",
     "wrapper",
 ]

@@ -13,6 +13,7 @@ from .installed import private
 _BREAK = re.compile(r"in user code at (.+):(\d+)\nGraph Break Reason: (.*)")
 _EXPLAINED = re.compile(r"^(\S.*)\n  Explanation: ", re.MULTILINE)
 _WRAPPED = re.compile(r": got (\w+\(.*\))$", re.MULTILINE)
+_REMEDIES = {"RNN, GRU, or LSTM": "torch._dynamo.config.allow_rnn = True lets Dynamo into them, step by step"}
 _RESUMED = re.compile(r"^torch_dynamo_resume_in_(.*)_at_\d+$")
 
 
@@ -29,7 +30,12 @@ def graph_break(text: str) -> tuple[str, int, str] | None:
         return None
     explained = _EXPLAINED.search(text)
     reason = explained[1] if explained else found[3]
-    return found[1], int(found[2]), reason.removeprefix("Graph Break Reason: ").strip()
+    return found[1], int(found[2]), with_remedy(reason.removeprefix("Graph Break Reason: ").strip())
+
+
+def with_remedy(reason: str) -> str:
+    """A reason for a graph break, with the setting of Dynamo's that takes it away, where there is one."""
+    return reason + "".join(f" ({remedy})" for words, remedy in _REMEDIES.items() if words in reason)
 
 
 def trace_artifact(name: str, text: Callable[[], str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import _compat
 from ..config.names import clean
-from ..passes.products.eager import Reading, readings
+from ..passes.products.eager import Reading, products
 from ..places import is_users, place
 from ..report.report import Site
 
@@ -37,7 +37,7 @@ class EagerProducts:
         """An op that has run."""
         if self.in_graph or _compat.is_tracing() or _compat.is_in_backward():
             return
-        self.sites += [self._site(reading) for reading in readings(func, args, result)[:1]]
+        self.sites += [self._site(reading) for reading, *_ in products(func, args, result)]
 
     def _site(self, reading: Reading) -> Site:
         m, n, k = reading.shape
@@ -72,8 +72,12 @@ class FakeEagerProducts(EagerProducts, _compat.FakeTensorMode):
         self.watch(modules)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping | None = None) -> Any:
+        before = len(self.sites)
         result = super().__torch_dispatch__(func, types, args, kwargs or {})
+        inside = self.sites[before:]  # on fakes, the result of some ops is found by other ops
+        del self.sites[before:]
         self.note(func, args, result)
+        self.sites[before:] = self.sites[before:] or inside
         return result
 
 

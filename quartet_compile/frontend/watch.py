@@ -25,7 +25,7 @@ from ..config.names import names_in
 from ..config.options import Config, configure
 from ..errors import QuartetError, StrictError
 from ..passes.plan import DTYPES, chosen, refused
-from ..passes.products.eager import Reading, readings
+from ..passes.products.eager import Reading, products
 from ..places import is_users, place
 from ..process import process
 from ..warn import warn
@@ -132,8 +132,9 @@ class _Inspection(_compat.TorchDispatchMode):
         if whole is not NotImplemented:
             return whole
         result = func(*args, **(kwargs or {}))
-        if looks and (found := readings(func, args, result)):
-            self._see(found)
+        if looks:
+            for product in products(func, args, result):
+                self._see(product)
         return result
 
     @torch.compiler.disable
@@ -216,7 +217,7 @@ class _Inspection(_compat.TorchDispatchMode):
             new = [reason for reason, count in counts if count > self._reasons.get(reason, 0)]
             loops = {_first_line(reason) for reason in new if _compat.is_in_loop(reason)}
             reasons = [
-                f"{line}, in a loop, in which Dynamo can't go on" if line in loops else line
+                f"{line}, in a loop, in which Dynamo can't go on" if line in loops else _compat.with_remedy(line)
                 for line in dict.fromkeys(map(_first_line, new))
             ]
         return (

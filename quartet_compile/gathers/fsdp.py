@@ -126,7 +126,7 @@ class Codes:
 
 
 def _with_largest(rows: torch.Tensor, columns: int, group: Any) -> torch.Tensor:
-    """Rows, and one more, with the largest magnitude of all ranks. Groups of columns with a NaN or an infinity don't count."""
+    """Rows, and one more, with the largest magnitude of all ranks. Groups with a NaN or an infinity do not count."""
     padded = torch.nn.functional.pad(rows.abs(), (0, -rows.shape[1] % columns))
     largest = padded.unflatten(1, (-1, columns)).amax(-1)
     largest = torch.where(largest.isfinite(), largest, 0).amax().float()

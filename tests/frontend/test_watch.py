@@ -8,10 +8,12 @@ import warnings
 import pytest
 import torch
 from models import Block, Net, gradients, relative
+from rounding import assert_same_step
 from torch import nn
 
 import quartet_compile as qc
 from quartet_compile import StrictError
+from quartet_compile.passes.products.eager import products
 
 X = torch.randn(2, 16, 64)
 
@@ -238,6 +240,61 @@ def test_torchs_own_modules_after_a_break(graphs):
         torch.compile(Broken(torchs_own), backend="quartet", options={"exclude": ["first", "last"]})(X)
     assert "'layers.0.self_attn', 'layers.0.linear1', 'layers.0.linear2', 'layers.1.self_attn'" in warned[0]
     assert "Dynamo starts no graph in the code of torch.nn, as TransformerEncoderLayer.forward" in warned[0]
+
+
+class Recurrent(nn.Module):
+    """Dynamo starts no graph where a recurrent layer is called, unless it may go into one."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(64, 64), kind(64, 64, 2, batch_first=True), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.last(self.layer(self.first(x))[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_is_told_of_with_its_remedy(graphs, kind):
+    model, x = Recurrent(kind), torch.randn(16, 4, 64)
+    with told() as warned:
+        torch.compile(model, backend="quartet")(x)
+    assert "'first', 'layer', 'last'" in warned[0] and "allow_rnn = True" in warned[0]
+    report = qc.explain(model, x)
+    found = [(site.name, site.shape[0]) for site in report.eager_sites]
+    inputs, states = 2, len(found) - 4  # two layers; oneDNN's LSTM multiplies the states of all steps inside
+    assert found.count(("layer", 64)) == inputs and found.count(("layer", 16)) == states
+    assert states == (2 if kind is nn.LSTM else 2 * 4)
+    assert "allow_rnn = True" in str(report)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_that_dynamo_may_go_into_is_rewritten(graphs, kind):
+    model, x = Recurrent(kind), torch.randn(16, 4, 64)
+    with torch._dynamo.config.patch(allow_rnn=True), told() as warned:
+        assert_same_step(model, x, torch.compile(model, backend="quartet", options={"recipe": "exact", "strict": True}))
+    assert warned == []
+    assert [site.rewritten for site in graphs[0].sites] == [True] * (2 + 2 * (1 + 4))
+
+
+def test_what_torchs_encoder_layer_does_in_one_op_is_told_of(graphs):
+    model = Broken(torchs_own).eval()
+    with told() as warned, torch.no_grad():
+        torch.compile(model, backend="quartet", options={"exclude": ["first", "last"]})(X)
+    assert "2 weight matmuls" in warned[0] and "'layers.0', 'layers.1'" in warned[0]
+    with torch.no_grad():
+        sites = [site for site in qc.explain(model, X).eager_sites if site.name == "layers.0"]
+    assert [site.shape for site in sites] == [(32, 192, 64), (32, 64, 64), (32, 64, 64), (32, 64, 64)]
+
+
+def test_products_inside_of_fused_ops_are_read():
+    """cuDNN's layers and torch's attention by their signatures: the one runs on a GPU only."""
+    x, square, wide = torch.randn(4, 8, 64), torch.randn(64, 64), torch.randn(192, 64)
+    aten, bias = torch.ops.aten, torch.randn(64)
+    heads = products(aten._native_multi_head_attention.default, (x, x, x, 64, 2, wide, bias, square, bias), None)
+    weights = [wide, square, bias, bias] * 2
+    layers = products(aten._cudnn_rnn.default, (x, weights, 4, None, torch.zeros(2, 8, 64)), None)
+    assert [reading.shape for (reading,) in heads] == [(32, 192, 64), (32, 64, 64)]
+    assert [reading.shape for (reading,) in layers] == [(32, 192, 64), (8, 64, 64)] * 2
 
 
 def scaled():
