@@ -21,7 +21,7 @@ from ..config.recipe import Recipe, differing
 from ..errors import RecipeError, WireError
 from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer, quantizer
-from ..kernels.schemas import Decode, Gathered, arguments_of, op_of
+from ..kernels.schemas import Gathered, arguments_of, op_of
 from .graph import CASTS, CONVERSIONS, VIEWS, Builder, Matrix, Values, aten, strip
 from .share import Quantized
 from .site import MatmulSite
@@ -105,13 +105,13 @@ def quantizer_of(node: fx.Node) -> Quantizer:
 def operand(build: Builder, site: MatmulSite, masked: bool) -> Quantized:
     """The codes of a site's packed weight as the operand of its products; those of several matrices one below the other.
     masked: with the trust mask, which only a gathered weight has."""
-    call: Decode | Gathered = arguments_of(site.packed)
-    parts = [call.codes, call.scales]
+    call = arguments_of(site.packed)
+    found: list[fx.Node] = [call.codes, call.scales]
     if masked and isinstance(call, Gathered):
-        parts.append(call.mask)
-    if call.codes.meta["val"].dim() > 2:
-        parts = [build.call(site.node, aten.reshape.default, part, [-1, part.meta["val"].shape[-1]]) for part in parts]
-    codes, scales, *mask = parts
+        found.append(call.mask)
+    if found[0].meta["val"].dim() > 2:
+        found = [build.call(site.node, aten.reshape.default, part, [-1, part.meta["val"].shape[-1]]) for part in found]
+    codes, scales, *mask = found
     return Quantized(codes, scales, call.tensor_scale, quantizer_of(site.packed).format, *mask)
 
 

@@ -31,7 +31,7 @@ class Parcel(Protocol):
 
 def fsdp_parameters(model: torch.nn.Module) -> dict[tuple[torch.nn.Module, str], Any]:
     """FSDP2's record of each parameter of a model, by the module and its name there; of a shared one, each of its places."""
-    found = {}
+    found: dict[tuple[torch.nn.Module, str], Any] = {}
     for module in model.modules():
         if is_fully_sharded(module):
             state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy

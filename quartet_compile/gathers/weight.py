@@ -76,7 +76,7 @@ class GatheredWeight(torch.Tensor):
         return f"GatheredWeight(shape={tuple(self.shape)}, dtype={self.dtype}, quantizer={self.made.quantizer!r})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         moved = _MOVED.get(op)
