@@ -145,6 +145,7 @@ def of_world() -> dict[str, Any]:
     return {
         "bf16": compared(lambda: blocks(torch.bfloat16, hidden=128), trained),
         "odd sizes": compared(blocks, trained),
+        "nvfp4": compared(lambda: blocks(torch.bfloat16), trained, recipe="quartet2"),
         "sequence parallel": compared(language, language_trained),
     }
 
