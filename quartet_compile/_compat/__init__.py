@@ -16,6 +16,7 @@ from .accelerate import extend_accelerate
 from .aot import (
     aot_module_simplified,
     default_partition,
+    describe,
     description_of,
     descriptions_of,
     gradient_of,
@@ -169,6 +170,7 @@ __all__ = [
     "decomposed",
     "decompositions",
     "default_partition",
+    "describe",
     "description_of",
     "descriptions_of",
     "dynamo_sizes_restored",

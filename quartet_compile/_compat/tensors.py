@@ -113,7 +113,8 @@ def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
 
 def wrapper(cls: type, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """A tensor of a subclass, without storage."""
-    return torch.Tensor._make_wrapper_subclass(cls, size, strides=stride, dtype=dtype, device=device)
+    make = private("torch:Tensor")._make_wrapper_subclass
+    return make(cls, size, strides=stride, dtype=dtype, device=device)
 
 
 def map_instances(cls: type, function: Callable[[Any], Any], value: Any) -> Any:

@@ -135,10 +135,10 @@ def _describe(graph: fx.Graph, traced: Any, parameters: dict[str, nn.Parameter])
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     flat = _flat([*state, *range(len(state), traced.num_flat_inputs)], traced.input_subclass_layouts)
     for node, description in zip(placeholders, flat, strict=True):
-        node.meta["desc"] = _compat.PlainInput(description) if isinstance(description, int) else description
+        _compat.describe(node, _compat.PlainInput(description) if isinstance(description, int) else description)
     (output,) = (node for node in graph.nodes if node.op == "output")
     results = [None, *trained]  # the loss first
-    output.meta["desc"] = list(_flat(results, traced.output_subclass_layouts))
+    _compat.describe(output, list(_flat(results, traced.output_subclass_layouts)))
 
 
 def _flat(described: Iterable[Any], layouts: Any) -> Iterable[Any]:
