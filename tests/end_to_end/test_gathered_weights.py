@@ -37,6 +37,7 @@ def test_the_same_bits_from_a_third_of_the_bytes():
         "checkpointed",
         "stays gathered",
         "as a whole",
+        "enabled",
         "accumulated",
         "no mask",
         "nvfp4",

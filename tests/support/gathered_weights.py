@@ -102,12 +102,25 @@ def accumulated(model: Any) -> list[torch.Tensor]:
     return [p.grad.to_local().clone() for p in model.parameters()]
 
 
+def by_quartet(model: nn.Module, wire: str, **options: Any) -> Any:
+    return qc.quartet(model, wire=wire, **options)
+
+
+def by_enable(model: nn.Module, wire: str, **options: Any) -> Any:
+    """As a trainer that compiles blocks itself."""
+    with qc.enable(model, **options):
+        for layer in model.layers:
+            layer.compile()
+    return qc.gather_codes(model, **options) if wire == "quantized" else model
+
+
 def compared(
     make: Callable[[], nn.Module],
     run: Callable[[Any], list[torch.Tensor]] = trained,
     inductor: bool = False,
     how: Callable[[], dict[str, Any]] = dict,
     shard: Callable[..., nn.Module] = sharded,
+    way: Callable[..., Any] = by_quartet,
     **options: Any,
 ) -> dict[str, Any]:
     """What differs with `wire="quantized"`, and what was sent."""
@@ -116,7 +129,7 @@ def compared(
         torch.manual_seed(1)
         model = shard(make(), **how())
         with recorded(inductor) as reports:
-            function = qc.quartet(model, wire=wire, **options)
+            function = way(model, wire, **options)
             with torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
             ) as profile:
@@ -159,6 +172,7 @@ def two() -> dict[str, Any]:
         "checkpointed": compared(lambda: Blocks(checkpointed=True), how=bf16),
         "stays gathered": compared(Blocks, how=lambda: {**bf16(), "reshard_after_forward": False}),
         "as a whole": compared(Blocks, how=bf16, shard=sharded_as_a_whole),
+        "enabled": compared(Blocks, how=bf16, way=by_enable),
         "accumulated": compared(Blocks, accumulated, how=bf16),
         "matrices": compared(Batched, how=bf16),
         "no mask": compared(Blocks, how=bf16, recipe=qc.unrotated("quartet")),
