@@ -16,6 +16,7 @@ from .accelerate import extend_accelerate
 from .aot import (
     aot_module_simplified,
     default_partition,
+    describe,
     description_of,
     descriptions_of,
     gradient_of,
@@ -67,6 +68,7 @@ from .dynamo import (
     shorten,
     stance,
 )
+from .fsdp import fsdp_parameters, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -78,6 +80,7 @@ from .inductor import (
     kept_graphs,
     known_modes,
     mode_options,
+    when_freed,
 )
 from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
@@ -85,6 +88,7 @@ from .nodes import (
     annotation,
     annotations_of,
     expression,
+    is_autograds,
     is_recomputed,
     is_tagged,
     is_tagged_backward,
@@ -96,6 +100,7 @@ from .nodes import (
     op_name,
     place_of,
     recomputation,
+    save,
     sequence_number,
 )
 from .saved import graph_nodes, saved_bytes, saved_tensors
@@ -112,9 +117,11 @@ from .tensors import (
     fake_mode_of,
     is_fake,
     is_in_backward,
+    map_instances,
     map_tensors,
     plain_tensors,
     plainly,
+    wrapper,
 )
 from .texts import (
     function_name,
@@ -166,6 +173,7 @@ __all__ = [
     "decomposed",
     "decompositions",
     "default_partition",
+    "describe",
     "description_of",
     "descriptions_of",
     "dynamo_sizes_restored",
@@ -175,7 +183,9 @@ __all__ = [
     "fake_like",
     "fake_mode_of",
     "from_first_rank",
+    "fsdp_parameters",
     "function_name",
+    "gathered_dtype",
     "gradient_of",
     "graph_break",
     "graph_break_logger",
@@ -184,6 +194,7 @@ __all__ = [
     "hides_errors",
     "inductor_options",
     "is_at_limit",
+    "is_autograds",
     "is_buffer",
     "is_distributed_tensor",
     "is_fake",
@@ -209,6 +220,7 @@ __all__ = [
     "known_modes",
     "make_boxed",
     "makes_a_view",
+    "map_instances",
     "map_tensors",
     "mark_boxed",
     "mesh_groups",
@@ -222,6 +234,7 @@ __all__ = [
     "output_of",
     "own_calls",
     "owner_of",
+    "parcel_of",
     "place_of",
     "plain_tensors",
     "plainly",
@@ -232,9 +245,11 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "save",
     "saved_bytes",
     "saved_tensors",
     "say_to_ranks",
+    "send_parcel",
     "sequence_number",
     "sharded_name",
     "shorten",
@@ -243,10 +258,14 @@ __all__ = [
     "trace_artifact",
     "update_of",
     "user_stack",
+    "was_gathered",
     "watch_calls",
+    "when_freed",
     "whole",
+    "why_no_parcel",
     "with_remedy",
     "wrapped_error",
+    "wrapper",
 ]
 
 

@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     strict: bool
     stats: bool
     wire: Literal["high", "quantized"]
+    weight_cache: bool
     eval: RecipeOption | None
     mode: str | None
     inductor: Mapping[str, Any]
@@ -44,6 +45,7 @@ DEFAULTS: Mapping[str, object] = {
     "strict": False,
     "stats": False,
     "wire": "high",
+    "weight_cache": False,
     "eval": None,
     "mode": None,
     "inductor": {},

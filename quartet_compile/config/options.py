@@ -31,6 +31,7 @@ class Policy:
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
+    weight_cache: what is made of a weight is kept while its values are the same.
     policy:  `"all"`; or `"profitable"`: a matmul that doesn't pay is kept, on the GPU that runs it, or, of
              `"profitable:b200"`, on that chip.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.
@@ -44,6 +45,7 @@ class Policy:
     strict: bool = False
     stats: bool = False
     wire: str = "high"
+    weight_cache: bool = False
     policy: str = ALL
     within: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
@@ -76,6 +78,7 @@ OPTIONS: Mapping[str, str] = {
     "strict": "True or False",
     "stats": "True or False",
     "wire": "'high' or 'quantized'",
+    "weight_cache": "True or False",
     "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
@@ -104,6 +107,7 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
         strict=_switch("strict", given["strict"]),
         stats=_switch("stats", given["stats"]),
         wire=_choice("wire", given["wire"], WIRES),
+        weight_cache=_switch("weight_cache", given["weight_cache"]),
         policy=_policy(given["policy"]),
     )
     return Config(policy=policy, inductor=_inductor(given["mode"], given["inductor"]))

@@ -27,6 +27,7 @@ _DTYPES = {
     torch.float16: "bf16",
     torch.float8_e4m3fn: "fp8",
     torch.float8_e5m2: "fp8",
+    torch.float4_e2m1fn_x2: "fp4",
     torch.uint8: "fp4",
 }
 

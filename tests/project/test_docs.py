@@ -20,7 +20,8 @@ DEFINED = {
 
 
 @pytest.mark.parametrize(
-    "page", ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "scale.md", "advise.md"]
+    "page",
+    ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "weight_cache.md", "scale.md", "advise.md"],
 )
 def test_every_test_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
