@@ -17,7 +17,7 @@ import torch
 
 from .._compat import check, group_ranks, rank
 from ..errors import WireError
-from . import cpu
+from . import cpu, weight_cache
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
 from .operand_formats import OPERAND_FORMATS, check_format
@@ -61,6 +61,10 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     """The ops over one backend: a module with the functions of `kernels/numerics/reference.py`."""
 
     def quantize(call: Quantize):
+        if call.cached_as is not None:
+            dtype, plain = call.cached_as, call._replace(cached_as=None)
+            decided_by = dtype, *weight_cache.how_of(plain)
+            return weight_cache.of_weight(call.x, decided_by, lambda: quantize(plain._replace(x=call.x.to(dtype))))
         spec = quantizer_named(call.quantizer)
         how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
         return backend.quantize(call.x, spec, **how).tensors
@@ -71,14 +75,22 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         return (*rows[:3], *columns[:3])
 
     def requantize(call: Requantize):
+        if call.cached_for is not None:
+            return of_codes(call.cached_for, call, requantize)
         before, after = quantizer_named(call.source), quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, before.format)
         return backend.requantize(source, before, after, stream=call.stream, **_seeds(call))[:3]
 
     def transposed(call: Transposed):
+        if call.cached_for is not None:
+            return of_codes(call.cached_for, call, transposed)
         spec = quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
         return backend.transposed(source, spec)[:3]
+
+    def of_codes(weight: torch.Tensor, call: Requantize | Transposed, make: Callable):
+        plain = call._replace(cached_for=None)
+        return weight_cache.of_codes(weight, call[:3], weight_cache.how_of(plain), lambda: make(plain))
 
     def decode(call: Decode):
         spec = quantizer_named(call.quantizer)

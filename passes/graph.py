@@ -267,6 +267,11 @@ class Builder:
             item.meta["val"] = node.meta["val"][item.args[1]]
         self.edits += 1
 
+    def call_with(self, node: fx.Node, call: NamedTuple) -> None:
+        """Let a new node that calls an op of ours be called with other arguments, which give the same."""
+        node.args = (*call,)
+        self.edits += 1
+
     def divert(self, node: fx.Node, copy: fx.Node) -> None:
         """Give every other reader of `node` its copy, which reads it."""
         node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)

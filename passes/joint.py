@@ -23,6 +23,7 @@ from .inputs import GraphInputs, is_nested
 from .packed import check_gathered
 from .pipeline import run
 from .show import show
+from .weight_cache import require_cpu
 from .work import Work
 
 
@@ -59,6 +60,7 @@ class QuartetPass(CustomGraphPass):
 
     def _run(self, graph: fx.Graph) -> None:
         work = Work.on(graph, self.policy, self.inputs, self._uuid)
+        require_cpu(work)
         order = {node: position for position, node in enumerate(graph.nodes)}
         before = show(graph, dict(work.inputs.names)) if self.text else ""
         self.seconds = run(PIPELINE, work)
@@ -73,5 +75,6 @@ class QuartetPass(CustomGraphPass):
                 after=after,
                 observed=work.observed,
                 gathered=work.gathered,
+                cached=work.cached,
             )
             self.record(report)

@@ -5,6 +5,7 @@ Every matmul gets a `Decision` with a reason in the user's terms; nothing is ski
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -16,10 +17,12 @@ from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..errors import StrictError
+from ..machines.targets import Target
 from .graph import aten, module_of, strip
 from .match import ELEMENTWISE
 from .packed import is_gathered, recipe_of, unread
 from .products.kind import SMALLEST
+from .profit import chip_of, profit
 from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
 from .work import Work
@@ -85,6 +88,7 @@ def decide(
     nested: the graph is the body of a higher-order op.
     """
     decisions = []
+    readers = Counter(site.x.key for site in sites)
     for site in sites:
         name, names = name_of(site, weights.names, modules.get(site.node, ""))
         recipe = recipes.of(names)
@@ -93,7 +97,7 @@ def decide(
         elif site.weight is None:
             wanted, reason = False, without_weight(site.x.node, site.w.node, weights)
         else:
-            wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
+            wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe, readers[site.x.key])
         packed = [weights.packed[source] for source in site.sources if source in weights.packed]
         if packed and wanted and site.packed is None:
             wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
@@ -122,7 +126,7 @@ def decide(
 
 
 def _policy(
-    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None
+    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None, readers: int
 ) -> tuple[bool, str]:
     refusal = refused(names, mark, policy, recipe)
     if refusal:
@@ -140,7 +144,18 @@ def _policy(
     if reason:
         return wanted, reason
     kept = _tied(site) or _unprofitable(site)
-    return kept is None, kept or _kind(site)
+    if kept:
+        return False, kept
+    chip = chip_of(policy, site.node.meta["val"].device)
+    return (True, _kind(site)) if chip is None else _if_it_pays(site, recipe, chip, readers)
+
+
+def _if_it_pays(site: MatmulSite, recipe: Recipe, chip: Target, readers: int) -> tuple[bool, str]:
+    """Under `policy="profitable"`: a site that doesn't pay is kept, one of which that isn't known is not."""
+    found = profit(site, recipe, chip, readers)
+    if isinstance(found, str):
+        return True, f"{_kind(site)}; {found}, so whether it pays isn't known"
+    return found.pays, f"{'pays' if found.pays else 'does not pay'}, {found}"
 
 
 def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .config.toml import load_recipe, save_recipe
     from .cross.artifact import Artifact
     from .cross.cross_compile import CrossCompileError, cross_compile
-    from .cross.targets import TARGETS, Target
     from .errors import (
         CaptureError,
         ExportError,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
         ReportError,
         StatsError,
         StrictError,
+        WeightCacheError,
         WireError,
     )
     from .frontend.api import quartet
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .frontend.set_recipe import set_recipe
     from .gathers.fsdp import gather_codes
     from .kernels.quantizer import Quantizer, quantizer
+    from .machines.targets import TARGETS, Target
     from .origin import check_provenance, provenance
     from .packed.load import load_fp4
     from .packed.pack import pack, unpack
@@ -66,7 +67,7 @@ _HOMES = {
     "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
     "cross.cross_compile": ("CrossCompileError", "cross_compile"),
-    "cross.targets": ("TARGETS", "Target"),
+    "machines.targets": ("TARGETS", "Target"),
     "errors": (
         "CaptureError",
         "ExportError",
@@ -79,6 +80,7 @@ _HOMES = {
         "ReportError",
         "StatsError",
         "StrictError",
+        "WeightCacheError",
         "WireError",
     ),
     "serving.export": ("export",),
@@ -164,6 +166,7 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "WeightCacheError",
     "WireError",
     "__version__",
     "advise",

@@ -42,6 +42,10 @@ class StatsError(QuartetError):
     """Statistics of a model that has none."""
 
 
+class WeightCacheError(QuartetError):
+    """With `QUARTET_DEBUG=weights`, an operand of the weight cache that differs from what its weight gives now."""
+
+
 class ReportError(QuartetError):
     """A picture of a report that can't be made."""
 

@@ -54,7 +54,9 @@ QUARTET_INLINE f32 decode(const uint8_t* codes, const Table& table) {
 }
 
 // The transpose of 32 rows of codes, as columns of a tile.
+template <bool positive_zeros>
 struct Decoded {
+    static constexpr bool kPositiveZeros = positive_zeros;
     const uint8_t* codes;
     int64_t stride;
     const Table* table;  // one a row

@@ -29,8 +29,13 @@ static void requantize_square(const Source& from, const Grid& grid, const Operan
             grid.scaled(scales[r], table[r]);
         else
             Grid::aligned(scales[r] - largest, scales[r] == 255, table[r]);
-    for (int lane = 0; lane < kGroup; lane += kLanes)
-        quantize_tile(Decoded{codes + lane / 2, stride, table}, to, from_group * kGroup + lane, to_group, largest - 127);
+    for (int lane = 0; lane < kGroup; lane += kLanes) {
+        const int64_t to_row = from_group * kGroup + lane;
+        if (to.quest)
+            quantize_tile(Decoded<false>{codes + lane / 2, stride, table}, to, to_row, to_group);
+        else
+            quantize_tile(Decoded<true>{codes + lane / 2, stride, table}, to, to_row, to_group, largest - 127);
+    }
 }
 
 QUARTET_EXPORT void quartet_requantize(const uint8_t* codes, const uint8_t* scales, int64_t rows, int64_t groups,

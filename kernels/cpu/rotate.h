@@ -38,6 +38,8 @@ QUARTET_INLINE void begin_rotation(const Source& source, const Rotation& rotatio
         source.four(first + 4, v + 4);
         for (int i = 0; i < 8; ++i) v[i] = (f32)((i32)v[i] ^ rotation.sign[first + i]);
         if (rotation.on) {
+            if constexpr (Source::kPositiveZeros)  // in one of each pair: then no sum of it is -0, and none of those sums
+                for (int i = 0; i < 8; i += 2) v[i] += 0.0f;
             butterflies<8, 1>(v);
             butterflies<8, 2>(v);
             butterflies<8, 4>(v);

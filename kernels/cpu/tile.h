@@ -13,9 +13,11 @@ struct Tile {
     f32 column[kGroup];
 };
 
-// Where the values come from: `four(column, values)` gives columns `column` to `column + 3` of the tile.
+// Where the values come from: `four(column, values)` gives columns `column` to `column + 3` of the tile. Where they have
+// `kPositiveZeros`, zeros that are rotated count as +0.
 
 struct RowMajor {  // element (lane, column) is at values[lane * stride + column]
+    static constexpr bool kPositiveZeros = false;
     const float* values;
     int64_t stride;
 
@@ -26,6 +28,7 @@ struct RowMajor {  // element (lane, column) is at values[lane * stride + column
 };
 
 struct ColumnMajor {  // element (lane, column) is at values[column * stride + lane]
+    static constexpr bool kPositiveZeros = false;
     const float* values;
     int64_t stride;
 

@@ -3,10 +3,12 @@
 import triton
 import triton.language as tl
 
+from .assembly import in_ptx
 from .random import flipped, noise_words
-from .rotation import butterflies_of_pairs, largest, root, uncontracted
+from .rotation import butterflies_of_pairs, largest, root, sums_of_bfloat16, uncontracted
 from .rounding import (
     TO_HALVES,
+    halves_of_codes,
     interleaved,
     neighbours,
     pack_below,
@@ -16,26 +18,63 @@ from .rounding import (
     values,
     values_over_2_126,
 )
-from .scales import absmax_exponent, e4m3_signed, e4m3_value, e8m0_value, power_of_two, quest_exponent
+from .scales import (
+    absmax_exponent,
+    e4m3_value,
+    e8m0_value,
+    normal_power_of_two,
+    power_of_two,
+    quest_exponent,
+)
+
+NAN_UNIT = tl.constexpr(1024)
+"""The exponent of a unit that no scale can hold: the byte of what is in units of it is 255."""
 
 
 @triton.jit
-def _sums_of_pairs(even, odd, lowered: tl.constexpr):
-    """float32 `even + odd` and `even - odd`, times 2^-16 if `lowered`."""
-    even, odd = even.to(tl.float32), odd.to(tl.float32)
-    if lowered:
-        unit = tl.full(even.shape, 1.52587890625e-05, tl.float32)
-        even = even * unit
-        return tl.fma(odd, unit, even), tl.fma(odd, -unit, even)
+def _sums_of_pairs(even, odd, unit: tl.constexpr, start: tl.constexpr, native: tl.constexpr):
+    """float32 `even + odd` and `even - odd`, times the power of two `unit`, after adding the zero `start` to `even`: with +0
+    no sum is -0, with -0 nothing changes."""
+    if native and in_ptx() and even.dtype == tl.bfloat16:
+        return sums_of_bfloat16(even, odd, unit, start)
     else:
-        return even + odd, even - odd
+        even, odd = even.to(tl.float32), odd.to(tl.float32)
+        if unit != 1.0:
+            factor = tl.full(even.shape, unit, tl.float32)
+            even = tl.fma(even, factor, tl.full(even.shape, start, tl.float32))
+            return tl.fma(odd, factor, even), tl.fma(odd, -factor, even)
+        else:
+            even += start
+            return even + odd, even - odd
+
+
+@triton.jit
+def rotated_sums(
+    x,
+    sign_seed,
+    stream: tl.constexpr,
+    rotation: tl.constexpr,
+    random_signs: tl.constexpr,
+    unit: tl.constexpr,
+    start: tl.constexpr,
+    native: tl.constexpr,
+    packed: tl.constexpr,
+):
+    """float32[32, groups] of `x: float[32, groups]`: the butterflies of `x` with its signs, times the power of two `unit`;
+    `x` itself without a rotation. start: as in `_sums_of_pairs`; the rest as in `quantize`."""
+    tl.static_assert(rotation == 0 or rotation == 32)
+    if random_signs:
+        x = flipped(x, sign_seed, stream)
+    if rotation > 0:
+        even, odd = neighbours(x)
+        return butterflies_of_pairs(*_sums_of_pairs(even, odd, unit, start, native), packed)
+    else:
+        return interleaved(*neighbours(x.to(tl.float32)))
 
 
 @triton.jit
 def quantize(
-    even,
-    odd,
-    exponent,
+    x,
     row,
     column,
     seed,
@@ -43,7 +82,6 @@ def quantize(
     stream: tl.constexpr,
     quest: tl.constexpr,
     shrink: tl.constexpr,
-    source_shrink: tl.constexpr,
     rotation: tl.constexpr,
     random_signs: tl.constexpr,
     noisy: tl.constexpr,
@@ -51,65 +89,110 @@ def quantize(
     masked: tl.constexpr,
     native: tl.constexpr,
     packed: tl.constexpr,
-    wide: tl.constexpr,
 ):
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
-    even, odd:   float[16, groups], the elements 0, 2, ... and 1, 3, ... of each group, 0 where the operand ends.
-    exponent:    int32[groups], of the unit that a group is in units of; 128 for NaN. Zeros but for `aligned` groups.
+    x:           float[32, groups], 0 where the operand ends.
     row, column: int[groups], the place of each group's first element in the operand.
     seed, sign_seed: int64 scalars, for the noise and for the signs.
-    quest:       the scale is a multiple of the standard deviation, else of the largest. source_shrink: what the elements
-                 are to be divided by. The other arguments are the fields of a `Quantizer`; `noisy` rounds stochastically.
-    native:      the target has an instruction that converts to E2M1.
+    quest:       the scale is a multiple of the standard deviation, else of the largest. The other arguments are the fields
+                 of a `Quantizer`; `noisy` rounds stochastically.
+    native:      the target has the instructions of sm_100 and later: that convert to E2M1, add bfloat16 to float32, compare
+                 three.
     packed:      the target has instructions for two float32.
-    wide:        the elements may be as large as float32's are; else no sum of them reaches 2^100.
 
     Without `masked` the mask is zeros, which the compiler removes. A group with a NaN or infinity rotates to nothing
     finite, so its scale's byte is 255: that alone says that it is not valid.
 
     Noise of 8 bits wants its elements times 2^-14, which the last multiply does with the scale. For the largest scales that
-    factor would be subnormal, so wide elements are rotated times 2^-16: bfloat16's have no bit below 2^-133, so these sums
-    lose none. Of float32 each is multiplied again.
+    factor would be subnormal, so bfloat16 is rotated times 2^-16: it has no bit below 2^-133, so these sums lose none. Other
+    types are multiplied again.
     """
-    tl.static_assert(rotation == 0 or rotation == 32)
     by_halves: tl.constexpr = noisy and noise_bits == 8
-    lowered: tl.constexpr = by_halves and wide and rotation > 0 and even.dtype == tl.bfloat16
-    again: tl.constexpr = by_halves and wide and not lowered
-    folded: tl.constexpr = TO_HALVES if by_halves and not again else 1.0
-    if random_signs:
-        even, odd = flipped(even, odd, sign_seed, stream)
-    if rotation > 0:
-        x = butterflies_of_pairs(*_sums_of_pairs(even, odd, lowered), packed)
-    else:
-        x = interleaved(even.to(tl.float32), odd.to(tl.float32))
+    lowered: tl.constexpr = by_halves and rotation > 0 and x.dtype == tl.bfloat16
+    unit: tl.constexpr = 1.52587890625e-05 if lowered else 1.0
+    sums = rotated_sums(x, sign_seed, stream, rotation, random_signs, unit, -0.0, native, packed)
+    folded: tl.constexpr = TO_HALVES if lowered else 1.0
     if quest:
-        x = uncontracted(x, root(rotation), packed)
-        byte = quest_exponent(x)
+        sums = uncontracted(sums, root(rotation), packed)
+        byte = quest_exponent(sums, packed)
         factor = power_of_two(254 - tl.minimum(byte, 254))
         valid = byte < 255
         kept = valid
     else:
-        most = largest(x)
-        if lowered:  # what overflows without the factor 2^-16: if a sum does, one of the last stage does
-            exponent = tl.where(most < 5.192296858534828e33, 16, 128)
-        byte = absmax_exponent(most * root(rotation, 1.0 / source_shrink), exponent)
-        factor = power_of_two(254 + exponent - tl.minimum(byte, 254)) * root(rotation, shrink / source_shrink * folded)
+        most = largest(sums, native)
+        exponent: tl.constexpr = 16 if lowered else 0
+        # Without the factor 2^-16 more would overflow: if a sum does, one of the last stage does.
+        limit: tl.constexpr = 5.192296858534828e33 if lowered else float("inf")
+        byte = tl.where(most < limit, absmax_exponent(most * root(rotation), exponent), 255)
+        factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink * folded)
         valid = byte < 255
         kept = valid & (most != 0)
-    scaled = uncontracted(x, factor[None, :], packed)
-    if again:
+    scaled = uncontracted(sums, factor[None, :], packed)
+    if by_halves and not lowered:
         scaled = scaled * TO_HALVES
-    if noisy:
-        words = noise_words(seed, stream, row, column, noise_bits, noise_bits)
-        codes = pack_stochastic_halves(scaled, kept, words) if by_halves else pack_stochastic(scaled, kept, words)
-    else:
-        codes = pack_nearest(scaled, kept, native)
+    codes = _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native)
     if masked:
-        mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0)
+        mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0, packed)
     else:
         mask = tl.zeros((4, x.shape[1]), tl.int32)
     return codes, byte.to(tl.uint8), tl.where(valid[None, :], mask, 0).to(tl.uint8)
+
+
+@triton.jit
+def _codes(
+    scaled,
+    kept,
+    row,
+    column,
+    seed,
+    stream: tl.constexpr,
+    noisy: tl.constexpr,
+    noise_bits: tl.constexpr,
+    native: tl.constexpr,
+):
+    """uint8[16, groups]: packed codes of `scaled: float32[32, groups]`, times 2^-14 if they get 8 bits of noise; 0 where not
+    `kept: int1[groups]`."""
+    if noisy:
+        words = noise_words(seed, stream, row, column, noise_bits, noise_bits)
+        if noise_bits == 8:
+            return pack_stochastic_halves(scaled, kept, words)
+        else:
+            return pack_stochastic(scaled, kept, words)
+    else:
+        return pack_nearest(scaled, kept, native)
+
+
+@triton.jit
+def quantize_again(
+    sums,
+    exponent,
+    row,
+    column,
+    seed,
+    stream: tl.constexpr,
+    shrink: tl.constexpr,
+    source_shrink: tl.constexpr,
+    rotation: tl.constexpr,
+    noisy: tl.constexpr,
+    noise_bits: tl.constexpr,
+    zero: tl.constexpr,
+    native: tl.constexpr,
+    packed: tl.constexpr,
+):
+    """Codes uint8[16, groups] and scales uint8[groups] of rotated `aligned` groups, `sums: float32[32, groups]` below 2^100.
+
+    exponent: int32[groups], of the unit that a group is in units of; `NAN_UNIT` for NaN. source_shrink: what the elements
+    are to be divided by. zero: 0, or `ZERO_IN_QUARTERS` of `aligned_halves`. The rest is as in `quantize`.
+    """
+    folded: tl.constexpr = TO_HALVES if noisy and noise_bits == 8 else 1.0
+    most = largest(sums, native)
+    magnitude = tl.fma(most, root(rotation, 1.0 / source_shrink), tl.full(most.shape, zero, tl.float32))
+    byte = absmax_exponent(magnitude, exponent)
+    factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink / source_shrink * folded)
+    kept = (byte < 255) & (most != 0)
+    scaled = uncontracted(sums, factor[None, :], packed)
+    return _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native), byte.to(tl.uint8)
 
 
 @triton.jit
@@ -124,7 +207,7 @@ def dequantize(codes, scales):
 @triton.jit
 def aligned(codes, scales):
     """bfloat16[rows, n] of codes and scales, in units of the largest of the scales of 32 values of a column, and that
-    scale's exponent, int32[n * rows / 32], in the order of `column_groups`; 128 for NaN.
+    scale's exponent, int32[n * rows / 32], in the order of `column_groups`; `NAN_UNIT` for NaN.
 
     A value whose scale is below 2^-15 of that is 0, with its sign. So the 32 are integers in units of 2^-16, below 2^24 in
     sum: no sum of them is rounded in float32, in whatever order.
@@ -138,8 +221,29 @@ def aligned(codes, scales):
     factor = tl.where(below < -15, 0, (253 + below) << 23).to(tl.float32, bitcast=True)
     x = tl.reshape(values_over_2_126(codes), (rows, groups, 32)) * factor[:, :, None]
     x = tl.reshape(x, (rows, groups * 32))
-    of_column = tl.broadcast_to(tl.trans(most)[:, None, :] - 127, (groups, 32, parts))
+    exponent = tl.where(most == 255, NAN_UNIT, most - 127)
+    of_column = tl.broadcast_to(tl.trans(exponent)[:, None, :], (groups, 32, parts))
     return x.to(tl.bfloat16), tl.reshape(of_column, (groups * 32 * parts,))
+
+
+ZERO_IN_QUARTERS = tl.constexpr(2.350988701644575e-38)
+"""2^-125: a magnitude of 0 has the exponent field 0 in any unit, so in units of a quarter it has to be 2. No other magnitude
+changes when this is added."""
+
+
+@triton.jit
+def aligned_halves(words, scales):
+    """As `aligned`, of a tile of 32 rows, for a product: float16[32, n] of `words: uint32[32, n / 8]` of eight codes each,
+    and int32[n]. Their unit is a quarter of the largest scale, which makes the least value, 2^-14, a normal float16."""
+    groups: tl.constexpr = scales.shape[1]
+    scale = scales.to(tl.int32)
+    most = tl.max(scale, axis=0)
+    below = scale - most[None, :]
+    field = tl.where(below < -15, 0, below + 17)
+    field = tl.reshape(tl.broadcast_to(field[:, :, None], (32, groups, 4)), (32, groups * 4))
+    exponent = tl.where(most == 255, NAN_UNIT, most - 129)
+    of_column = tl.broadcast_to(exponent[:, None], (groups, 32))
+    return halves_of_codes(words, field), tl.reshape(of_column, (groups * 32,))
 
 
 @triton.jit
@@ -160,15 +264,14 @@ def decoded(codes, scales, format: tl.constexpr):
 
 @triton.jit
 def column_groups(x):
-    """The columns of the tile `x: [rows, columns]` in groups of 32, column by column: their even and their odd elements,
-    [16, columns * rows / 32] each.
+    """The columns of the tile `x: [rows, columns]` in groups of 32, column by column: [32, columns * rows / 32].
 
-    The compiler moves a group into one thread at this split, once, in the narrow type.
+    The compiler moves a group into one thread where `quantize` splits it, once, in the narrow type.
     """
     rows: tl.constexpr = x.shape[0]
     columns: tl.constexpr = x.shape[1]
     groups: tl.constexpr = columns * rows // 32
-    return neighbours(tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups)))
+    return tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups))
 
 
 @triton.jit
@@ -179,24 +282,3 @@ def column_places(row0, column0, per_column, rows: tl.constexpr, columns: tl.con
     row = column0 + local // (rows // 32)
     first = row0 + local % (rows // 32) * 32
     return row, first, row * per_column + first // 32
-
-
-@triton.jit
-def decode_fp8(codes, scales, largest):
-    """E4M3 bytes, uint8[rows, n], of the values times 2^6 over the row's largest scale, and int32[rows]: whether E4M3
-    can't hold one of them.
-
-    codes: uint8[rows, n / 2]; scales: int32[rows, n / 32], E8M0 bytes; largest: int32[rows], below 255. A code times 2^-8
-    to 2^6 is exact in E4M3, whose least is 2^-9. A NaN scale makes its group NaN, which E4M3 can hold.
-    """
-    rows: tl.constexpr = codes.shape[0]
-    groups: tl.constexpr = scales.shape[1]
-    x = tl.reshape(values(codes), (rows, groups, 32))
-    shift = scales - largest[:, None] + 6
-    nan = scales == 255
-    small = (shift < -8) & (scales < 255)
-    power = power_of_two(127 + tl.where(small | nan, 0, shift))
-    power = tl.where(small, 0.0, tl.where(nan, float("nan"), power))
-    lost = small[:, :, None] & (x != 0.0)
-    decoded = e4m3_signed(tl.reshape(x * power[:, :, None], (rows, groups * 32)))
-    return decoded, tl.max(tl.max(lost.to(tl.int32), axis=2), axis=1)

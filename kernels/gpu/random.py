@@ -65,6 +65,12 @@ def _sign_words(seed, stream: tl.constexpr):
 
 
 @triton.jit
+def sign_word(seed, stream: tl.constexpr):
+    """uint32 scalar: bit i is set where the random sign i of the GEMM of `stream` is -1, of the first 32."""
+    return tl.sum(_sign_words(seed, stream)[0], 0)
+
+
+@triton.jit
 def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
     """uint32[size, 1], size at most 128: bit 31 where the random sign of the GEMM of `stream` is -1, else 0."""
     tl.static_assert(size <= 128)
@@ -79,40 +85,21 @@ def sign_bits(seed, stream: tl.constexpr, size: tl.constexpr):
 
 
 @triton.jit
-def flipped(even, odd, seed, stream: tl.constexpr):
-    """float32: the elements 0, 2, ... and 1, 3, ... of groups of 32, [16, groups] each, with the random signs of the GEMM of
-    `stream`."""
-    word = _sign_words(seed, stream)[0]
-    # In each half of a word the bits 2 i and 2 i + 1 of `word`, sixteen places apart: one shift for two signs.
-    low = (word & 0xFFFF) | ((word << 15) & 0xFFFF0000)
-    high = (word >> 16) | ((word >> 1) & 0xFFFF0000)
-    pair = tl.arange(0, 16)[:, None]
-    signs = tl.where(pair < 8, low[None, :], high[None, :]) << (15 - pair % 8 * 2).to(tl.uint32)
-    signs = tl.broadcast_to(signs & 0x80008000, even.shape)
-    if even.dtype == tl.bfloat16 and in_ptx():
-        return _flipped_bfloat16(even, odd, signs)
+def flipped(x, seed, stream: tl.constexpr):
+    """`x: [32, groups]` with the random signs of the GEMM of `stream`; bfloat16 stays that, other types become float32."""
+    if x.dtype == tl.bfloat16 and in_ptx():
+        word = tl.broadcast_to(_sign_words(seed, stream)[0][None, :], (32, 1))
+        signs = ((word << (31 - tl.arange(0, 32)[:, None]).to(tl.uint32)) >> 16) & 0x8000
+        return _flipped_bfloat16(x, tl.broadcast_to(signs.to(tl.uint16), x.shape))
     else:
-        return xor(even.to(tl.float32), signs << 16), xor(odd.to(tl.float32), signs & 0x80000000)
+        return xor(x.to(tl.float32), tl.broadcast_to(sign_bits(seed, stream, 32), x.shape))
 
 
 @triton.jit
-def _flipped_bfloat16(even, odd, signs):
-    """One instruction for the signs of two elements, and one for each to make it float32."""
+def _flipped_bfloat16(x, signs):
+    """One instruction for two elements."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 two, low, high;
-        mov.b32 two, {$2, $3};
-        xor.b32 two, two, $4;
-        shl.b32 low, two, 16;
-        and.b32 high, two, 0xFFFF0000;
-        mov.b32 $0, low;
-        mov.b32 $1, high;
-        }""",
-        "=f,=f,h,h,r",
-        args=[even, odd, signs],
-        dtype=(tl.float32, tl.float32),
-        is_pure=True,
-        pack=1,
+        "xor.b32 $0, $1, $2;", "=r,r,r", args=[x, signs], dtype=tl.bfloat16, is_pure=True, pack=2
     )
 
 

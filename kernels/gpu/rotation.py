@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .assembly import in_ptx
-from .rounding import INTERPRETED, interleaved, neighbours
+from .rounding import INTERPRETED, eighths, interleaved, neighbours
 
 
 @triton.jit
@@ -38,6 +38,27 @@ def butterflies(x):
     if size >= 128:
         x = _butterfly(x, 64)
     return x
+
+
+@triton.jit
+def sums_of_bfloat16(even, odd, unit: tl.constexpr, start: tl.constexpr):
+    """float32 `even + odd` and `even - odd` of bfloat16, times the power of two `unit`, after adding the zero `start` to
+    `even`, in three instructions of sm_100 and later, which take bfloat16 as it is."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 minus;
+        .reg .f32 first;
+        neg.bf16 minus, $4;
+        fma.rn.f32.bf16 first, $2, $4, $5;
+        fma.rn.f32.bf16 $0, $3, $4, first;
+        fma.rn.f32.bf16 $1, $3, minus, first;
+        }""",
+        "=f,=f,h,h,h,f",
+        args=[even, odd, tl.full(even.shape, unit, tl.bfloat16), tl.full(even.shape, start, tl.float32)],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -87,6 +108,20 @@ def butterflies_of_pairs(sums, differences, packed: tl.constexpr):
 
 
 @triton.jit
+def hadamard_matrix(signs):
+    """float16[32, 32]: `diag(s) H * sqrt(32)`, elements +-1; bit i of `signs`, a uint32 scalar, says that s[i] is -1."""
+    row, column = tl.arange(0, 32)[:, None], tl.arange(0, 32)[None, :]
+    of_column = signs ^ tl.zeros(column.shape, tl.uint32)  # bit i: the sign of row i
+    of_column ^= tl.where(column & 1 != 0, 0xAAAAAAAA, 0).to(tl.uint32)
+    of_column ^= tl.where(column & 2 != 0, 0xCCCCCCCC, 0).to(tl.uint32)
+    of_column ^= tl.where(column & 4 != 0, 0xF0F0F0F0, 0).to(tl.uint32)
+    of_column ^= tl.where(column & 8 != 0, 0xFF00FF00, 0).to(tl.uint32)
+    of_column ^= tl.where(column & 16 != 0, 0xFFFF0000, 0).to(tl.uint32)
+    one = ((of_column >> row.to(tl.uint32)) << 15) | 0x3C00  # the bits above the sign go
+    return one.to(tl.uint16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
 def root(size: tl.constexpr, times: tl.constexpr = 1.0):
     """float32 scalar `times` / sqrt(size), rounded once, for sizes 16 to 128; `times` for size 0, which is no rotation."""
     tl.static_assert(size == 0 or size == 16 or size == 32 or size == 64 or size == 128)
@@ -104,21 +139,24 @@ def root(size: tl.constexpr, times: tl.constexpr = 1.0):
 
 
 @triton.jit
-def _two_products(x0, x1, factor):
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .b64 two, factors;
-        mov.b64 two, {$2, $3};
-        mov.b64 factors, {$4, $4};
-        mul.rn.f32x2 two, two, factors;
-        mov.b64 {$0, $1}, two;
-        }""",
-        "=f,=f,f,f,f",
-        args=[x0, x1, factor],
-        dtype=(tl.float32, tl.float32),
-        is_pure=True,
-        pack=1,
-    )
+def _two_products(x0, x1, factor0, factor1):
+    if not in_ptx():
+        return x0 * factor0, x1 * factor1
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b64 two, factors, products;
+            mov.b64 two, {$2, $3};
+            mov.b64 factors, {$4, $5};
+            mul.rn.f32x2 products, two, factors;
+            mov.b64 {$0, $1}, products;
+            }""",
+            "=f,=f,f,f,f,f",
+            args=[x0, x1, factor0, factor1],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -128,7 +166,8 @@ def uncontracted(x, factor, packed: tl.constexpr):
         return x * factor
     elif packed and in_ptx():
         even, odd = neighbours(x)
-        return interleaved(*_two_products(even, odd, tl.broadcast_to(factor, even.shape)))
+        factor = tl.broadcast_to(factor, even.shape)
+        return interleaved(*_two_products(even, odd, factor, factor))
     else:
         assembly: tl.constexpr = "mul.rn.f32 $0, $1, $2;" if in_ptx() else "v_mul_f32 $0, $1, $2"
         registers: tl.constexpr = "=f,f,f" if in_ptx() else "=v,v,v"
@@ -186,13 +225,102 @@ def mean(x):
 
 
 @triton.jit
+def _two_sums(low0, low1, high0, high1):
+    if not in_ptx():
+        return low0 + high0, low1 + high1
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b64 low, high, sum;
+            mov.b64 low, {$2, $3};
+            mov.b64 high, {$4, $5};
+            add.rn.f32x2 sum, low, high;
+            mov.b64 {$0, $1}, sum;
+            }""",
+            "=f,=f,f,f,f,f",
+            args=[low0, low1, high0, high1],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _add_halves_of_pairs(even, odd):
+    low_even, high_even = halves(even)
+    low_odd, high_odd = halves(odd)
+    return _two_sums(low_even, low_odd, high_even, high_odd)
+
+
+@triton.jit
+def _pairwise_sum_of_pairs(even, odd):
+    even, odd = _add_halves_of_pairs(*_add_halves_of_pairs(*_add_halves_of_pairs(*_add_halves_of_pairs(even, odd))))
+    return tl.reshape(even + odd, (even.shape[1],))
+
+
+@triton.jit
+def means(x, packed: tl.constexpr):
+    """float32[groups] twice: the means of `x: float32[32, groups]` and of its squares, by pairwise halves; packed: as in
+    `butterflies_of_pairs`."""
+    if packed:
+        even, odd = neighbours(x)
+        average = _pairwise_sum_of_pairs(even, odd) * 0.03125
+        return average, _pairwise_sum_of_pairs(*_two_products(even, odd, even, odd)) * 0.03125
+    else:
+        return mean(x), mean(tl.fma(x, x, tl.zeros_like(x)))
+
+
+@triton.jit
 def _larger(x):
     low, high = halves(x)
     return tl.maximum(tl.abs(low), tl.abs(high), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def largest(x):
-    """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one."""
+def _largest_of_eight(x0, x1, x2, x3, x4, x5, x6, x7):
+    """The largest magnitude, by comparisons of three."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 most;
+        max.NaN.abs.f32 most, $1, $2, $3;
+        max.NaN.abs.f32 most, most, $4, $5;
+        max.NaN.abs.f32 most, most, $6, $7;
+        max.NaN.abs.f32 $0, most, $8, $8;
+        }""",
+        "=f,f,f,f,f,f,f,f,f",
+        args=[x0, x1, x2, x3, x4, x5, x6, x7],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _largest_of_four(a, b, c, d):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 most;
+        max.NaN.abs.f32 most, $1, $2, $3;
+        max.NaN.abs.f32 $0, most, $4, $4;
+        }""",
+        "=f,f,f,f,f",
+        args=[a, b, c, d],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def largest(x, native: tl.constexpr):
+    """float32[groups]: the largest magnitude of `x: float32[32, groups]`, NaN if there is one. native: the target compares
+    three in one instruction."""
     tl.static_assert(x.shape[0] == 32)
-    return tl.reshape(_larger(_larger(_larger(_larger(_larger(x))))), (x.shape[1],))
+    if native and in_ptx():
+        even, odd = neighbours(_largest_of_eight(*eighths(x)))
+        a, b = neighbours(even)
+        c, d = neighbours(odd)
+        x = _largest_of_four(a, b, c, d)
+    else:
+        x = _larger(_larger(_larger(_larger(_larger(x)))))
+    return tl.reshape(x, (x.shape[1],))

@@ -198,7 +198,7 @@ def pack_nearest(y, valid, native: tl.constexpr):
 
 
 @triton.jit
-def _eighths(x):
+def eighths(x):
     """`x[0::8]` to `x[7::8]` of `x: [n, groups]`."""
     even, odd = neighbours(x)
     a, c = neighbours(even)
@@ -216,19 +216,20 @@ def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
     addition of noise to two elements."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 a, b, c, d, n<4>, even, odd, low, high;
+        .reg .b32 a, b, c, d, n<4>, halves, even, odd, low, high;
         cvt.rz.f16x2.f32 a, $3, $1;
         cvt.rz.f16x2.f32 b, $4, $2;
         cvt.rz.f16x2.f32 c, $7, $5;
         cvt.rz.f16x2.f32 d, $8, $6;
-        shl.b32 n0, $9, 1;
-        shr.u32 n1, $9, 7;
-        shl.b32 n2, $10, 1;
-        shr.u32 n3, $10, 7;
-        lop3.b32 n0, n0, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n1, n1, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n2, n2, 0x01FE01FE, 0x00010001, 0xEA;
-        lop3.b32 n3, n3, 0x01FE01FE, 0x00010001, 0xEA;
+        mov.b32 halves, 0x80808080;
+        prmt.b32 n0, $9, halves, 0x2404;
+        prmt.b32 n1, $9, halves, 0x3414;
+        prmt.b32 n2, $10, halves, 0x2404;
+        prmt.b32 n3, $10, halves, 0x3414;
+        shr.u32 n0, n0, 7;
+        shr.u32 n1, n1, 7;
+        shr.u32 n2, n2, 7;
+        shr.u32 n3, n3, 7;
         add.u32 a, a, n0;
         add.u32 b, b, n1;
         add.u32 c, c, n2;
@@ -293,7 +294,7 @@ def pack_stochastic_halves(y, valid, words):
         codes = stochastic_halves(y, _bytes(words))
         return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
-        y0, y1, y2, y3, y4, y5, y6, y7 = _eighths(y)
+        y0, y1, y2, y3, y4, y5, y6, y7 = eighths(y)
         first, second = neighbours(words)
         keep = _keeping(valid, y.shape[0] // 8)
         return _bytes(_pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep))
@@ -329,13 +330,37 @@ def _pack_signs(x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 @triton.jit
-def pack_below(y, limit: tl.constexpr):
-    """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two."""
+def _two_squares_plus(x0, x1, addend):
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b64 two, addends, sums;
+        mov.b64 two, {$2, $3};
+        mov.b64 addends, {$4, $4};
+        fma.rn.f32x2 sums, two, two, addends;
+        mov.b64 {$0, $1}, sums;
+        }""",
+        "=f,=f,f,f,f",
+        args=[x0, x1, addend],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pack_below(y, limit: tl.constexpr, packed: tl.constexpr):
+    """`pack_bits(|y| < limit)` for float32 `y: [n, groups]`, of which no NaN; `limit` is 6 times a power of two. packed: the
+    target has instructions for two float32."""
     if not in_ptx():
         return pack_bits(tl.abs(y) < limit)
     else:
         least: tl.constexpr = limit * limit
-        return _pack_signs(*_eighths(tl.fma(y, y, tl.full(y.shape, -least, tl.float32)).to(tl.int32, bitcast=True)))
+        if packed:
+            even, odd = neighbours(y)
+            y = interleaved(*_two_squares_plus(even, odd, tl.full(even.shape, -least, tl.float32)))
+        else:
+            y = tl.fma(y, y, tl.full(y.shape, -least, tl.float32))
+        return _pack_signs(*eighths(y.to(tl.int32, bitcast=True)))
 
 
 @triton.jit
@@ -404,3 +429,56 @@ def values_over_2_126(packed):
 def values(packed):
     """float32[groups, n] of packed codes uint8[groups, n / 2]; exact, since a multiply without `ftz` takes subnormals."""
     return values_over_2_126(packed) * 8.507059173023462e37  # 2^126
+
+
+@triton.jit
+def _half(words, place: tl.constexpr, field):
+    """float16 of the code at bit 4 * `place` of uint32 `words`, times 2^(field - 15), or 0 where `field` is 0."""
+    code = words >> (4 * place)
+    small = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.uint16).to(tl.float16, bitcast=True)
+    power = tl.where(field == 0, 0, (field + 126) << 23).to(tl.float32, bitcast=True)
+    return (small.to(tl.float32) * power).to(tl.float16)
+
+
+@triton.jit
+def _eight_halves(words, field):
+    """`_half` of each of the eight codes."""
+    if not in_ptx():
+        low = (_half(words, 0, field), _half(words, 1, field), _half(words, 2, field), _half(words, 3, field))
+        high = (_half(words, 4, field), _half(words, 5, field), _half(words, 6, field), _half(words, 7, field))
+        return low + high
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b8 p<4>;
+            .reg .b32 x<4>, y<4>, factors;
+            prmt.b32 factors, $9, $9, 0x1010;
+            mov.b32 {p0, p1, p2, p3}, $8;
+            cvt.rn.f16x2.e2m1x2 x0, p0;
+            cvt.rn.f16x2.e2m1x2 x1, p1;
+            cvt.rn.f16x2.e2m1x2 x2, p2;
+            cvt.rn.f16x2.e2m1x2 x3, p3;
+            mul.rn.f16x2 y0, x0, factors;
+            mul.rn.f16x2 y1, x1, factors;
+            mul.rn.f16x2 y2, x2, factors;
+            mul.rn.f16x2 y3, x3, factors;
+            mov.b32 {$0, $1}, y0;
+            mov.b32 {$2, $3}, y1;
+            mov.b32 {$4, $5}, y2;
+            mov.b32 {$6, $7}, y3;
+            }""",
+            "=h,=h,=h,=h,=h,=h,=h,=h,r,r",
+            args=[words, field << 10],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def halves_of_codes(words, field):
+    """float16[rows, 8 n] of `words: uint32[rows, n]` of eight codes each, times 2^(field - 15), or 0 where
+    `field: int32[rows, n]` is 0; exact. In PTX by the conversion of sm_100 and later."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = _eight_halves(words, field)
+    x = tl.join(tl.join(tl.join(x0, x4), tl.join(x2, x6)), tl.join(tl.join(x1, x5), tl.join(x3, x7)))
+    return tl.reshape(x, (words.shape[0], 8 * words.shape[1]))

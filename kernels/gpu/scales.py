@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from .rotation import mean
-from .rounding import INTERPRETED
+from .rotation import mean, means
 
 SMALLEST_BYTE = tl.constexpr(64)
 """The least E8M0 byte that a quantizer makes."""
@@ -23,34 +22,44 @@ def squared(x):
 
 
 @triton.jit
-def quest_scale(groups):
-    """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
-    average = mean(groups)
-    variance = mean(squared(groups)) - squared(average)
+def _quest_scale(average, of_squares):
+    variance = of_squares - squared(average)
     deviation = tl.sqrt_rn(tl.where(variance < 0, 0.0, variance))
     clip = tl.full(average.shape, 2.92247856 / 6.0, tl.float32)
     return tl.fma(deviation, clip, tl.zeros_like(average)) + 1e-8
 
 
 @triton.jit
-def quest_exponent(rotated):
-    """int32[groups]: exponent field of `quest_scale`; 255 where the sums overflow or are NaN."""
-    return magnitude_bits(quest_scale(rotated)) >> 23
+def quest_scale(groups):
+    """float32[groups]: QuEST's `c * std + 1e-8` of `groups: float32[size, groups]`."""
+    return _quest_scale(mean(groups), mean(squared(groups)))
+
+
+@triton.jit
+def quest_exponent(rotated, packed: tl.constexpr):
+    """int32[groups]: exponent field of QuEST's scale of `rotated: float32[32, groups]`; 255 where the sums overflow or are
+    NaN. packed: the target has instructions for two float32."""
+    return magnitude_bits(_quest_scale(*means(rotated, packed))) >> 23
 
 
 @triton.jit
 def absmax_exponent(largest, exponent):
-    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64; 255 where that is beyond float32 or
-    `largest: float32[groups]` is not finite or `exponent: int32[groups]` is 128."""
-    field = magnitude_bits(largest) >> 23
-    byte = tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
-    return tl.where((field == 255) | (exponent == 128), 255, byte)
+    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64, at most 255, for finite
+    `largest: float32[groups]`, of which none is negative."""
+    field = largest.to(tl.int32, bitcast=True) >> 23
+    return tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
 
 
 @triton.jit
 def power_of_two(field):
     """float32 2^(field - 127) for fields 0 to 254; 2^-127 is subnormal."""
     return tl.where(field == 0, 1 << 22, field << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def normal_power_of_two(field):
+    """float32 2^(field - 127) for fields 1 to 254."""
+    return (field << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -102,9 +111,9 @@ def e4m3_stochastic(x, bits):
 @triton.jit
 def swizzled_place(row, group, groups):
     """Where the scale of (row, group) lies among scales in blocks of 128 rows by 4 groups (see `unswizzle`), `groups` a
-    row, a multiple of 4."""
-    block = row // 128 * (groups // 4) + group // 4
-    return block * 512 + row % 32 * 16 + row % 128 // 32 * 4 + group % 4
+    row, a multiple of 4. By shifts and masks: for signed integers `/` and `%` would be more instructions."""
+    block = (row >> 7) * (groups // 4) + (group >> 2)
+    return (block << 9) | ((row & 31) << 4) | ((row >> 3) & 12) | (group & 3)
 
 
 @triton.jit
@@ -116,11 +125,3 @@ def unswizzle(swizzled, rows: tl.constexpr, groups: tl.constexpr):
     """
     swizzled = tl.reshape(swizzled, (rows // 128, groups // 4, 32, 4, 4))
     return tl.reshape(tl.permute(swizzled, (0, 3, 2, 1, 4)), (rows, groups))
-
-
-@triton.jit
-def e4m3_signed(x):
-    """uint8: E4M3 bytes of float32 `x` that E4M3 holds exactly; NaN gives NaN."""
-    if INTERPRETED:
-        return e4m3_encode(tl.abs(x)) | (x < 0).to(tl.uint8) << 7
-    return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)

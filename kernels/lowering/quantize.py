@@ -15,9 +15,9 @@ from ..quantizer import quantizer as quantizer_named
 from ..schemas import Quantize, QuantizePair, Requantize
 from . import templates
 from .any_blocks import Source, quantize_blocks
-from .device import adds_in_pairs, converts_to_fp4
+from .device import adds_in_pairs, converts_to_fp4, through_tensor_memory
 from .flat import Flat
-from .inductor import realize_inputs
+from .inductor import V, realize_inputs
 from .operands import groups_of_32, nothing, realize_fusably, seeds_of, vector
 from .scales import swizzled_with
 from .templates import GROUP_TILES, select
@@ -49,6 +49,28 @@ _SQUARE_TILES = [
     dict(TILE_ROWS=128, TILE_COLUMNS=64, num_warps=8, num_stages=1),
     dict(TILE_ROWS=64, TILE_COLUMNS=128, num_warps=8, num_stages=1),
 ]
+
+
+_MATRIX_TILES = [dict(TILE_ROWS=32, TILE_COLUMNS=128, num_warps=4, num_stages=1)]
+"""Of a rotation by a product: its 128 rows are groups, one a thread."""
+
+LEAST_PROGRAMS = 512
+"""Programs that a GPU needs to be busy: 3 or 4 for each multiprocessor of a B200."""
+
+
+def _strips(tiles: list[dict[str, int]], rows: Any, columns: Any) -> list[dict[str, Any]]:
+    """The tiles with how many of them, one below the other, are one program's: as many as leave enough programs, up to 16.
+    What is the same for all of them (signs, keys, addresses) is computed once."""
+    sizes, made = V.graph.sizevars, []
+    for tile in tiles:
+        area = tile["TILE_ROWS"] * tile["TILE_COLUMNS"]
+        count = next(
+            (n for n in (16, 8, 4, 2) if sizes.statically_known_geq(rows * columns, LEAST_PROGRAMS * area * n)), 1
+        )
+        known = sizes.statically_known_multiple_of
+        even = known(rows, tile["TILE_ROWS"] * count) and known(columns, tile["TILE_COLUMNS"])
+        made.append(dict(tile, TILES=count, EVEN=even))
+    return made
 
 
 def _is_plain_mxfp4(spec: Quantizer) -> bool:
@@ -107,7 +129,7 @@ def quantize_pair(call: QuantizePair):
         [dy, *realize_inputs(seed, call.sign_seed)],
         flat.layout(device),
         [rows, columns],
-        _SQUARE_TILES,
+        _strips(_SQUARE_TILES, rows, columns),
         **_fields(row, "ROW_"),
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),
@@ -142,13 +164,15 @@ def requantize(call: Requantize):
     flat.add("CODES", *names, 16)
     flat.add("SCALES", *names)
     swizzled = flat.add_swizzled("SWIZZLED", *names, device)
+    matrix = spec.rotation == 32 and through_tensor_memory(device)
     buffer = select(
         templates.requantize,
         [codes, scales, *seeds],
         flat.layout(device),
         [rows, columns],
-        _SQUARE_TILES,
+        _strips(_MATRIX_TILES if matrix else _SQUARE_TILES, rows, columns),
         **_fields(spec),
+        MATRIX=matrix,
         STREAM=call.stream,
         SOURCE_SHRINK=before.shrink,
         SEEDED=bool(seeds),

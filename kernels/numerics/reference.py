@@ -159,8 +159,8 @@ def requantize(
     """Quantize the transpose of an already quantized operand: `[rows, padded]` to `[padded, rows]`, rows now padded.
 
     If `is_aligned`, the 32 values of a group are integers in units of the largest of their scales over 2^16, below 2^24 in
-    sum: values whose scale is below 2^-15 of the largest count as 0. So the rotation is exact in float32 in any order of
-    its sums, and in half precision with float32 sums.
+    sum: values whose scale is below 2^-15 of the largest count as 0, and zeros that are rotated as +0. So the rotation has
+    the same bits in float32 in any order of its sums, and in half precision with float32 sums.
     """
     REFERENCE.require(source_quantizer)
     REFERENCE.require(quantizer)
@@ -168,7 +168,7 @@ def requantize(
         values = decode(source, source_quantizer)
         return quantize(values, quantizer, transpose=True, stream=stream, seed=seed, signs=signs, sign_seed=sign_seed)
     values, exponent = _aligned(source)
-    sums = _butterflies(values, quantizer, _signs(quantizer, signs, sign_seed, stream))
+    sums = _butterflies(values, quantizer, _signs(quantizer, signs, sign_seed, stream), zero=0.0)
     root = _root(quantizer) / source_quantizer.shrink
     finite = exponent < E8M0_NAN - _BIAS
     return _blocks_of(Sums(sums, root, exponent, finite), quantizer, seed, stream, mask=False)
@@ -274,12 +274,14 @@ def _rotate(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | No
     return hadamard(parts if signs is None else parts * signs + 0.0).reshape(blocks.shape)  # -0 + 0 = +0
 
 
-def _butterflies(blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None) -> torch.Tensor:
-    """`_rotate` without its last multiply, and with zeros of either sign."""
+def _butterflies(
+    blocks: torch.Tensor, quantizer: Quantizer, signs: torch.Tensor | None, zero: float = -0.0
+) -> torch.Tensor:
+    """`_rotate` without its last multiply, and with `zero` added before: +0 leaves no -0, -0 changes nothing."""
     if not quantizer.rotation:
         return blocks
     parts = blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // quantizer.rotation, quantizer.rotation)
-    return hadamard_sums(parts if signs is None else parts * signs).reshape(blocks.shape)
+    return hadamard_sums((parts if signs is None else parts * signs) + zero).reshape(blocks.shape)
 
 
 def _root(quantizer: Quantizer) -> float:

@@ -77,8 +77,10 @@ from .inductor import (
     decompositions,
     inductor_options,
     is_in_graph,
+    kept_graphs,
     known_modes,
     mode_options,
+    when_freed,
 )
 from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
@@ -101,6 +103,7 @@ from .nodes import (
     save,
     sequence_number,
 )
+from .saved import graph_nodes, saved_bytes, saved_tensors
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
 from .tensors import (
     FakeTensorMode,
@@ -186,6 +189,7 @@ __all__ = [
     "gradient_of",
     "graph_break",
     "graph_break_logger",
+    "graph_nodes",
     "group_ranks",
     "hides_errors",
     "inductor_options",
@@ -211,6 +215,7 @@ __all__ = [
     "is_whole_call",
     "keep_in_backward",
     "keeps_in_backward",
+    "kept_graphs",
     "known_backends",
     "known_modes",
     "make_boxed",
@@ -241,6 +246,8 @@ __all__ = [
     "replace_inductor",
     "root_name",
     "save",
+    "saved_bytes",
+    "saved_tensors",
     "say_to_ranks",
     "send_parcel",
     "sequence_number",
@@ -253,6 +260,7 @@ __all__ = [
     "user_stack",
     "was_gathered",
     "watch_calls",
+    "when_freed",
     "whole",
     "why_no_parcel",
     "with_remedy",

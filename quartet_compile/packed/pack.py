@@ -14,11 +14,12 @@ from ..config.options import Policy, configure
 from ..config.recipe import Recipe
 from ..config.weights import Weight, weights_of
 from ..errors import PackError
+from ..held import packed_names
 from ..kernels.quantizer import Quantizer
 from ..passes.plan import DTYPES, chosen, refused
 from ..passes.products.kind import SMALLEST
 from ..quantized import quantize
-from .module import codes_of, hold, packed_names, release
+from .module import codes_of, hold, release
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -36,7 +36,7 @@ def quantize(matrix, q, sign=None, seed=None, stream=0):
 
 def requantize(codes, group_scales, source, q, sign=None, seed=None, stream=0):
     """The same of the transpose of MXFP4 arrays, in units of the largest scale of 32 rows: a value with a scale of less
-    than 2^-15 of it is 0. `q` has absmax scales rounded down, in blocks of 32."""
+    than 2^-15 of it is 0, and zeros that are rotated are +0. `q` has absmax scales rounded down, in blocks of 32."""
     table = [F(float(v)) for v in GRID] + [F(-float(v)) for v in GRID]
     rows, of_row = group_scales.shape
     groups = []
@@ -51,7 +51,8 @@ def requantize(codes, group_scales, source, q, sign=None, seed=None, stream=0):
                 x = [table[c] * u for c, u in zip(code, unit, strict=True)]
                 x += [F(0)] * (32 - len(x))
                 if q.rotation:
-                    x = butterflies(x if sign is None else [v * s for v, s in zip(x, sign, strict=True)])
+                    x = x if sign is None else [v * s for v, s in zip(x, sign, strict=True)]
+                    x = butterflies([v or F(0) for v in x])
                 groups.append(Group(column, start // 32, x, top == 255, top - 127))
         root = _root(q) / source.shrink
         return _finish([[g] for g in groups], q, F(root), F(root * q.shrink), seed, stream)

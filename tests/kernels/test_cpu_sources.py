@@ -41,6 +41,9 @@ def sources(quantizer: Quantizer) -> list[Blocks]:
             choices = [(byte & 0x7F).view(torch.float8_e4m3fn) for byte in choices]
         for scales in choices:
             found.append(Blocks(codes, scales, torch.tensor([1.7e-3] * quantizer.two_level), None, quantizer.format))
+        if quantizer.format == "mxfp4":  # zeros of either sign, and sums that cancel
+            ones = torch.where(random(0, 4, *codes.shape) == 0, codes & 0xAA, codes & 0x88)
+            found.append(Blocks(ones, every * 0 + 127, torch.empty(0), None, quantizer.format))
     return found
 
 

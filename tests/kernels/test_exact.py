@@ -410,6 +410,20 @@ def test_the_order_of_sums_changes_no_bit_of_a_requantization(monkeypatch):
         assert torch.equal(made.codes, expected.codes) and torch.equal(made.scales, expected.scales)
 
 
+def test_sums_of_zeros_have_no_sign_in_a_requantization():
+    """The first half are zeros, which with the signs of a row of the matrix would sum to -0; the second half cancels there.
+    -0 - 0 would be -0."""
+    row, column = reference.hadamard_sums(torch.eye(16))[5], 16 + 5
+    codes = torch.cat([torch.where(row > 0, 8, 0), torch.full((16,), 2)])[:, None].expand(32, 32)
+    blocks = reference.Blocks(
+        reference.pack_nibbles(codes), torch.full((32, 1), 127, dtype=torch.uint8), torch.empty(0), None, "mxfp4"
+    )
+    made = reference.requantize(
+        blocks, QUANTIZERS["mxfp4-quest"], QUANTIZERS["mxfp4-rtn"], stream=0, seed=None, signs=torch.ones(32)
+    )
+    assert (reference.unpack_nibbles(made.codes)[:, column] == 0).all() and (made.codes != 0).any()
+
+
 def test_what_is_decoded_first_is_not_aligned():
     assert ALIGNED[:2] == ["mxfp4-rtn", "mxfp4-sr"]
     for name in ("mxfp4-eden,rotation=32", "mxfp4-rtn,rotation=64", "mxfp4-rtn,scale_rounding=nearest", "mxfp4-quest"):

@@ -26,12 +26,19 @@ CODES = {
     "transposed with mask": ("quantize", ("mxfp4-quest", True, True), (65, 33, f32), "sm_90"),
     "columns first": ("quantize", ("mxfp4-quest", False, True), (48, 96, bf16, "columns"), "sm_100"),
     "stride 0": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (40, 96, bf16, "expanded"), "sm_100"),
-    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (96, 64, bf16), "sm_100"),
+    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (160, 96, bf16), "sm_100"),
     "both directions, odd": ("quantize_pair", ("mxfp4-rtn", "mxfp4-sr"), (33, 100, f32), "sm_90"),
     "both directions, small": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (3, 5, bf16), "sm_100"),
-    "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 96, bf16), "sm_100"),
+    "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 128, bf16), "sm_100"),
     "re-quantized, odd": ("requantize", ("mxfp4-quest", "mxfp4-rtn"), (33, 100, bf16), "sm_90"),
-    "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (40, 96, f32), "sm_100"),
+    "re-quantized zeros": ("requantize", ("rotation=0", "mxfp4-sr"), (96, 64, bf16, "sparse"), "sm_100"),
+    "re-quantized zeros, by butterflies": (
+        "requantize",
+        ("rotation=0", "mxfp4-rtn"),
+        (160, 64, bf16, "sparse"),
+        "sm_90",
+    ),
+    "re-quantized from shrunk": ("requantize", ("mxfp4-sr", "mxfp4-rtn"), (100, 96, f32), "sm_100"),
 }
 PRODUCTS = {
     "square": ("mxfp4", (128, 128, 256), 1.0, f32, False, "sm_100"),
@@ -63,6 +70,10 @@ UNROTATED = {
     "mxfp8 through registers": ((70, 96, 160), 67, True, "sm_120", "mxfp8"),
     "a rotation that the template lacks": ((70, 96, 160), 67, True, "sm_120", "mxfp4", 16),
     "in FP8": ((70, 96, 160), 67, True, "sm_90"),
+    "in FP8, several tiles": ((130, 160, 288), 160, False, "sm_90"),
+    "in FP8, beyond FP8": ((70, 96, 160), 96, True, "sm_89", "mxfp4_wide"),
+    "in FP8, half precision": ((70, 96, 160), 96, True, "sm_90", "mxfp4", 32, f16),
+    "in FP8, float32": ((70, 96, 160), 67, True, "sm_90", "mxfp4", 32, f32),
     "decoded": ((70, 96, 160), 67, True, "sm_80"),
 }
 UNROTATE = {
@@ -154,12 +165,14 @@ def relative(made, expected):
 
 @pytest.mark.parametrize("case", UNROTATED)
 def test_products_rotated_back(made, case):
-    """In one kernel where there are FP4 tensor cores, for a rotation of 32; the product isn't rounded in between."""
+    """In one kernel on FP4 tensor cores, and on FP8 ones unless the result is float32, for a rotation of 32. On FP4 ones the
+    product isn't rounded in between."""
     result = made("unrotated", case)
     assert result["made"].shape == result["expected"].shape
     assert relative(result["made"], result["expected"]) < 2**-8
-    target = UNROTATED[case][3]
-    separate = [] if target in ("sm_100", "sm_120") and UNROTATED[case][5:] != (16,) else ["unrotate"]
+    *_, target, _, rotation, dtype = (*UNROTATED[case], *("mxfp4", 32, bf16)[len(UNROTATED[case]) - 4 :])
+    inside = target != "sm_80" and rotation == 32 and (dtype != f32 or target in ("sm_100", "sm_120"))
+    separate = [] if inside else ["unrotate"]
     assert result["templates"] == TEMPLATES[target] + separate
 
 

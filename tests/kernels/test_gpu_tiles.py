@@ -193,7 +193,7 @@ def test_noise(made, first, stream, bits):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("stream", range(6))
-def test_flipped_pairs(made, stream, dtype):
+def test_flipped(made, stream, dtype):
     signs = philox.signs(torch.tensor(SEED), stream, 32).repeat(4)
     assert torch.equal(made[f"flipped {stream} {dtype}"][0], SIGNED.to(dtype).float() * signs)
 

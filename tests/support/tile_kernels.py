@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scales
+from quartet_compile.kernels.gpu import blocks, fp8, product, random, rotation, rounding, scales
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _stochastic_halves(X, BITS, OUT, n: tl.constexpr):
 @triton.jit
 def _below(X, OUT, n: tl.constexpr):
     y = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    packed = tl.trans(rounding.pack_below(y, 6.0).to(tl.uint8))
+    packed = tl.trans(rounding.pack_below(y, 6.0, True).to(tl.uint8))
     tl.store(OUT + tl.arange(0, n // 8), tl.reshape(packed, (n // 8,)))
 
 
@@ -75,6 +75,23 @@ def _decode_scales(BYTE, E8M0, E4M3):
 
 
 @triton.jit
+def _decode_fp8(WORDS, SCALES, LARGEST, OUT, LOST, rows: tl.constexpr, groups: tl.constexpr):
+    row = tl.arange(0, rows)
+    words = tl.load(WORDS + tl.reshape(tl.arange(0, rows * groups * 4), (rows, groups * 4)))
+    scale = tl.load(SCALES + tl.reshape(tl.arange(0, rows * groups), (rows, groups))).to(tl.int32)
+    made, lost = fp8.decode(words, scale, tl.load(LARGEST + row))
+    tl.store(OUT + tl.reshape(tl.arange(0, rows * groups * 8), (rows, groups * 8)), made)
+    tl.store(LOST + row, lost)
+
+
+@triton.jit
+def _rotated_rows(X, WORDS, OUT, rows: tl.constexpr):
+    at = tl.reshape(tl.arange(0, rows * 32), (rows, 32))
+    kept = product.kept_columns(tl.load(X + at), tl.load(WORDS + tl.arange(0, rows)).to(tl.uint32, bitcast=True))
+    tl.store(OUT + at, product.rotated_rows(kept.to(tl.bfloat16)))
+
+
+@triton.jit
 def _unswizzle(X, OUT, rows: tl.constexpr, groups: tl.constexpr):
     at = tl.arange(0, rows * groups)
     x = tl.reshape(tl.load(X + at), (1, rows // 128, groups // 4, 2, 256))
@@ -100,7 +117,7 @@ def _kept_and_rotated_back(X, WORDS, KEPT, ROTATED, groups: tl.constexpr):
 def _mean_and_largest(X, MEAN, LARGEST, groups: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, groups * 32)), (groups, 32)))
     tl.store(MEAN + tl.arange(0, groups), rotation.mean(x))
-    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x))
+    tl.store(LARGEST + tl.arange(0, groups), rotation.largest(x, True))
 
 
 @triton.jit
@@ -137,9 +154,8 @@ def _signs(X, SEED, OUT, stream: tl.constexpr, size: tl.constexpr):
 @triton.jit
 def _flipped(X, SEED, OUT, stream: tl.constexpr, n: tl.constexpr):
     x = tl.trans(tl.reshape(tl.load(X + tl.arange(0, n)), (n // 32, 32)))
-    even, odd = rounding.neighbours(x)
-    even, odd = random.flipped(even, odd, tl.load(SEED), stream)
-    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(rounding.interleaved(even, odd)), (n,)))
+    x = random.flipped(x, tl.load(SEED), stream).to(tl.float32)
+    tl.store(OUT + tl.arange(0, n), tl.reshape(tl.trans(x), (n,)))
 
 
 @triton.jit
