@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .._compat import check, group_ranks, rank
+from ..errors import WireError
 from . import cpu, weight_cache
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
@@ -25,6 +26,7 @@ from .quantizer import quantizer as quantizer_named
 from .schemas import (
     SCHEMAS,
     Decode,
+    Gathered,
     Operand,
     Quantize,
     QuantizePair,
@@ -177,6 +179,20 @@ def _fake_decode(call: Decode):
     return call.codes.new_empty((*call.codes.shape[:-1], call.columns), dtype=call.dtype)
 
 
+def _fake_gathered(call: Gathered):
+    check_format(quantizer_named(call.quantizer).format, call.codes, call.scales)
+    return call.codes.new_empty((*call.codes.shape[:-1], call.columns), dtype=call.dtype)
+
+
+def _gathered(call: Gathered):
+    rows, columns = call.codes.shape[-2], call.columns
+    raise WireError(
+        f"A weight [{rows}, {columns}] is read in high precision, and ranks gathered its codes alone; expected a "
+        "matmul that backend='quartet' compiles to read it. Compile the module that reads it, or keep the weight as it is: "
+        "wire='high', or its name in exclude."
+    )
+
+
 def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
     facts = check_format(before.format, call.codes, call.scales)
     return _fake_blocks(call.codes, after, call.codes.shape[1] * facts.packed, call.codes.shape[0])
@@ -229,6 +245,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "requantize": _fake_requantize,
     "transposed": _fake_transposed,
     "decode": _fake_decode,
+    "gathered": _fake_gathered,
     "scaled_mm": _fake_scaled_mm,
     "scaled_grouped_mm": _fake_scaled_grouped_mm,
     "separate_groups": _fake_separate_groups,
@@ -242,6 +259,7 @@ for _name, _fake in _FAKE.items():
     _library.define(f"{_name}{SCHEMAS[_name]}", tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
     torch.library.register_fake(f"quartet::{_name}", by_name(_name, _fake), lib=_library)
 _library.impl("seed", by_name("seed", _seed), "BackendSelect")
+_library.impl("gathered", by_name("gathered", _gathered), "CompositeExplicitAutograd")
 for _key, _backend in (("CUDA", reference), ("CPU", cpu)):
     for _name, _function in _implement(_backend).items():
         _library.impl(_name, by_name(_name, _function), _key)

@@ -95,6 +95,19 @@ class Decode(NamedTuple):
     dtype: torch.dtype
 
 
+class Gathered(NamedTuple):
+    """A weight of which ranks gathered codes, scales and the trust mask (`[rows, 0]` without one), and not its values:
+    products of ours read its parts. `columns` is K."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    mask: Tensor
+    quantizer: str
+    columns: Size
+    dtype: torch.dtype
+
+
 class Epilogue(NamedTuple):
     """What ends a product: `(product where mask, else 0) H^T`, the first `columns` of it, as `Unrotate` says."""
 
@@ -254,6 +267,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "requantize": Schema(Requantize, _BLOCKS),
         "transposed": Schema(Transposed, _BLOCKS),
         "decode": Schema(Decode),
+        "gathered": Schema(Gathered),
         "scaled_mm": Schema(ScaledMM),
         "scaled_grouped_mm": Schema(ScaledGroupedMM),
         "separate_groups": Schema(SeparateGroups, ("index", "back", "separate_ends")),

@@ -15,6 +15,7 @@ from .._compat import (
     expression,
     fake_like,
     fake_mode_of,
+    is_autograds,
     is_tangent,
     keep_in_backward,
     module_stack,
@@ -159,6 +160,11 @@ def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
 def tangents(graph: fx.Graph) -> list[fx.Node]:
     """The placeholders that carry gradients into a joint graph; none in an inference graph."""
     return [node for node in graph.nodes if is_tangent(node)]
+
+
+def backward_of(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on a gradient, or where whole steps are traced, what autograd computed; none of an inference graph."""
+    return descendants(tangents(graph)) or {node for node in graph.nodes if is_autograds(node)}
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from ..errors import StrictError
 from ..machines.targets import Target
 from .graph import aten, module_of, strip
 from .match import ELEMENTWISE
-from .packed import recipe_of
+from .packed import is_gathered, recipe_of, unread
 from .products.kind import SMALLEST
 from .profit import chip_of, profit
 from .site import Decision, MatmulSite, quantized
@@ -101,11 +101,15 @@ def decide(
         packed = [weights.packed[source] for source in site.sources if source in weights.packed]
         if packed and wanted and site.packed is None:
             wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
+            if any(map(is_gathered, site.sources)):
+                reason = "it is read in part, transposed, or cast before the quantizer"
         elif packed and wanted:
             recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
         reason = obstacle or reason
         if packed and (obstacle or not wanted):
+            if any(map(is_gathered, site.sources)):
+                raise unread(packed[0], reason)
             reason = f"{reason}; its packed weight is decoded for it"
         decisions.append(
             Decision(
@@ -133,7 +137,7 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = site.kind.obstacle(site) or _too_small(site, names) or _sparse_tail(site, recipe)
+    obstacle = site.kind.obstacle(site) or _too_small(site, names) or sparse_tail(site.shape[2], recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
@@ -246,9 +250,8 @@ def _is_adapter(names: tuple[str, ...]) -> bool:
     return any(part.lower().startswith("lora_") for name in names for part in name.split("."))
 
 
-def _sparse_tail(site: MatmulSite, recipe: Recipe) -> str | None:
+def sparse_tail(k: int, recipe: Recipe) -> str | None:
     """QuEST's scale is a standard deviation: a last group with one column rotates to a constant, and is lost."""
-    k = site.shape[2]
     if recipe.fprop is None or "quest" not in (recipe.fprop.a.scale, recipe.fprop.b.scale):
         return None
     tail = k % recipe.fprop.a.block

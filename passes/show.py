@@ -37,7 +37,7 @@ from ..kernels.schemas import (
     epilogue_of,
     op_of,
 )
-from .graph import CONVERSIONS, TRANSPOSES, VIEWS, descendants, tangents
+from .graph import CONVERSIONS, TRANSPOSES, VIEWS, backward_of, tangents
 
 _DTYPES = {
     torch.float32: "f32",
@@ -55,7 +55,7 @@ _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt", "transpos
 
 def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     """The text of a graph. names: what to call placeholders."""
-    backward = descendants(tangents(graph))
+    backward = backward_of(graph)
     outputs = _output_names(graph)
     printer = _Printer({**_gradient_names(graph, outputs), **names})
     lines = [(node, line) for node in graph.nodes if (line := printer.line(node))]

@@ -386,7 +386,7 @@ def unrotated(graph: Rewritten) -> Iterator[Offence]:
             columns = product.site.shape[2]
             if call.rotation != left:
                 yield node, f"undoes a rotation of {call.rotation}, and fprop's is {left}"
-            if (origin(call.mask) if call.mask is not None else None) is not mask:
+            if (origin(call.mask) if call.mask is not None else None) is not (origin(mask) if mask else None):
                 yield node, f"has the mask {call.mask}, and fprop made {mask}"
             if expression(call.columns) != expression(columns):
                 yield node, f"leaves {call.columns} columns of {columns}"

@@ -11,9 +11,9 @@ from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..report.report import Cached, Gathered, Observed
-from .graph import Builder, snapshot, tangents
+from .graph import Builder, backward_of, snapshot
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
-from .packed import packed_weights
+from .packed import merge_gathered, packed_weights
 from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .weights import Weights
@@ -59,10 +59,11 @@ class Work:
     @classmethod
     def on(cls, graph: fx.Graph, policy: Policy, inputs: GraphInputs, table: str = "") -> Work:
         """The work that a graph is before any pass. inputs: what Dynamo knows of its inputs."""
+        merge_gathered(graph)
         known = placeholders_of(graph, inputs)
         packed = packed_weights(graph, known.names)
         weights = Weights(graph, known.parameters, known.state, known.leaves, packed)
-        training, nested = bool(tangents(graph)), is_nested(graph)
+        training, nested = bool(backward_of(graph)), is_nested(graph)
         return cls(
             graph=graph,
             policy=policy,

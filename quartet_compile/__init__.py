@@ -36,10 +36,12 @@ if TYPE_CHECKING:
         StatsError,
         StrictError,
         WeightCacheError,
+        WireError,
     )
     from .frontend.api import quartet
     from .frontend.enable import disable, enable
     from .frontend.set_recipe import set_recipe
+    from .gathers.fsdp import gather_codes
     from .kernels.quantizer import Quantizer, quantizer
     from .machines.targets import TARGETS, Target
     from .origin import check_provenance, provenance
@@ -79,6 +81,7 @@ _HOMES = {
         "StatsError",
         "StrictError",
         "WeightCacheError",
+        "WireError",
     ),
     "serving.export": ("export",),
     "serving.record": ("Exported", "ExportedTensor"),
@@ -86,6 +89,7 @@ _HOMES = {
     "frontend.api": ("quartet",),
     "frontend.enable": ("disable", "enable"),
     "frontend.set_recipe": ("set_recipe",),
+    "gathers.fsdp": ("gather_codes",),
     "kernels.quantizer": ("Quantizer", "quantizer"),
     "origin": ("check_provenance", "provenance"),
     "packed.load": ("load_fp4",),
@@ -163,6 +167,7 @@ __all__ = [
     "StrictError",
     "Target",
     "WeightCacheError",
+    "WireError",
     "__version__",
     "advise",
     "callbacks",
@@ -175,6 +180,7 @@ __all__ = [
     "export_state",
     "first_and_last_blocks",
     "fp4",
+    "gather_codes",
     "graph_diff",
     "law",
     "load_fp4",

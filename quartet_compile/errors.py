@@ -62,6 +62,10 @@ class PackError(QuartetError):
     """A weight can't be packed, or the files of FP4 weights don't fit the model."""
 
 
+class WireError(QuartetError):
+    """A weight of which ranks gathered the codes alone, and that something reads in high precision."""
+
+
 class CompilerError(QuartetError):
     """No C++ compiler, or one that can't build the CPU kernels."""
 

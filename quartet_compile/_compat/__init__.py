@@ -16,6 +16,7 @@ from .accelerate import extend_accelerate
 from .aot import (
     aot_module_simplified,
     default_partition,
+    describe,
     description_of,
     descriptions_of,
     gradient_of,
@@ -67,6 +68,7 @@ from .dynamo import (
     shorten,
     stance,
 )
+from .fsdp import fsdp_parameters, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -86,6 +88,7 @@ from .nodes import (
     annotation,
     annotations_of,
     expression,
+    is_autograds,
     is_recomputed,
     is_tagged,
     is_tagged_backward,
@@ -97,6 +100,7 @@ from .nodes import (
     op_name,
     place_of,
     recomputation,
+    save,
     sequence_number,
 )
 from .saved import graph_nodes, saved_bytes, saved_tensors
@@ -113,9 +117,11 @@ from .tensors import (
     fake_mode_of,
     is_fake,
     is_in_backward,
+    map_instances,
     map_tensors,
     plain_tensors,
     plainly,
+    wrapper,
 )
 from .texts import (
     function_name,
@@ -167,6 +173,7 @@ __all__ = [
     "decomposed",
     "decompositions",
     "default_partition",
+    "describe",
     "description_of",
     "descriptions_of",
     "dynamo_sizes_restored",
@@ -176,7 +183,9 @@ __all__ = [
     "fake_like",
     "fake_mode_of",
     "from_first_rank",
+    "fsdp_parameters",
     "function_name",
+    "gathered_dtype",
     "gradient_of",
     "graph_break",
     "graph_break_logger",
@@ -185,6 +194,7 @@ __all__ = [
     "hides_errors",
     "inductor_options",
     "is_at_limit",
+    "is_autograds",
     "is_buffer",
     "is_distributed_tensor",
     "is_fake",
@@ -210,6 +220,7 @@ __all__ = [
     "known_modes",
     "make_boxed",
     "makes_a_view",
+    "map_instances",
     "map_tensors",
     "mark_boxed",
     "mesh_groups",
@@ -223,6 +234,7 @@ __all__ = [
     "output_of",
     "own_calls",
     "owner_of",
+    "parcel_of",
     "place_of",
     "plain_tensors",
     "plainly",
@@ -233,9 +245,11 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "save",
     "saved_bytes",
     "saved_tensors",
     "say_to_ranks",
+    "send_parcel",
     "sequence_number",
     "sharded_name",
     "shorten",
@@ -244,11 +258,14 @@ __all__ = [
     "trace_artifact",
     "update_of",
     "user_stack",
+    "was_gathered",
     "watch_calls",
     "when_freed",
     "whole",
+    "why_no_parcel",
     "with_remedy",
     "wrapped_error",
+    "wrapper",
 ]
 
 
