@@ -20,11 +20,11 @@ from quartet_compile._compat.fake_gpu import code_only, scratch_folder
 from quartet_compile.capture.call import call_of
 from quartet_compile.capture.capture import run_on_fakes
 from quartet_compile.cross.backend import CrossBackend
-from quartet_compile.cross.targets import find_target
 from quartet_compile.cross.traffic import marker
 from quartet_compile.kernels import library
 from quartet_compile.kernels.architectures import LIBRARY_VARIABLE
 from quartet_compile.kernels.lowering import templates
+from quartet_compile.machines.targets import find_target
 from quartet_compile.process import process
 
 bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
