@@ -183,13 +183,13 @@ def ops(clock: Clock, tokens: int, k: int, n: int) -> Iterator[Row]:
 
 def products(clock: Clock, tokens: int, k: int, n: int) -> Iterator[Row]:
     """The three products of one linear layer, as (M, N, K), each beside a bf16 product."""
-    device, alpha = clock.device, 16 / 9
-
-    def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale):
-        left, right = (a, a_scales, a_tensor_scale, "mxfp4"), (b, b_scales, b_tensor_scale, "mxfp4")
-        return quartet.scaled_mm(*left, *right, alpha, torch.bfloat16)
-
+    device = clock.device
     for role, (m, n_, k_) in {"fprop": (tokens, n, k), "dgrad": (tokens, k, n), "wgrad": (n, k, tokens)}.items():
+        alpha = 1.0 if role == "fprop" else 16 / 9
+
+        def scaled_mm(a, a_scales, a_tensor_scale, b, b_scales, b_tensor_scale, alpha=alpha):
+            left, right = (a, a_scales, a_tensor_scale, "mxfp4"), (b, b_scales, b_tensor_scale, "mxfp4")
+            return quartet.scaled_mm(*left, *right, alpha, torch.bfloat16)
 
         def factors(m=m, n=n_, k=k_) -> tuple:
             return (*random_blocks(m, k, device), *random_blocks(n, k, device))
@@ -197,35 +197,40 @@ def products(clock: Clock, tokens: int, k: int, n: int) -> Iterator[Row]:
         def plain(m=m, n=n_, k=k_) -> tuple:
             return tuple(torch.randn(rows, k, device=device, dtype=torch.bfloat16) for rows in (m, n))
 
-        for name, chosen in emulations(device).items():
-            with multiplying(chosen):
+        for name, chosen in ways(device, role).items():
+            with multiplying(**chosen):
                 for row in attempt(clock, f"{name}, {role}", (m, n_, k_), scaled_mm, factors):
                     row.flops = 2.0 * m * n_ * k_
                     row.bf16_seconds, _ = clock.seconds(lambda a, b: torch.mm(a, b.t()), clock.sets(plain))
                     yield row
 
 
-def emulations(device: torch.device) -> dict[str, str | None]:
-    """The ways in which the device can multiply, by the name of the row: Ada and Hopper in FP8 or in bf16."""
-    emulates = device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 9), (9, 0))
-    return {"scaled_mm, FP8": "fp8", "scaled_mm, bf16": "bf16"} if emulates else {"scaled_mm": None}
+def ways(device: torch.device, role: str) -> dict[str, dict[str, str]]:
+    """The ways in which the device can multiply, by the name of the row: Ada and Hopper in FP8 or in bf16; Hopper, and in
+    the forward pass a B200 or B300, also by torch's own product."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    found = {"scaled_mm": {}}
+    if capability in ((8, 9), (9, 0)):
+        found = {"scaled_mm, FP8": {"products": "fp8"}, "scaled_mm, bf16": {"products": "bf16"}}
+    if capability == (9, 0) or (capability[0] == 10 and role == "fprop"):
+        found["scaled_mm, library"] = {"library": "always"}
+    return found
 
 
 @contextlib.contextmanager
-def multiplying(product_format: str | None) -> Iterator[None]:
-    """Compile products in this format. Inductor's caches don't know of it when an op is compiled by itself."""
-    if product_format is None:
-        yield
-        return
-    before = os.environ.get("QUARTET_GPU_PRODUCTS")
-    os.environ["QUARTET_GPU_PRODUCTS"] = product_format
+def multiplying(products: str = "", library: str = "") -> Iterator[None]:
+    """Compile products so. Inductor's caches don't know of it when an op is compiled by itself."""
+    chosen = {"QUARTET_GPU_PRODUCTS": products, "QUARTET_GPU_LIBRARY": library or "never"}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
     try:
         with torch._inductor.config.patch(force_disable_caches=True):
             yield
     finally:
-        os.environ.pop("QUARTET_GPU_PRODUCTS")
-        if before is not None:
-            os.environ["QUARTET_GPU_PRODUCTS"] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def random_blocks(rows: int, k: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

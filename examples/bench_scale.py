@@ -60,7 +60,7 @@ def measure(name: str, layers: int) -> dict:
     from quartet_compile.capture.capture import run_on_fakes
     from quartet_compile.config.options import configure
     from quartet_compile.cross.backend import CrossBackend
-    from quartet_compile.cross.targets import find_target
+    from quartet_compile.machines.targets import find_target
     from quartet_compile.passes.joint import QuartetPass
 
     model = build(name, layers)

@@ -3,6 +3,8 @@
     python examples/bench_step.py                     steps of the 6-layer, 640-wide model, 512 tokens, 2 threads, in
                                                       float32 and under bf16 autocast
     python examples/bench_step.py --threads 1 --clock processor      where other work is on the machine
+    python examples/bench_step.py --no-swap --accumulate 8 --weight-cache      steps of 8 microbatches, each of 512 tokens,
+                                                      with weights that are quantized once a step too
     python examples/bench_step.py --swap-compiled     also module swap under torch.compile (compiles for minutes)
     python examples/bench_step.py --device cuda       on a GPU: bf16 autocast, 4 layers of width 2048, 4 x 2048 tokens
     python examples/bench_compile.py                  first call, the pass's share of it, growth with the layers
@@ -25,12 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from figures import graph_nodes, saved_bytes, saved_tensors
 from llama import SIZES, Llama, Size
 from module_swap import BackwardSeeds, swap_linears
 from torch import Tensor, nn
 
 import quartet_compile as qc
+from quartet_compile._compat import graph_nodes, saved_bytes, saved_tensors
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """What the model computes in: as it is, or under autocast."""
@@ -57,17 +59,18 @@ class Variant:
         self.saved = 0
         self.packed = 0
 
-    def step(self, tokens: Tensor, targets: Tensor, record: bool, now: Callable[[], float] = time.perf_counter) -> None:
-        """Forward, backward and optimizer step, timed by `now`."""
-        if self.seeds is not None:
-            self.seeds.reset()
-        torch.compiler.cudagraph_mark_step_begin()
+    def step(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        record: bool,
+        now: Callable[[], float] = time.perf_counter,
+        accumulate: int = 1,
+    ) -> None:
+        """Forward and backward of so many microbatches, and the optimizer step, timed by `now`."""
         start = now()
-        with torch.autocast(tokens.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
-            loss = self.loss(tokens, targets)
-        if not self.saved:
-            self.saved, self.packed = saved_bytes(loss, self.model), packed_bytes(loss)
-        loss.backward()
+        for _ in range(accumulate):
+            self.microbatch(tokens, targets)
         synchronize(tokens.device)
         middle = now()
         self.optimizer.step()
@@ -79,6 +82,16 @@ class Variant:
             self.step_seconds.append(end - start)
         elif not self.first_call:
             self.first_call = end - start
+
+    def microbatch(self, tokens: Tensor, targets: Tensor) -> None:
+        if self.seeds is not None:
+            self.seeds.reset()
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(tokens.device.type, self.dtype) if self.dtype else contextlib.nullcontext():
+            loss = self.loss(tokens, targets)
+        if not self.saved:
+            self.saved, self.packed = saved_bytes(loss, self.model), packed_bytes(loss)
+        loss.backward()
 
 
 def synchronize(device: torch.device) -> None:
@@ -109,8 +122,10 @@ def variants(
     *,
     dtype: str = "float32",
     mode: str | None = None,
+    weight_cache: bool = False,
 ) -> list[Variant]:
-    """The variants, the baseline first. mode: of `torch.compile`, for the baseline and the backend."""
+    """The variants, the baseline first. mode: of `torch.compile`, for the baseline and the backend. weight_cache: the
+    backend with that option too."""
     made = []
     precision = "full precision" if dtype == "float32" else "bf16"
     ours = "" if dtype == "float32" else ", bf16"
@@ -122,7 +137,10 @@ def variants(
 
     add(f"Inductor, {precision}", lambda m: torch.compile(_own_code(m), dynamic=False, mode=mode))
     for recipe in recipes:
-        add(f"quartet backend, {recipe}{ours}", functools.partial(_with_quartet, recipe=recipe, mode=mode))
+        how = {"recipe": recipe, **({"mode": mode} if mode else {})}
+        add(f"quartet backend, {recipe}{ours}", functools.partial(_with_quartet, options=how))
+        if weight_cache:
+            add(f"  with weight_cache{ours}", functools.partial(_with_quartet, options={**how, "weight_cache": True}))
     add(f"eager, {precision}", None)
     if swap_eager:
         add(f"module swap, eager reference{ours}", None, recipes[0])
@@ -131,8 +149,7 @@ def variants(
     return made
 
 
-def _with_quartet(model: nn.Module, recipe: str, mode: str | None) -> Callable:
-    options = {"recipe": recipe, **({"mode": mode} if mode else {})}
+def _with_quartet(model: nn.Module, options: dict[str, object]) -> Callable:
     return torch.compile(_own_code(model), backend="quartet", dynamic=False, options=options)
 
 
@@ -145,14 +162,16 @@ def _own_code(model: nn.Module) -> Callable:
     return type(loss)(loss.__code__.replace(), loss.__globals__, "loss", None, loss.__closure__)
 
 
-def measure(made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int, clock: str = "wall") -> None:
+def measure(
+    made: list[Variant], batch: tuple[Tensor, Tensor], rounds: int, clock: str = "wall", accumulate: int = 1
+) -> None:
     """Warm-up steps, enough to capture a CUDA graph, then `rounds` rounds in which the variants take turns."""
     for variant in made:
         for _ in range(2 if batch[0].device.type == "cpu" else 4):
             variant.step(*batch, record=False, now=CLOCKS[clock])
     for number in range(rounds):
         for variant in made[number % len(made) :] + made[: number % len(made)]:
-            variant.step(*batch, record=True, now=CLOCKS[clock])
+            variant.step(*batch, record=True, now=CLOCKS[clock], accumulate=accumulate)
 
 
 def table(made: list[Variant], elements: int) -> str:
@@ -190,8 +209,9 @@ def describe(args: argparse.Namespace, size: Size) -> str:
         graphs = "with CUDA graphs" if args.cudagraphs else "without CUDA graphs"
         where = f"{torch.cuda.get_device_name(args.device)}, {graphs}"
     dtype = " and ".join("float32" if name == "float32" else "bf16 autocast" for name in args.dtype)
+    tokens = f"{args.accumulate} microbatches of {args.tokens}" if args.accumulate > 1 else f"{args.tokens}"
     return (
-        f"{model}, {args.tokens} tokens a step, {dtype}, {where}, torch {torch.__version__}, {args.clock} time, "
+        f"{model}, {tokens} tokens a step, {dtype}, {where}, torch {torch.__version__}, {args.clock} time, "
         f"medians of {args.rounds} interleaved rounds"
     )
 
@@ -220,6 +240,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="tokens a step (512; 8192 on a GPU)")
     parser.add_argument("--seq", type=int, help="in sequences of so many (all in one; 2048 on a GPU)")
     parser.add_argument("--recipe", nargs="+", default=["quartet"])
+    parser.add_argument("--accumulate", type=int, default=1, help="microbatches of --tokens a step (1)")
+    parser.add_argument("--weight-cache", action="store_true", help="also with weight_cache=True")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -261,9 +283,17 @@ def main(argv: list[str] | None = None) -> None:
     made = [
         variant
         for dtype in args.dtype
-        for variant in variants(model, args.recipe, not args.no_swap, args.swap_compiled, dtype=dtype, mode=mode)
+        for variant in variants(
+            model,
+            args.recipe,
+            not args.no_swap,
+            args.swap_compiled,
+            dtype=dtype,
+            mode=mode,
+            weight_cache=args.weight_cache,
+        )
     ]
-    measure(made, batch, args.rounds, args.clock)
+    measure(made, batch, args.rounds, args.clock, args.accumulate)
     what = describe(args, size)
     print(what)
     print(table(made, operand_elements(model, args.tokens)))

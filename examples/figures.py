@@ -1,58 +1,18 @@
-"""The figures of one or two runs: a table, a JSON file, a picture; and the measure of what backward keeps."""
+"""The figures of one or two runs: a table, a JSON file, a picture."""
 
 from __future__ import annotations
 
 import json
 import platform
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from training import Trainer
-
-
-def saved_bytes(loss: Tensor, model: nn.Module) -> int:
-    """Bytes that autograd keeps alive between forward and backward, without the model's own parameters and buffers.
-
-    Each storage counts once and whole, however many views of it are saved. Eager nodes show what they save as
-    `_saved_*`; a compiled graph is one `autograd.Function` (`CompiledFunctionBackward`) with everything in
-    `saved_tensors`, or in `_tensors_no_vc_check` where AOTAutograd leaves out the version check (torch 2.13).
-    """
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    for node in graph_nodes(loss.grad_fn):
-        for tensor in saved_tensors(node):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-    return sum(kept.values())
-
-
-def graph_nodes(root: Any) -> Iterator[Any]:
-    """Every node of the autograd graph below `root`, once."""
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            waiting.extend(following for following, _ in node.next_functions)
-
-
-def saved_tensors(node: Any) -> Iterator[Tensor]:
-    if hasattr(node, "saved_tensors"):
-        values = [node.saved_tensors, getattr(node, "_tensors_no_vc_check", None) or ()]
-    else:
-        values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-    for value in values:
-        for tensor in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(tensor, Tensor):
-                yield tensor
 
 
 def path_of(backend: str, device: str) -> str:
@@ -74,6 +34,7 @@ def run_figures(trainer: Trainer) -> dict[str, Any]:
         "path": path_of(settings.backend, settings.device),
         "backend": settings.backend,
         "recipe": (settings.recipe or "quartet") if settings.backend == "quartet" else None,
+        "schedule": [list(switch) for switch in sorted(settings.schedule)],
         "dtype": settings.dtype,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step,
@@ -153,11 +114,13 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 
 def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> None:
-    """Training losses, smoothed, with the validation losses as points; below, their distance from the first run's."""
+    """Training losses, smoothed, with the validation losses as points; below, their distance from the first run's. Dashed
+    lines are the switches of a schedule."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     first, *others = runs.values()
     colors = dict(zip(runs, ("#4C566A", "#D1495B", "#2E86AB"), strict=False))
@@ -173,6 +136,12 @@ def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> No
         last = f", {losses[-1]:.3f} at the end" if losses else ""
         size, fill = (7, "none") if run is first else (3.5, "full")  # the first as rings: the others often lie within
         top.plot(steps, losses, "o", color=colors[label], markersize=size, fillstyle=fill, label=f"{label}{last}")
+        for step, recipe in run.get("schedule", []):
+            top.axvline(step, color=colors[label], linewidth=0.8, linestyle="--")
+            top.annotate(
+                recipe, (step, 0.02), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7,
+                color=colors[label],
+            )  # fmt: skip
         if run is not first:
             reference = dict(first["validation"])
             gaps = [(step, loss - reference[step]) for step, loss in run["validation"] if step in reference]
@@ -185,6 +154,7 @@ def picture(runs: Mapping[str, Mapping[str, Any]], title: str, path: Path) -> No
         panels[1, 0].axhline(0, color=colors[next(iter(runs))], linewidth=1)
         panels[1, 0].set_ylabel("validation gap")
     panels[-1, 0].set_xlabel("step")
+    panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in panels[:, 0]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)

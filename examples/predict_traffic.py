@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from quartet_compile.cross.targets import find_target
 from quartet_compile.kernels.quantizer import quantizer
+from quartet_compile.machines.targets import find_target
 
 BF16, CODES = 2.0, (quantizer("mxfp4-quest").bits + 1) / 8
 """Bytes an element: a weight in bf16; its codes and scales, with a bit of the trust mask."""

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import checkpoint
 import torch
-from figures import saved_bytes
 from llama import SIZES, Llama
 from progress import Progress
 from text import Batches, Corpus
 from torch import Tensor
+
+from quartet_compile._compat import saved_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

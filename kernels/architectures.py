@@ -1,4 +1,4 @@
-"""The architectures of GPUs, and how one without FP4 tensor cores multiplies FP4 operands; as data."""
+"""The architectures of GPUs, and what may be chosen of how one multiplies; as data."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ PRODUCTS: Mapping[str, str] = MappingProxyType(
 
 VARIABLE = "QUARTET_GPU_PRODUCTS"
 
+LIBRARY: Mapping[str, str] = MappingProxyType(
+    {
+        "measured": "where Inductor measures (mode='max-autotune'), the faster of the library and our template; else ours",
+        "never": "our templates only",
+        "always": "the library wherever it computes the same",
+    }
+)
+"""What QUARTET_GPU_LIBRARY can say: when `torch.nn.functional.scaled_mm` multiplies quantized operands."""
+
+LIBRARY_VARIABLE = "QUARTET_GPU_LIBRARY"
+
 
 def architecture(capability: tuple[int, int]) -> str:
     """The architecture of a compute capability. Raises `QuantizerError`."""
@@ -64,8 +75,19 @@ def product_format() -> str:
     Both give the same products to accumulation error: MXFP4 is exact in bf16, and in E4M3 with a scale a row wherever the
     row's scales allow; other tiles fall back to bf16. A GPU without FP8 uses bf16 whatever this says.
     """
-    chosen = os.environ.get(VARIABLE) or "fp8"
-    if chosen not in PRODUCTS:
-        expected = " or ".join(map(repr, PRODUCTS))
-        raise QuartetError(f"{VARIABLE} is {chosen!r}; expected {expected}. Unset it for the default, 'fp8'.")
+    return _chosen(VARIABLE, PRODUCTS, "fp8")
+
+
+def library_use() -> str:
+    """An entry of `LIBRARY`, `"measured"` by default, from the environment variable QUARTET_GPU_LIBRARY."""
+    return _chosen(LIBRARY_VARIABLE, LIBRARY, "measured")
+
+
+def _chosen(variable: str, table: Mapping[str, str], default: str) -> str:
+    chosen = os.environ.get(variable) or default
+    if chosen not in table:
+        *others, last = map(repr, table)
+        raise QuartetError(
+            f"{variable} is {chosen!r}; expected {', '.join(others)} or {last}. Unset it for the default, {default!r}."
+        )
     return chosen

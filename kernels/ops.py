@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from .._compat import check, group_ranks, rank
-from . import cpu
+from ..errors import WireError
+from . import cpu, weight_cache
 from .numerics import grouped, reference
 from .numerics.reference import Blocks
 from .operand_formats import OPERAND_FORMATS, check_format
@@ -25,6 +26,7 @@ from .quantizer import quantizer as quantizer_named
 from .schemas import (
     SCHEMAS,
     Decode,
+    Gathered,
     Operand,
     Quantize,
     QuantizePair,
@@ -59,6 +61,10 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
     """The ops over one backend: a module with the functions of `kernels/numerics/reference.py`."""
 
     def quantize(call: Quantize):
+        if call.cached_as is not None:
+            dtype, plain = call.cached_as, call._replace(cached_as=None)
+            decided_by = dtype, *weight_cache.how_of(plain)
+            return weight_cache.of_weight(call.x, decided_by, lambda: quantize(plain._replace(x=call.x.to(dtype))))
         spec = quantizer_named(call.quantizer)
         how = dict(transpose=call.transpose, mask=call.mask, stream=call.stream, **_seeds(call))
         return backend.quantize(call.x, spec, **how).tensors
@@ -69,14 +75,22 @@ def _implement(backend: ModuleType) -> dict[str, Callable]:
         return (*rows[:3], *columns[:3])
 
     def requantize(call: Requantize):
+        if call.cached_for is not None:
+            return of_codes(call.cached_for, call, requantize)
         before, after = quantizer_named(call.source), quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, before.format)
         return backend.requantize(source, before, after, stream=call.stream, **_seeds(call))[:3]
 
     def transposed(call: Transposed):
+        if call.cached_for is not None:
+            return of_codes(call.cached_for, call, transposed)
         spec = quantizer_named(call.quantizer)
         source = Blocks(call.codes, call.scales, call.tensor_scale, None, spec.format)
         return backend.transposed(source, spec)[:3]
+
+    def of_codes(weight: torch.Tensor, call: Requantize | Transposed, make: Callable):
+        plain = call._replace(cached_for=None)
+        return weight_cache.of_codes(weight, call[:3], weight_cache.how_of(plain), lambda: make(plain))
 
     def decode(call: Decode):
         spec = quantizer_named(call.quantizer)
@@ -165,6 +179,20 @@ def _fake_decode(call: Decode):
     return call.codes.new_empty((*call.codes.shape[:-1], call.columns), dtype=call.dtype)
 
 
+def _fake_gathered(call: Gathered):
+    check_format(quantizer_named(call.quantizer).format, call.codes, call.scales)
+    return call.codes.new_empty((*call.codes.shape[:-1], call.columns), dtype=call.dtype)
+
+
+def _gathered(call: Gathered):
+    rows, columns = call.codes.shape[-2], call.columns
+    raise WireError(
+        f"A weight [{rows}, {columns}] is read in high precision, and ranks gathered its codes alone; expected a "
+        "matmul that backend='quartet' compiles to read it. Compile the module that reads it, or keep the weight as it is: "
+        "wire='high', or its name in exclude."
+    )
+
+
 def _fake_transpose(call: Requantize | Transposed, before: Quantizer, after: Quantizer):
     facts = check_format(before.format, call.codes, call.scales)
     return _fake_blocks(call.codes, after, call.codes.shape[1] * facts.packed, call.codes.shape[0])
@@ -217,6 +245,7 @@ _FAKE: dict[str, Callable[..., Any]] = {
     "requantize": _fake_requantize,
     "transposed": _fake_transposed,
     "decode": _fake_decode,
+    "gathered": _fake_gathered,
     "scaled_mm": _fake_scaled_mm,
     "scaled_grouped_mm": _fake_scaled_grouped_mm,
     "separate_groups": _fake_separate_groups,
@@ -230,6 +259,7 @@ for _name, _fake in _FAKE.items():
     _library.define(f"{_name}{SCHEMAS[_name]}", tags=(*_tags, torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
     torch.library.register_fake(f"quartet::{_name}", by_name(_name, _fake), lib=_library)
 _library.impl("seed", by_name("seed", _seed), "BackendSelect")
+_library.impl("gathered", by_name("gathered", _gathered), "CompositeExplicitAutograd")
 for _key, _backend in (("CUDA", reference), ("CPU", cpu)):
     for _name, _function in _implement(_backend).items():
         _library.impl(_name, by_name(_name, _function), _key)

@@ -6,8 +6,10 @@ from collections.abc import Collection
 
 import torch
 
+from .architectures import library_use
 from .cpu.supports import INTEGER_PRODUCTS
 from .cpu.toolchain import isa, refusal
+from .library import IN_ROWS, LIBRARY_PRODUCTS
 
 _INSTRUCTIONS = {"amx": "AMX", "avx512vnni": "AVX512-VNNI", "avx512": "AVX512", "avx2": "AVX2", "portable": "portable"}
 
@@ -50,4 +52,9 @@ def _unit(device: torch.device, left: str, right: str, grouped: bool) -> str:
         "bf16": "emulated in bf16",
         "reference": "emulated in float32 by PyTorch",
     }
-    return words[unit_of(device, left, right, grouped)] + lacking
+    unit = unit_of(device, left, right, grouped)
+    product = IN_ROWS if unit == "fp8" else left
+    has_library = not grouped and unit in ("native", "fp8") and product in LIBRARY_PRODUCTS
+    if has_library and architecture_of(device) in LIBRARY_PRODUCTS[product].architectures and library_use() == "always":
+        lacking += ", by torch's library where it computes the same"
+    return words[unit] + lacking

@@ -36,7 +36,8 @@ class Seed(NamedTuple):
 
 
 class Quantize(NamedTuple):
-    """A matrix or its transpose, quantized, with a trust mask if it is asked for."""
+    """A matrix or its transpose, quantized, with a trust mask if it is asked for. cached_as: the matrix is a weight, rounded
+    to this dtype before it is quantized, and what is made of it is kept while its values are the same."""
 
     x: Tensor
     quantizer: str
@@ -45,6 +46,7 @@ class Quantize(NamedTuple):
     stream: int
     seed: Tensor | None
     sign_seed: Tensor | None
+    cached_as: torch.dtype | None = None
 
 
 class QuantizePair(NamedTuple):
@@ -58,7 +60,8 @@ class QuantizePair(NamedTuple):
 
 
 class Requantize(NamedTuple):
-    """The transpose of what the codes of `source` stand for, quantized."""
+    """The transpose of what the codes of `source` stand for, quantized. cached_for: the weight that the codes are of, beside
+    which what is made of them is kept while they are the same."""
 
     codes: Tensor
     scales: Tensor
@@ -68,15 +71,17 @@ class Requantize(NamedTuple):
     stream: int
     seed: Tensor | None
     sign_seed: Tensor | None
+    cached_for: Tensor | None = None
 
 
 class Transposed(NamedTuple):
-    """The codes of square blocks, transposed as they are."""
+    """The codes of square blocks, transposed as they are. cached_for: as of `Requantize`."""
 
     codes: Tensor
     scales: Tensor
     tensor_scale: Tensor
     quantizer: str
+    cached_for: Tensor | None = None
 
 
 class Decode(NamedTuple):
@@ -85,6 +90,19 @@ class Decode(NamedTuple):
     codes: Tensor
     scales: Tensor
     tensor_scale: Tensor
+    quantizer: str
+    columns: Size
+    dtype: torch.dtype
+
+
+class Gathered(NamedTuple):
+    """A weight of which ranks gathered codes, scales and the trust mask (`[rows, 0]` without one), and not its values:
+    products of ours read its parts. `columns` is K."""
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    mask: Tensor
     quantizer: str
     columns: Size
     dtype: torch.dtype
@@ -235,6 +253,7 @@ _TYPES: dict[Any, str] = {
     Size | None: "SymInt?",
     torch.device: "Device",
     torch.dtype: "ScalarType",
+    torch.dtype | None: "ScalarType?",
     **{kind: kind.__name__ for kind in (str, int, float, bool)},
 }
 
@@ -248,6 +267,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "requantize": Schema(Requantize, _BLOCKS),
         "transposed": Schema(Transposed, _BLOCKS),
         "decode": Schema(Decode),
+        "gathered": Schema(Gathered),
         "scaled_mm": Schema(ScaledMM),
         "scaled_grouped_mm": Schema(ScaledGroupedMM),
         "separate_groups": Schema(SeparateGroups, ("index", "back", "separate_ends")),

@@ -27,6 +27,7 @@ from ..kernels.numerics import philox
 from ..kernels.quantizer import Quantizer
 from ..kernels.schemas import Epilogue
 from .graph import Builder, Matrix, aten
+from .noise import drawn_alike
 from .saved import Saved
 from .share import Quantized, quartet
 from .site import MatmulSite
@@ -36,7 +37,7 @@ from .work import Work
 def apply(work: Work) -> None:
     """Rewrite the backward matmuls of each chosen site. Seeds are as many as sites, kept ones too, so that keeping one more
     doesn't change the noise of the others."""
-    rewrite_backward(work.chosen, work.saved, work.recipes, work.build, len(work.sites), work.shared_by)
+    rewrite_backward(work.chosen, work.saved, work.recipes, work.build, len(work.sites), drawn_alike(work))
 
 
 def rewrite_backward(

@@ -45,7 +45,7 @@ def rewrite_forward(sites: list[MatmulSite], recipes: Mapping[int, Recipe], buil
         with build.graph.inserting_before(site.node):
             x = operands.forward(before.x_original, gemm.a, philox.FPROP_X, site.node)
             if site.packed is not None:
-                w = packed_operand(build, site)
+                w = packed_operand(build, site, before.w_original.key in operands.masked)
             else:
                 w = operands.forward(before.w_original, gemm.b, philox.FPROP_W, site.node)
             build.replace(site.node, before.form.fprop(x, w, gemm))

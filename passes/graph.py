@@ -15,6 +15,7 @@ from .._compat import (
     expression,
     fake_like,
     fake_mode_of,
+    is_autograds,
     is_tangent,
     keep_in_backward,
     module_stack,
@@ -161,6 +162,11 @@ def tangents(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if is_tangent(node)]
 
 
+def backward_of(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on a gradient, or where whole steps are traced, what autograd computed; none of an inference graph."""
+    return descendants(tangents(graph)) or {node for node in graph.nodes if is_autograds(node)}
+
+
 @dataclasses.dataclass
 class Builder:
     """The one door for new nodes: runs the op on fake tensors for `meta["val"]`, and copies where it belongs from the
@@ -259,6 +265,11 @@ class Builder:
             before.prepend(moved)
         for item in node.users:
             item.meta["val"] = node.meta["val"][item.args[1]]
+        self.edits += 1
+
+    def call_with(self, node: fx.Node, call: NamedTuple) -> None:
+        """Let a new node that calls an op of ours be called with other arguments, which give the same."""
+        node.args = (*call,)
         self.edits += 1
 
     def divert(self, node: fx.Node, copy: fx.Node) -> None:

@@ -18,10 +18,12 @@ from ..report.report import GraphReport
 from . import PIPELINE
 from .describe import describe
 from .failures import tell
-from .graph import tangents
+from .graph import backward_of
 from .inputs import GraphInputs, is_nested
+from .packed import check_gathered
 from .pipeline import run
 from .show import show
+from .weight_cache import require_cpu
 from .work import Work
 
 
@@ -54,13 +56,15 @@ class QuartetPass(CustomGraphPass):
         except Exception as error:  # noqa: BLE001
             tell("a graph", error, self.policy.strict)
             if not is_nested(graph):
-                self.record(GraphReport(sites=(), training=bool(tangents(graph)), before="", after=""))
+                self.record(GraphReport(sites=(), training=bool(backward_of(graph)), before="", after=""))
 
     def _run(self, graph: fx.Graph) -> None:
         work = Work.on(graph, self.policy, self.inputs, self._uuid)
+        require_cpu(work)
         order = {node: position for position, node in enumerate(graph.nodes)}
         before = show(graph, dict(work.inputs.names)) if self.text else ""
         self.seconds = run(PIPELINE, work)
+        check_gathered(graph, work.weights.names)
         after = show(graph, dict(work.inputs.names)) if self.text else ""
         if not work.nested:  # of a nested graph, the graph around it reports what is inside
             sites = describe(work, order)
@@ -71,5 +75,6 @@ class QuartetPass(CustomGraphPass):
                 after=after,
                 observed=work.observed,
                 gathered=work.gathered,
+                cached=work.cached,
             )
             self.record(report)

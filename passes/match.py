@@ -20,8 +20,8 @@ from typing import NamedTuple
 from torch import fx
 
 from .._compat import GradOutput, description_of, descriptions_of, gradient_of, sequence_number
-from .graph import Matrix, Values, descendants, tangents
-from .packed import whole
+from .graph import Matrix, Values, backward_of
+from .packed import described_input, whole
 from .products import is_paired_by_structure, kind_of
 from .site import MatmulSite
 from .weights import Weights
@@ -41,7 +41,7 @@ class _Reader(NamedTuple):
 
 def apply(work: Work) -> None:
     """Find the sites of a graph."""
-    work.backward = frozenset(descendants(tangents(work.graph)))
+    work.backward = frozenset(backward_of(work.graph))
     work.sites = find_sites(work.graph, work.weights, work.backward)
 
 
@@ -140,7 +140,7 @@ class _Gradients:
         self._backward = backward
         self._ends_in: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self._differentiated: set[fx.Node] = set()
-        sources = {description_of(node): node for node in inputs}
+        sources = {description_of(described_input(node)): node for node in inputs}
         for description, result in zip(descriptions or (), output.args[0], strict=False):
             source = sources.get(gradient_of(description))
             if isinstance(description, GradOutput) and isinstance(result, fx.Node) and source is not None:

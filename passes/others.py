@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .graph import descendants, tangents
+from .graph import backward_of
 from .plan import NESTED
 from .products import PLAIN, kind_of
 from .products.kind import only_known, op_name, parameter_of
@@ -22,7 +22,7 @@ def apply(work: Work) -> None:
 def find_others(graph: fx.Graph, weights: Weights) -> list[OtherProduct]:
     """Every forward product but `mm` and `addmm`: batched and grouped products, attention, convolutions, and each product
     of the bodies of higher-order ops."""
-    backward = descendants(tangents(graph))
+    backward = backward_of(graph)
     found = []
     for node in graph.nodes:
         if node in backward:

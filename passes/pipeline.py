@@ -11,24 +11,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .. import _compat
-from ..errors import OptionError, suggest
+from .. import _compat, debug
 from .failures import keep
 from .show import show
 from .verify import verify
 from .work import Work
 
 log = logging.getLogger("quartet_compile")
-
-DEBUG_VARIABLE = "QUARTET_DEBUG"
-DEBUG = ("passes",)
-"""What can be asked for, separated by commas."""
 
 
 class Pass(NamedTuple):
@@ -45,7 +39,7 @@ def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
     Raises what a pass that changes nothing raises, and `StrictError` for a site on which another fails under `strict`.
     """
     seconds: dict[str, float] = {}
-    wanted = _debug()
+    prints = debug.asked("passes")
     looking = [step for step in pipeline if not step.changes]
     changing = [step for step in pipeline if step.changes]
     for step in looking:
@@ -59,7 +53,7 @@ def run(pipeline: Iterable[Pass], work: Work) -> dict[str, float]:
                 work.build.working_on = None
                 if work.build.edits != edits:
                     _timed(seconds, "verify", verify, work)
-                    _tell(step.name, work, wanted)
+                    _tell(step.name, work, prints)
             _timed(seconds, "verify", verify, work, True)
         except Exception as error:  # noqa: BLE001
             undo()
@@ -80,21 +74,12 @@ def _timed(seconds: dict[str, float], name: str, function: Callable, *args: obje
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _tell(name: str, work: Work, wanted: set[str]) -> None:
+def _tell(name: str, work: Work, prints: bool) -> None:
     """Show the graph after a pass to whoever wants it."""
 
     def text() -> str:
         return show(work.graph, dict(work.inputs.names))
 
-    if "passes" in wanted:
+    if prints:
         sys.stderr.write(f"quartet: after {name}\n{text()}\n")
     _compat.trace_artifact(f"quartet_after_{name}", text)
-
-
-def _debug() -> set[str]:
-    asked = {word.strip() for word in os.environ.get(DEBUG_VARIABLE, "").split(",")} - {""}
-    for word in sorted(asked - {*DEBUG}):
-        raise OptionError(
-            f"{DEBUG_VARIABLE} has {word!r}; expected {', '.join(DEBUG)}, separated by commas{suggest(word, DEBUG)}."
-        )
-    return asked

@@ -5,6 +5,7 @@ Every matmul gets a `Decision` with a reason in the user's terms; nothing is ski
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -16,10 +17,12 @@ from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..errors import StrictError
+from ..machines.targets import Target
 from .graph import aten, module_of, strip
 from .match import ELEMENTWISE
-from .packed import recipe_of
+from .packed import is_gathered, recipe_of, unread
 from .products.kind import SMALLEST
+from .profit import chip_of, profit
 from .site import Decision, MatmulSite, quantized
 from .weights import Weights, without_weight
 from .work import Work
@@ -85,6 +88,7 @@ def decide(
     nested: the graph is the body of a higher-order op.
     """
     decisions = []
+    readers = Counter(site.x.key for site in sites)
     for site in sites:
         name, names = name_of(site, weights.names, modules.get(site.node, ""))
         recipe = recipes.of(names)
@@ -93,15 +97,19 @@ def decide(
         elif site.weight is None:
             wanted, reason = False, without_weight(site.x.node, site.w.node, weights)
         else:
-            wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe)
+            wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe, readers[site.x.key])
         packed = [weights.packed[source] for source in site.sources if source in weights.packed]
         if packed and wanted and site.packed is None:
             wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
+            if any(map(is_gathered, site.sources)):
+                reason = "it is read in part, transposed, or cast before the quantizer"
         elif packed and wanted:
             recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
         reason = obstacle or reason
         if packed and (obstacle or not wanted):
+            if any(map(is_gathered, site.sources)):
+                raise unread(packed[0], reason)
             reason = f"{reason}; its packed weight is decoded for it"
         decisions.append(
             Decision(
@@ -118,7 +126,7 @@ def decide(
 
 
 def _policy(
-    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None
+    site: MatmulSite, names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None, readers: int
 ) -> tuple[bool, str]:
     refusal = refused(names, mark, policy, recipe)
     if refusal:
@@ -129,14 +137,25 @@ def _policy(
     if site.node.meta["val"].dtype not in DTYPES:
         dtype = str(site.node.meta["val"].dtype).removeprefix("torch.")
         return False, f"dtype {dtype}; FP4 replaces float32, bfloat16 and float16 only"
-    obstacle = site.kind.obstacle(site) or _too_small(site, names) or _sparse_tail(site, recipe)
+    obstacle = site.kind.obstacle(site) or _too_small(site, names) or sparse_tail(site.shape[2], recipe)
     if obstacle:
         return False, obstacle
     wanted, reason = chosen(names, mark, policy)
     if reason:
         return wanted, reason
     kept = _tied(site) or _unprofitable(site)
-    return kept is None, kept or _kind(site)
+    if kept:
+        return False, kept
+    chip = chip_of(policy, site.node.meta["val"].device)
+    return (True, _kind(site)) if chip is None else _if_it_pays(site, recipe, chip, readers)
+
+
+def _if_it_pays(site: MatmulSite, recipe: Recipe, chip: Target, readers: int) -> tuple[bool, str]:
+    """Under `policy="profitable"`: a site that doesn't pay is kept, one of which that isn't known is not."""
+    found = profit(site, recipe, chip, readers)
+    if isinstance(found, str):
+        return True, f"{_kind(site)}; {found}, so whether it pays isn't known"
+    return found.pays, f"{'pays' if found.pays else 'does not pay'}, {found}"
 
 
 def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:
@@ -231,9 +250,8 @@ def _is_adapter(names: tuple[str, ...]) -> bool:
     return any(part.lower().startswith("lora_") for name in names for part in name.split("."))
 
 
-def _sparse_tail(site: MatmulSite, recipe: Recipe) -> str | None:
+def sparse_tail(k: int, recipe: Recipe) -> str | None:
     """QuEST's scale is a standard deviation: a last group with one column rotates to a constant, and is lost."""
-    k = site.shape[2]
     if recipe.fprop is None or "quest" not in (recipe.fprop.a.scale, recipe.fprop.b.scale):
         return None
     tail = k % recipe.fprop.a.block

@@ -37,7 +37,7 @@ from ..kernels.schemas import (
     epilogue_of,
     op_of,
 )
-from .graph import CONVERSIONS, TRANSPOSES, VIEWS, descendants, tangents
+from .graph import CONVERSIONS, TRANSPOSES, VIEWS, backward_of, tangents
 
 _DTYPES = {
     torch.float32: "f32",
@@ -55,7 +55,7 @@ _RENAMED = {"quantize": "q", "quantize_pair": "q", "requantize": "qt", "transpos
 
 def show(graph: fx.Graph, names: dict[fx.Node, str]) -> str:
     """The text of a graph. names: what to call placeholders."""
-    backward = descendants(tangents(graph))
+    backward = backward_of(graph)
     outputs = _output_names(graph)
     printer = _Printer({**_gradient_names(graph, outputs), **names})
     lines = [(node, line) for node in graph.nodes if (line := printer.line(node))]
@@ -188,7 +188,7 @@ class _Printer:
         if op == "seed":
             return f"seed({call.length})"
         if op == "quantize":
-            options = call.quantizer + ", mask" * call.mask
+            options = call.quantizer + ", mask" * call.mask + ", cached" * (call.cached_as is not None)
             source = self._operand(call.x) + (".T" if call.transpose else "")
             return f"quantize[{options}]({', '.join([source, *self._seeds(call)])})"
         if op == "quantize_pair":
@@ -196,9 +196,10 @@ class _Printer:
             kinds = row if row == column else f"{row}, {column}"
             return f"quantize_pair[{kinds}]({', '.join([self._operand(call.dy), *self._seeds(call)])})"
         if op == "requantize":
-            return f"requantize[{call.quantizer}]({', '.join([self._blocks(call.codes) + '.T', *self._seeds(call)])})"
+            options = call.quantizer + ", cached" * (call.cached_for is not None)
+            return f"requantize[{options}]({', '.join([self._blocks(call.codes) + '.T', *self._seeds(call)])})"
         if op == "transposed":
-            return f"transposed({self._blocks(call.codes)})"
+            return f"transposed{'[cached]' * (call.cached_for is not None)}({self._blocks(call.codes)})"
         if isinstance(call, (ScaledMM, ScaledGroupedMM)):
             return self._product(op, call)
         if op == "unrotate":

@@ -24,6 +24,7 @@ from ..kernels.quantizer import quantizer
 from ..kernels.schemas import (
     SCHEMAS,
     Epilogue,
+    Quantize,
     QuantizePair,
     Requantize,
     ScaledGroupedMM,
@@ -40,6 +41,7 @@ from .packed import parts as packed_parts
 from .rewritten import QUANTIZING, Product, Traced, product_nodes, products
 from .rows import origin, route
 from .site import MatmulSite
+from .weight_cache import memory_of
 from .work import Work
 
 Offence = tuple[fx.Node | None, str]
@@ -384,10 +386,29 @@ def unrotated(graph: Rewritten) -> Iterator[Offence]:
             columns = product.site.shape[2]
             if call.rotation != left:
                 yield node, f"undoes a rotation of {call.rotation}, and fprop's is {left}"
-            if (origin(call.mask) if call.mask is not None else None) is not mask:
+            if (origin(call.mask) if call.mask is not None else None) is not (origin(mask) if mask else None):
                 yield node, f"has the mask {call.mask}, and fprop made {mask}"
             if expression(call.columns) != expression(columns):
                 yield node, f"leaves {call.columns} columns of {columns}"
+
+
+def kept(graph: Rewritten) -> Iterator[Offence]:
+    values = Values()
+    for node in graph.of("quantize", "requantize", "transposed"):
+        call = graph.arguments(node)
+        if getattr(call, "cached_as", None) is None and getattr(call, "cached_for", None) is None:
+            continue
+        if getattr(call, "seed", None) is not None or getattr(call, "sign_seed", None) is not None:
+            yield node, "is kept, and draws random numbers"
+        if isinstance(call, Quantize):
+            found = memory_of(call.x, values)
+            if isinstance(found, str):
+                yield node, f"is kept, and of {call.x} {found}"
+            continue
+        made = call.codes.args[0] if call.codes.target is operator.getitem else None
+        weight = graph.arguments(made).x if graph.op.get(made) == "quantize" else call.codes
+        if call.cached_for is not weight:
+            yield node, f"is kept beside {call.cached_for}, and its codes are of {weight}"
 
 
 def _rotation(operand: Traced) -> tuple:
@@ -453,6 +474,7 @@ SPEC = (
     Row("signs", "both operands of a product are rotated by the same signs", signs),
     Row("stream", "an operand that draws does so from the stream of its GEMM and side", streams),
     Row("noise", "two operands with one seed and one stream are the same matrix, quantized alike", noise),
+    Row("kept", "what is kept draws nothing, and belongs to the memory of the weight that it is made of", kept),
     Row("unrotate", "a gradient loses the rotation, the padding and the mask of fprop, and no other", unrotated),
 )
 

@@ -37,7 +37,11 @@ from .work import Work
 OPERANDS = {"fprop": ("X", "W"), "dgrad": ("dY", "W^T"), "wgrad": ("dY^T", "X^T")}
 GRADIENTS = {"dgrad": "dX", "wgrad": "dW"}
 TRANSPOSED = "the codes of fprop, transposed as they are"
-UNMEASURED = {"transposed": TRANSPOSED, "decode": "the codes of a packed weight, as they are"}
+UNMEASURED = {
+    "transposed": TRANSPOSED,
+    "decode": "the codes of a packed weight, as they are",
+    "gathered": "the codes that ranks gathered, as they are",
+}
 """The ops whose operands have no row of their own, and why."""
 
 

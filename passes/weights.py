@@ -39,7 +39,9 @@ class Weights:
         packed: Mapping[fx.Node, str] | None = None,
     ) -> None:
         self.packed = packed or {}
-        self.parameters, self.state = {**parameters, **self.packed}, state
+        inside = {source for node in self.packed for source in node.all_input_nodes}
+        self.parameters = {node: name for node, name in {**parameters, **self.packed}.items() if node not in inside}
+        self.state = state
         self._leaves = leaves or {}
         self.names = {**self._leaves, **self.parameters}
         fixed = {**dict.fromkeys(state, _Origin.CONSTANT), **dict.fromkeys(self.parameters, _Origin.PARAMETER)}

@@ -10,11 +10,17 @@ take 5.25 bits an element instead of 16, and each rank quantizes only what is it
 
 Legal, and the same bits, because such a quantizer makes of a row what it makes of it among others, whatever the order of
 rows; and because casts of elements can go before. The gather goes only if nothing else reads what it brings.
+
+The second level of NVFP4's scales is of the largest magnitude of the whole matrix. Ranks agree on it first, and each
+quantizes one row more, which holds it:
+
+         largest = wait(all_reduce(max |part|));  codes' = quantize([part; largest 0 ... 0])[:-1]
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -26,6 +32,8 @@ from ..report.report import Gathered
 from .graph import Builder, aten
 from .rows import Way, gone_again, is_wait, way_to
 from .work import Work
+
+convert, collectives = torch.ops.prims.convert_element_type.default, torch.ops._c10d_functional
 
 SENT = ("codes", "scales", "mask")
 """The results of `quantize` that have something for each row."""
@@ -84,18 +92,42 @@ def send(build: Builder, candidate: Candidate) -> None:
             part = build.call(cast, cast.target, part, *cast.args[1:], kwargs=dict(cast.kwargs))
         shape = [*part.meta["val"].shape]
         flat = part if len(shape) == 2 else build.call(gather, aten.reshape.default, part, [-1, shape[-1]])
-    build.read_instead(made, flat, before=gather)
+        spec = quantizer(arguments_of(made).quantizer)
+        given = _with_largest(build, flat, gather, spec.group) if spec.two_level else flat
+    build.read_instead(made, given, before=gather)
     for name, users in readers.items():
         item = items[name]
         with build.graph.inserting_before(gather):
             width = item.meta["val"].shape[-1]
-            rows = item if len(shape) == 2 else build.call(gather, aten.view.default, item, [*shape[:-1], width])
+            rows = (
+                build.call(gather, aten.slice.Tensor, item, 0, 0, flat.meta["val"].shape[0]) if spec.two_level else item
+            )
+            rows = rows if len(shape) == 2 else build.call(gather, aten.view.default, rows, [*shape[:-1], width])
             sent = build.call(gather, gather.target, _seen_as(build, rows, torch.uint8), *gather.args[1:])
         with build.graph.inserting_before(way.wait):
             gathered = _seen_as(build, build.call(way.wait, way.wait.target, sent), item.meta["val"].dtype)
         whole = gone_again(build, way, gathered)
         for user in users:
             user.replace_input_with(item, whole)
+
+
+def _with_largest(build: Builder, rows: fx.Node, gather: fx.Node, columns: int) -> fx.Node:
+    """Rows, and one more, with the largest magnitude of all ranks. Groups with a NaN or an infinity do not count."""
+    value = rows.meta["val"]
+    count, width = value.shape
+
+    def call(op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return build.call(gather, op, *args, kwargs=kwargs)
+
+    padded = call(aten.constant_pad_nd.default, call(aten.abs.default, rows), [0, -width % columns])
+    groups = call(aten.amax.default, call(aten.view.default, padded, [count, -1, columns]), [-1])
+    zero = call(aten.full.default, [], 0.0, dtype=value.dtype, device=value.device)
+    finite = call(aten.where.self, call(aten.lt.Scalar, groups, math.inf), groups, zero)
+    mine = call(convert, call(aten.amax.default, finite, [0, 1]), torch.float32)
+    reduced = call(collectives.all_reduce.default, mine, "max", gather.args[2])
+    largest = call(convert, call(collectives.wait_tensor.default, reduced), value.dtype)
+    more = call(aten.constant_pad_nd.default, call(aten.view.default, largest, [1, 1]), [0, width - 1])
+    return call(aten.cat.default, [rows, more])
 
 
 def _seen_as(build: Builder, node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -128,8 +160,8 @@ def _why_not(candidate: Candidate, found: list[Candidate], live: set[fx.Node]) -
         return "what is quantized together is what ranks have parts of: K is gathered"
     if spec.exact:
         return f"{spec.name} rounds nothing"
-    if spec.two_level:
-        return f"{spec.name} has a scale of the whole tensor"
+    if spec.two_level and spec.rotation:
+        return f"{spec.name} has a scale of the whole tensor, of what is rotated"
     if spec.seeded:
         return f"{spec.name} draws random bits by the row of the whole tensor"
     if spec.group_rows > 1:

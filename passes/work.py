@@ -10,10 +10,10 @@ from torch import fx
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
-from ..report.report import Gathered, Observed
-from .graph import Builder, snapshot, tangents
+from ..report.report import Cached, Gathered, Observed
+from .graph import Builder, backward_of, snapshot
 from .inputs import GraphInputs, Placeholders, is_nested, placeholders_of
-from .packed import packed_weights
+from .packed import merge_gathered, packed_weights
 from .saved import Saved
 from .site import Decision, MatmulSite, OtherProduct, quantized
 from .weights import Weights
@@ -33,6 +33,7 @@ class Work:
     Made, anew at each attempt to rewrite the graph:
     build:  the door for new nodes. saved: what the forward of each site leaves for its backward, by index.
     observed: what the rows of the graph's table are of. gathered: what ranks gather and then quantize, for the report.
+    cached: what is made of weights, and whether it is kept, for the report.
     idle:   waits for collectives that are read no more, which FX would keep.
     """
 
@@ -52,15 +53,17 @@ class Work:
     saved: dict[int, Saved] = dataclasses.field(default_factory=dict)
     observed: tuple[Observed, ...] = ()
     gathered: tuple[Gathered, ...] = ()
+    cached: tuple[Cached, ...] = ()
     idle: set[fx.Node] = dataclasses.field(default_factory=set)
 
     @classmethod
     def on(cls, graph: fx.Graph, policy: Policy, inputs: GraphInputs, table: str = "") -> Work:
         """The work that a graph is before any pass. inputs: what Dynamo knows of its inputs."""
+        merge_gathered(graph)
         known = placeholders_of(graph, inputs)
         packed = packed_weights(graph, known.names)
         weights = Weights(graph, known.parameters, known.state, known.leaves, packed)
-        training, nested = bool(tangents(graph)), is_nested(graph)
+        training, nested = bool(backward_of(graph)), is_nested(graph)
         return cls(
             graph=graph,
             policy=policy,
@@ -98,5 +101,6 @@ class Work:
 
     def attempt(self) -> Callable[[], None]:
         """Begin to rewrite the graph. Returns a function that gives it back as it is now."""
-        self.build, self.saved, self.observed, self.gathered, self.idle = Builder(self.graph), {}, (), (), set()
+        self.build, self.saved, self.idle = Builder(self.graph), {}, set()
+        self.observed, self.gathered, self.cached = (), (), ()
         return snapshot(self.graph)

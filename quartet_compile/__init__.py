@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .config.toml import load_recipe, save_recipe
     from .cross.artifact import Artifact
     from .cross.cross_compile import CrossCompileError, cross_compile
-    from .cross.targets import TARGETS, Target
     from .errors import (
         CaptureError,
         ExportError,
@@ -36,11 +35,15 @@ if TYPE_CHECKING:
         ReportError,
         StatsError,
         StrictError,
+        WeightCacheError,
+        WireError,
     )
     from .frontend.api import quartet
     from .frontend.enable import disable, enable
     from .frontend.set_recipe import set_recipe
+    from .gathers.fsdp import gather_codes
     from .kernels.quantizer import Quantizer, quantizer
+    from .machines.targets import TARGETS, Target
     from .origin import check_provenance, provenance
     from .packed.load import load_fp4
     from .packed.pack import pack, unpack
@@ -64,7 +67,7 @@ _HOMES = {
     "config.toml": ("load_recipe", "save_recipe"),
     "cross.artifact": ("Artifact",),
     "cross.cross_compile": ("CrossCompileError", "cross_compile"),
-    "cross.targets": ("TARGETS", "Target"),
+    "machines.targets": ("TARGETS", "Target"),
     "errors": (
         "CaptureError",
         "ExportError",
@@ -77,6 +80,8 @@ _HOMES = {
         "ReportError",
         "StatsError",
         "StrictError",
+        "WeightCacheError",
+        "WireError",
     ),
     "serving.export": ("export",),
     "serving.record": ("Exported", "ExportedTensor"),
@@ -84,6 +89,7 @@ _HOMES = {
     "frontend.api": ("quartet",),
     "frontend.enable": ("disable", "enable"),
     "frontend.set_recipe": ("set_recipe",),
+    "gathers.fsdp": ("gather_codes",),
     "kernels.quantizer": ("Quantizer", "quantizer"),
     "origin": ("check_provenance", "provenance"),
     "packed.load": ("load_fp4",),
@@ -160,6 +166,8 @@ __all__ = [
     "StatsError",
     "StrictError",
     "Target",
+    "WeightCacheError",
+    "WireError",
     "__version__",
     "advise",
     "callbacks",
@@ -172,6 +180,7 @@ __all__ = [
     "export_state",
     "first_and_last_blocks",
     "fp4",
+    "gather_codes",
     "graph_diff",
     "law",
     "load_fp4",

@@ -33,15 +33,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import doctor
 from ._compat import UnfitTorch
 from .advice import cli as advise_cli
 from .config.presets import recipe as find_recipe
 from .config.presets import recipes
 from .config.toml import load_recipe
-from .cross.targets import CHIPS, TARGETS
+from .doctor import cli as doctor_cli
 from .errors import QuartetError, suggest
 from .law import cli as law_cli
+from .machines.targets import CHIPS, TARGETS
 from .serving import cli as export_cli
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     advise_cli.add_command(commands, lambda command: _add_model_arguments(command, recipe=False), run_advise)
     law_cli.add_command(commands)
     export_cli.add_command(commands)
-    doctor.add_command(commands)
+    doctor_cli.add_command(commands)
     return root
 
 
@@ -156,6 +156,9 @@ def _add_model_arguments(command: argparse.ArgumentParser, recipe: bool = True) 
     command.add_argument("--exclude", metavar="GLOB", action="append", help="keep these modules; repeatable")
     command.add_argument("--scope", help="all, or marked: only what is marked with quartet_compile.fp4")
     if recipe:
+        command.add_argument(
+            "--policy", help="all; or profitable:b200, to keep what the prediction for that chip says doesn't pay"
+        )
         command.add_argument(
             "--strict", action="store_true", help="a matmul that should run in FP4 and can't, is an error"
         )
@@ -241,7 +244,7 @@ def _call(options: argparse.Namespace, function: Callable, **given: Any) -> Any:
         )
     given |= {
         name: value
-        for name in ("recipe", "include", "exclude", "scope", "strict")
+        for name in ("recipe", "include", "exclude", "scope", "policy", "strict")
         if (value := getattr(options, name, None))
     }
     with torch.no_grad() if options.no_grad else contextlib.nullcontext():

@@ -27,8 +27,9 @@ from .config.names import clean, matches
 from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
 from .errors import OptionError, suggest
-from .kernels.architectures import product_format
-from .kernels.cpu.toolchain import require_compiler
+from .kernels import weight_cache
+from .kernels.architectures import library_use, product_format
+from .kernels.cpu.toolchain import require_compiler, require_linux
 from .kernels.paths import path_of
 from .passes.inputs import GraphInputs
 from .passes.joint import QuartetPass
@@ -144,6 +145,7 @@ def compile_graph(
 
     check_ranks(config)
     device = device_of(example_inputs)
+    require_linux("CPU" if device.type == "cpu" else "GPU")
     if device.type == "cpu":
         require_compiler()  # before Inductor misses it, with less to say
     inputs = graph_inputs(gm, names or {})
@@ -159,6 +161,8 @@ def compile_graph(
     run = QuartetPass(config.policy, inputs, uuid, record, text=records.wants_text())
     seen = names_in(gm, inputs)
     compiled = _compat.compile_fx(gm, example_inputs, {**dict(config.inductor), _compat.claim_joint_pass(): run})
+    if config.policy.weight_cache:
+        _compat.when_freed(compiled, weight_cache.forget)
     process.seen.setdefault(config.policy, set()).update(seen)
     for graph in records.read(uuid)[-1:]:  # the last holds what the others, of higher-order ops inside of it, do
         process.running.compiled(graph, config.policy, device)
@@ -214,7 +218,7 @@ def names_in(gm: fx.GraphModule, inputs: GraphInputs) -> set[str]:
 def graph_uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """Hash of everything that the pass depends on besides the graph that Inductor hashes itself."""
     digest = hashlib.sha256(sources_hash().encode())
-    settings = (config, inputs, torch.is_grad_enabled(), product_format(), records.wants_text())
+    settings = (config, inputs, torch.is_grad_enabled(), product_format(), library_use(), records.wants_text())
     digest.update(repr(settings).encode())
     for node in gm.graph.nodes:
         if node.op == "placeholder":

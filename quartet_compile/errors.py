@@ -42,6 +42,10 @@ class StatsError(QuartetError):
     """Statistics of a model that has none."""
 
 
+class WeightCacheError(QuartetError):
+    """With `QUARTET_DEBUG=weights`, an operand of the weight cache that differs from what its weight gives now."""
+
+
 class ReportError(QuartetError):
     """A picture of a report that can't be made."""
 
@@ -56,6 +60,10 @@ class ExportError(QuartetError):
 
 class PackError(QuartetError):
     """A weight can't be packed, or the files of FP4 weights don't fit the model."""
+
+
+class WireError(QuartetError):
+    """A weight of which ranks gathered the codes alone, and that something reads in high precision."""
 
 
 class CompilerError(QuartetError):

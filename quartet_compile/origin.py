@@ -19,7 +19,8 @@ def provenance(model: Any) -> dict[str, Any]:
     """What a compiled model computes with now, as plain data that JSON holds: keep it beside the weights.
 
     model: compiled by `backend="quartet"`, in whatever way. The keys: `quartet_compile` and `torch`, versions; `recipe` and
-    `eval`, ordered pairs of a glob and a recipe, each with the quantizers of its GEMMs; `include`, `exclude`, `scope`.
+    `eval`, ordered pairs of a glob and a recipe, each with the quantizers of its GEMMs; `include`, `exclude`, `scope`,
+    `policy`.
     `qc.set_recipe` changes it. Raises `OptionError` for a model of which no part is compiled so, or parts differently.
     """
     compiled = compiled_by_us(model)
@@ -37,6 +38,7 @@ def provenance(model: Any) -> dict[str, Any]:
         "include": list(policy.include),
         "exclude": list(policy.exclude),
         "scope": policy.scope,
+        "policy": policy.policy,
     }
 
 

@@ -50,6 +50,7 @@ class Process:
     compilations: `report/stats.py`: how often each uuid was compiled.
     reading:      `report/stats.py`: the graphs that read a parameter.
     tables:       `kernels/stats.py`: what graphs have measured.
+    weights:      `kernels/weight_cache.py`: what was made of weights, by the storage of each.
     writes:       `kernels/stats.py`: the number of the next write to a table.
     switched:     `frontend/set_recipe.py`: the recipes that a compiled object has had.
     configs:      `frontend/set_recipe.py`: the configurations among which any compiled object was switched.
@@ -64,6 +65,8 @@ class Process:
     recipes:      `config/presets.py`: the recipes that were registered by name.
     said_options: `ranks.py`: whether other ranks know this one's options.
     said:         `frontend/said.py`: the lines about compiled models so far.
+    library_products: `kernels/library.py`: the products that the library has run, as they were reported.
+    trying:       `kernels/library.py`: whether calls of the library are trials.
     """
 
     reports: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,7 @@ class Process:
     compilations: Counter[str] = dataclasses.field(default_factory=Counter)
     reading: MutableMapping[Any, list[str]] = dataclasses.field(default_factory=WeakIdKeyDictionary)
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: MutableMapping[Any, dict[Any, Any]] = dataclasses.field(default_factory=WeakIdKeyDictionary)
     writes: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     switched: MutableMapping[Any, Any] = dataclasses.field(default_factory=weakref.WeakKeyDictionary)
     configs: set[Any] = dataclasses.field(default_factory=set)
@@ -86,6 +90,8 @@ class Process:
     recipes: dict[str, Any] = dataclasses.field(default_factory=dict)
     said_options: bool = False
     said: set[str] = dataclasses.field(default_factory=set)
+    library_products: set[tuple[str, int, int, int]] = dataclasses.field(default_factory=set)
+    trying: bool = False
 
 
 process = Process()

@@ -1,11 +1,13 @@
 """Distributed processes compute alike: each says its options to the others, and one that has others is told.
 
-Nobody waits: a process writes its options to the store of the default process group at its first compilation, and reads
-those of the ranks that have compiled before. So of two ranks that differ at least one gets the error.
+Nobody waits: a process writes its options to the store of the default process group at its first compilation, or before
+where FSDP2 is told what to gather, and reads those of the ranks that have done so before. So of two ranks that differ at
+least one gets the error.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -18,7 +20,7 @@ from .process import process
 
 
 def check_ranks(config: Config) -> None:
-    """Raise `OptionError` if another rank's first compilation had other options than this one's."""
+    """Raise `OptionError` if what another rank compiles first has other options than what this one does."""
     if process.said_options:
         return
     mine = _described(config)
@@ -38,17 +40,13 @@ def check_ranks(config: Config) -> None:
 def _described(config: Config) -> dict[str, list[str]]:
     """Each option as a user reads it, and a hash of all that it stands for."""
     policy = config.policy
-    plain = {key: value for key, value in config.inductor if isinstance(value, (str, int, float, type(None)))}
-    evaluation = policy.eval_recipe if policy.eval_recipe != policy.recipe else None
-    options = {
-        "recipe": policy.recipe,
-        "eval": evaluation,
-        "include": policy.include,
-        "exclude": policy.exclude,
-        "scope": policy.scope,
-        "strict": policy.strict,
-        "stats": policy.stats,
-        "inductor": plain,
+    options: dict[str, Any] = {
+        field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.compare
+    }
+    evaluation = options.pop("eval_recipe")
+    options["eval"] = evaluation if evaluation != policy.recipe else None
+    options["inductor"] = {
+        key: value for key, value in config.inductor if isinstance(value, (str, int, float, type(None)))
     }
     return {name: [_shown(value), hashlib.sha256(repr(value).encode()).hexdigest()] for name, value in options.items()}
 

@@ -14,6 +14,7 @@ import types
 import warnings
 from collections.abc import Mapping
 
+from . import _compat
 from .places import is_users
 
 
@@ -23,10 +24,12 @@ class QuartetWarning(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a code stands for, and what to do about it."""
+    """What a code stands for, and what to do about it. alike: of distributed ranks each would say the same, and the first
+    says it."""
 
     meaning: str
     remedy: str
+    alike: bool = False
 
 
 KINDS: Mapping[str, Kind] = types.MappingProxyType(
@@ -68,10 +71,12 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
         "QC301": Kind(
             "An exported checkpoint is read wrongly by some of the loaders of its format.",
             "The warning names the loaders, and what to export instead for the others (docs/export.md).",
+            alike=True,
         ),
         "QC401": Kind(
             "A run resumes with another recipe, other options or another version than its checkpoint was trained with.",
             "Compile with those of before, which the warning has; or nothing, where the change is wanted.",
+            alike=True,
         ),
     }
 )
@@ -79,10 +84,11 @@ KINDS: Mapping[str, Kind] = types.MappingProxyType(
 
 def warn(code: str, text: str) -> None:
     """Warn at the user's innermost line; where no frame is the user's, at the outermost one."""
+    if KINDS[code].alike and _compat.rank() != 0:
+        return
     frame = sys._getframe(1)
     while frame.f_back is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
-    assert code in KINDS
     warnings.warn_explicit(
         f"quartet {code}: {text}",
         QuartetWarning,

@@ -112,6 +112,13 @@ def _intact(folder: Path, key: str) -> Path | None:
     return next((path for path in folder.glob(f"{key}-*.so") if path == _named(folder, key, path)), None)
 
 
+def kept() -> tuple[int, list[Path]]:
+    """How many builds of the library the cache folder has, of this machine or others, and those that are damaged."""
+    builds = sorted((Path(_compat.cache_dir()) / "quartet").glob("*-*.so"))
+    damaged = [path for path in builds if path != _named(path.parent, path.name.partition("-")[0], path)]
+    return len(builds) - len(damaged), damaged
+
+
 def _named(folder: Path, key: str, built: Path) -> Path:
     return folder / f"{key}-{hashlib.sha256(built.read_bytes()).hexdigest()[:32]}.so"
 

@@ -124,7 +124,7 @@ def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns:
 
 def _quantize(x: torch.Tensor, row: ctypes.Structure | None, column: ctypes.Structure | None) -> None:
     """Fill what the requests ask for; a matrix that is contiguous along its columns is read as its transpose."""
-    x, turned = _matrix(x)
+    x, turned = matrix_of(x)
     if turned:
         row, column = column, row
     function("quartet_quantize", "piiiippi")(
@@ -140,7 +140,7 @@ def _quantize(x: torch.Tensor, row: ctypes.Structure | None, column: ctypes.Stru
 
 
 def _quantize_any(x: torch.Tensor, transpose: bool, wanted: ctypes.Structure) -> None:
-    x, turned = _matrix(x)
+    x, turned = matrix_of(x)
     function("quartet_quantize_any", "piiiiipi")(
         matrix_address(x),
         ELEMENT_TYPES[x.dtype],
@@ -153,7 +153,7 @@ def _quantize_any(x: torch.Tensor, transpose: bool, wanted: ctypes.Structure) ->
     require_known(wanted)
 
 
-def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def matrix_of(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """`x` or its transpose, whichever is contiguous along rows, else a copy; and whether it is the transpose."""
     if x.dtype not in ELEMENT_TYPES:
         x = x.float()

@@ -140,13 +140,19 @@ def _remedy(compiler: str) -> str:
     )
 
 
-def require_compiler() -> str:
-    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`, outside of Linux too."""
+def require_linux(kernels: str) -> None:
+    """Raise `CompilerError` outside of Linux. kernels: which are needed, as "CPU"."""
     if sys.platform != "linux":
+        system = _SYSTEMS.get(sys.platform, sys.platform)
         raise CompilerError(
-            f"Quartet Compile's CPU kernels are built on Linux, and this is {_SYSTEMS.get(sys.platform, sys.platform)}. "
+            f"Quartet Compile's {kernels} kernels are built on Linux, and this is {system}. "
             "Train on Linux, in a container, or on Windows in WSL 2; explain, recipes, law and export work here."
         )
+
+
+def require_compiler() -> str:
+    """The C++ compiler, which Inductor uses for the CPU too. Raises `CompilerError`, outside of Linux too."""
+    require_linux("CPU")
     found = _compat.cpp_compiler()
     if found is None:
         raise _no_compiler(os.environ.get("CXX", "g++"))

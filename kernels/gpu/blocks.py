@@ -20,7 +20,6 @@ from .rounding import (
 )
 from .scales import (
     absmax_exponent,
-    e4m3_signed,
     e4m3_value,
     e8m0_value,
     normal_power_of_two,
@@ -283,24 +282,3 @@ def column_places(row0, column0, per_column, rows: tl.constexpr, columns: tl.con
     row = column0 + local // (rows // 32)
     first = row0 + local % (rows // 32) * 32
     return row, first, row * per_column + first // 32
-
-
-@triton.jit
-def decode_fp8(codes, scales, largest):
-    """E4M3 bytes, uint8[rows, n], of the values times 2^6 over the row's largest scale, and int32[rows]: whether E4M3
-    can't hold one of them.
-
-    codes: uint8[rows, n / 2]; scales: int32[rows, n / 32], E8M0 bytes; largest: int32[rows], below 255. A code times 2^-8
-    to 2^6 is exact in E4M3, whose least is 2^-9. A NaN scale makes its group NaN, which E4M3 can hold.
-    """
-    rows: tl.constexpr = codes.shape[0]
-    groups: tl.constexpr = scales.shape[1]
-    x = tl.reshape(values(codes), (rows, groups, 32))
-    shift = scales - largest[:, None] + 6
-    nan = scales == 255
-    small = (shift < -8) & (scales < 255)
-    power = power_of_two(127 + tl.where(small | nan, 0, shift))
-    power = tl.where(small, 0.0, tl.where(nan, float("nan"), power))
-    lost = small[:, :, None] & (x != 0.0)
-    decoded = e4m3_signed(tl.reshape(x * power[:, :, None], (rows, groups * 32)))
-    return decoded, tl.max(tl.max(lost.to(tl.int32), axis=2), axis=1)

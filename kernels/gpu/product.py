@@ -58,3 +58,24 @@ def in_parts(acc, count: tl.constexpr):
     else:
         left, right = tl.split(tl.permute(tl.reshape(acc, (rows, 2, columns // 2)), (0, 2, 1)))
         return in_parts(left, count // 2) + in_parts(right, count // 2)
+
+
+@triton.jit
+def kept_columns(x, words):
+    """float32 `x: [M, 32]` where the bits of `words: uint32[M]` are set, else 0; column `c` has bit `c`."""
+    bits = words[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]
+    return tl.where((bits & 1) != 0, x, 0.0)
+
+
+@triton.jit
+def rotated_rows(x):
+    """float32[M, 32] `x @ H sqrt(32)` of bfloat16 or float16 `x: [M, 32]` on tensor cores: H's elements are 1 and -1, minus
+    where the places have an odd number of bits in common."""
+    common = tl.arange(0, 32)[:, None] & tl.arange(0, 32)[None, :]
+    odd = common ^ (common >> 4)
+    odd = odd ^ (odd >> 2)
+    odd = (odd ^ (odd >> 1)) & 1
+    matrix = tl.where(odd != 0, -1.0, 1.0)
+    if INTERPRETED:
+        return tl.dot(x.to(tl.float32), matrix, input_precision="ieee")
+    return tl.dot(x, matrix.to(x.dtype))

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from .rotation import mean, means
-from .rounding import INTERPRETED
 
 SMALLEST_BYTE = tl.constexpr(64)
 """The least E8M0 byte that a quantizer makes."""
@@ -126,11 +125,3 @@ def unswizzle(swizzled, rows: tl.constexpr, groups: tl.constexpr):
     """
     swizzled = tl.reshape(swizzled, (rows // 128, groups // 4, 32, 4, 4))
     return tl.reshape(tl.permute(swizzled, (0, 3, 2, 1, 4)), (rows, groups))
-
-
-@triton.jit
-def e4m3_signed(x):
-    """uint8: E4M3 bytes of float32 `x` that E4M3 holds exactly; NaN gives NaN."""
-    if INTERPRETED:
-        return e4m3_encode(tl.abs(x)) | (x < 0).to(tl.uint8) << 7
-    return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)

@@ -1,4 +1,4 @@
-"""The outputs of a template: parts of one flat buffer of bytes, and views of it, since a template has one output."""
+"""The outputs of a template: parts of one flat buffer, and views of it, since a template has one output."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ aten = torch.ops.aten
 
 
 class Flat:
-    """Parts one after another, each on 16 bytes. What it adds up, the template reads as text: no template does.
+    """Parts one after another, of bytes unless `dtype` says otherwise, each on 16 elements. What it adds up, the template
+    reads as text: no template does.
 
     sizes: those of which the parts are made, by the names that they have in the template: `Flat(ROWS=rows, PER_ROW=groups)`.
     """
 
-    def __init__(self, **sizes: Any) -> None:
+    def __init__(self, dtype: torch.dtype = torch.uint8, **sizes: Any) -> None:
+        self._dtype = dtype
         self._names = {name: sympy.Symbol(name, integer=True, positive=True) for name in sizes}
         self._sizes = {self._names[name]: sympy.sympify(size) for name, size in sizes.items()}
         self._parts: dict[str, tuple[Any, Any, Any]] = {}
         self._end: Any = sympy.Integer(0)
 
     def add(self, part: str, rows: str, columns: str = "", width: int = 1) -> None:
-        """A part of uint8[rows, columns * width], of sizes by name; without `columns`, of uint8[rows, width]."""
+        """A part of [rows, columns * width], of sizes by name; without `columns`, of [rows, width]."""
         wide = self._names[columns] * width if columns else sympy.Integer(width)
         self._add(part, self._names[rows], wide)
 
@@ -45,7 +47,7 @@ class Flat:
 
     def layout(self, device: torch.device) -> ir.FixedLayout:
         """Of the buffer."""
-        return ir.FixedLayout(device, torch.uint8, [self._actual(self._end)])
+        return ir.FixedLayout(device, self._dtype, [self._actual(self._end)])
 
     def starts(self) -> dict[str, str]:
         """Where each part starts, for the template: `SCALES_AT` of the part `SCALES`, an expression in the names of sizes,

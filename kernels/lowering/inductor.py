@@ -8,6 +8,8 @@ try:
     from torch._inductor import config, ir
     from torch._inductor.lowering import empty_strided, fallback_handler, lowerings, register_lowering
     from torch._inductor.select_algorithm import (
+        ExternKernelCaller,
+        ExternKernelChoice,
         SymbolicGridFn,
         TritonTemplate,
         autotune_select_algorithm,
@@ -18,6 +20,8 @@ except ImportError as error:
     raise _compat.missing(f"a part of Inductor ({error})") from error
 
 __all__ = [
+    "ExternKernelCaller",
+    "ExternKernelChoice",
     "SymbolicGridFn",
     "TritonTemplate",
     "V",

@@ -73,3 +73,12 @@ def as_bytes(x: Any) -> Any:
 
 def box(x: Any) -> ir.TensorBox:
     return x if isinstance(x, ir.TensorBox) else ir.TensorBox(x)
+
+
+def in_words(x: Any) -> Any:
+    """A mask or codes whose rows lie on 4 bytes: themselves or a copy; a row has 4 bytes, or 16, for each group."""
+    known = V.graph.sizevars.statically_known_multiple_of
+    stride, offset = x.get_stride(), x.get_layout().offset
+    if stride[1] == 1 and known(stride[0], 4) and known(offset, 4):
+        return x
+    return realize_inputs(lowerings[aten.clone.default](box(x), memory_format=torch.contiguous_format))

@@ -11,12 +11,13 @@ from ..operand_formats import OPERAND_FORMATS
 from ..schemas import ScaledMM, epilogue_of, operands_of
 from . import templates
 from .decoded import decoded_mm
-from .device import adds_in_pairs, through_tensor_memory, unit_of
+from .device import adds_in_pairs, architecture_of, through_tensor_memory, unit_of
 from .fp8 import fp8_mm
-from .inductor import V, ir, lowerings, realize_inputs
-from .operands import aten, box, fields_of
+from .inductor import V, ir, realize_inputs
+from .library import Product, library_call
+from .operands import fields_of, in_words
 from .scales import swizzled_scales
-from .templates import over_k, select
+from .templates import least_wasted, over_k, select
 from .unrotate import ended, in_template
 
 _TILES = {  # 128 columns have registers for themselves, not for a long epilogue as well
@@ -50,49 +51,42 @@ over K, and four can read what tensor memory holds: four warps and long steps is
 they are fewer still, but a long epilogue spills. A thread has 32 outputs at a time, in PARTS parts of the columns."""
 
 
-def _tma_tiles(bits: int, k: Any) -> list[dict[str, Any]]:
-    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K, or
-    the shorter step."""
-    sizes = V.graph.sizevars
-
-    def wasted(tile: dict[str, Any]) -> int:
-        step = tile["BLOCK_K"]
-        whole = sizes.statically_known_multiple_of(k, step) and sizes.statically_known_geq(k, 2 * step)
-        return 0 if whole or sizes.statically_known_geq(k, 8 * step) else step
-
-    return sorted(_TMA_TILES[bits], key=wasted)
-
-
 def scaled_mm(call: ScaledMM):
     device = call.a.get_device()
     left, right = operands_of(call)
     epilogue = epilogue_of(call)
     unit = unit_of(device, left.format, right.format)
-    if unit != "native":
-        emulated = {"fp8": fp8_mm, "bf16": decoded_mm}[unit]
-        return ended(emulated(left, right, call.alpha, call.dtype), epilogue)
+    if unit == "fp8":
+        return fp8_mm(left, right, call.alpha, call.dtype, epilogue)
+    if unit == "bf16":
+        return ended(decoded_mm(left, right, call.alpha, call.dtype), epilogue)
     facts = OPERAND_FORMATS[left.format]
     a, a_scales, b, b_scales = realize_inputs(left.codes, left.scales, right.codes, right.scales)
     m, n, k = a.get_size()[0], b.get_size()[0], a.get_size()[1] * facts.packed
     inside = in_template(epilogue, n)
+    library = library_call(Product(a, b, left.format, call.alpha, call.dtype, inside.is_there), architecture_of(device))
+    alone = library is not None and library.alone
+    if alone:
+        inside = in_template(None, n)
     tensor_scales = realize_inputs(left.tensor_scale, right.tensor_scale) if facts.two_level else []
     constants = dict(fields_of(left.format), **inside.constants(), ALPHA=call.alpha, GROUP_M=8)
     template, tiles = templates.scaled_mm, _TILES[facts.bits]
     # Triton 3.6 can't compile a persistent NVFP4 product of one step.
-    one_step = facts.two_level and V.graph.sizevars.statically_known_leq(k, 256)
+    one_step = facts.two_level and not alone and V.graph.sizevars.statically_known_leq(k, 256)
     masks = list(inside.mask)
     if through_tensor_memory(device) and _describable(a) and _describable(b) and not one_step:
-        template, tiles = templates.scaled_mm_tma, _tma_tiles(facts.bits, k)
+        template, tiles = templates.scaled_mm_tma, least_wasted(_TMA_TILES[facts.bits], k)
         a_scales, b_scales = swizzled_scales(left.scales), swizzled_scales(right.scales)
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         constants |= dict(PROGRAMS=processors, FLATTEN=False, PACKED=adds_in_pairs(device))
-        masks = [_in_words(mask) for mask in masks]
+        masks = [in_words(mask) for mask in masks]
     product = select(
         template,
         [a, a_scales, b, b_scales, *tensor_scales, *masks],
         ir.FixedLayout(device, call.dtype, [m, inside.columns]),
         [m, n],
         over_k(tiles, k),
+        library=library,
         **constants,
     )
     return product if inside.is_there else ended(product, epilogue)
@@ -103,12 +97,3 @@ def _describable(codes: Any) -> bool:
     known = V.graph.sizevars.statically_known_multiple_of
     stride, offset = codes.get_stride(), codes.get_layout().offset
     return stride[1] == 1 and known(stride[0], 16) and known(offset, 16)
-
-
-def _in_words(mask: Any) -> Any:
-    """A mask whose rows lie on 4 bytes: itself or a copy; a row has 4 bytes for each group."""
-    known = V.graph.sizevars.statically_known_multiple_of
-    stride, offset = mask.get_stride(), mask.get_layout().offset
-    if stride[1] == 1 and known(stride[0], 4) and known(offset, 4):
-        return mask
-    return realize_inputs(lowerings[aten.clone.default](box(mask), memory_format=torch.contiguous_format))

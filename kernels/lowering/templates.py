@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .inductor import SymbolicGridFn, TritonTemplate, V, autotune_select_algorithm, config, ir
+from .library import LibraryCall
 
 _GPU = pathlib.Path(__file__).parent.parent / "gpu"
 
@@ -31,8 +32,8 @@ def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> Tri
     nvfp4 = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     number_format = "{% if E4M3 is defined and E4M3 %}mxfp8{% else %}" + nvfp4 + "{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import any_blocks, blocks, groups, product, reductions\n"
-        "from quartet_compile.kernels.gpu import random, rotation, rounding, scales\n"
+        "from quartet_compile.kernels.gpu import any_blocks, blocks, fp8, groups, product, random, reductions\n"
+        "from quartet_compile.kernels.gpu import rotation, rounding, scales\n"
         f"# quartet: {op or name} {number_format}, tile functions {_tiles_hash()}\n"
     )
     source = _START + (_GPU / "templates" / f"{name}.py.jinja").read_text()
@@ -109,20 +110,40 @@ def over_k(tiles: Sequence[dict[str, Any]], k: Any) -> list[dict[str, Any]]:
     return [dict(t, STAGES=t["num_stages"], EVEN_K=known(k, t["BLOCK_K"])) for t in tiles]
 
 
+def least_wasted(tiles: Sequence[dict[str, Any]], k: Any) -> list[dict[str, Any]]:
+    """Those tiles, the first the one to take unmeasured: the longest step of two or more of which little lies beyond K, or
+    the shorter step."""
+    sizes = V.graph.sizevars
+
+    def wasted(tile: dict[str, Any]) -> int:
+        step = tile["BLOCK_K"]
+        whole = sizes.statically_known_multiple_of(k, step) and sizes.statically_known_geq(k, 2 * step)
+        return 0 if whole or sizes.statically_known_geq(k, 8 * step) else step
+
+    return sorted(tiles, key=wasted)
+
+
 def select(
     template: TritonTemplate,
     inputs: Sequence[Any],
     layout: ir.Layout,
     sizes: Sequence[Any],
     configurations: Sequence[dict[str, Any]],
+    library: LibraryCall | None = None,
     **constants: Any,
 ) -> ir.TensorBox:
-    """The template with its first configuration; under `max_autotune` the fastest of all."""
+    """The template with its first configuration; under `max_autotune` the fastest of all, the library's call among them.
+
+    library: a call that gives the same of the same inputs; the only choice if it is `alone`.
+    """
     choices: list[Any] = []
     everything = config.max_autotune or config.max_autotune_gemm
-    for configuration in configurations if everything else configurations[:1]:
+    ours = [] if library is not None and library.alone else configurations if everything else configurations[:1]
+    for configuration in ours:
         template.maybe_append_choice(
             choices, input_nodes=tuple(inputs), layout=layout, call_sizes=list(sizes), **configuration, **constants
         )
+    if library is not None and (library.alone or (everything and not config.deterministic)):
+        library.choice.maybe_append_choice(choices, input_nodes=tuple(inputs), layout=layout, **library.arguments)
     chosen = autotune_select_algorithm(template.name, choices, list(inputs), layout)
     return chosen[0] if isinstance(chosen, tuple) else chosen  # torch 2.12 and later return the choice too

@@ -23,6 +23,7 @@ from .kind import SMALLEST, Kind
 class Batched(Kind):
     """A batch of one is a plain matmul."""
 
+    priced = True
     operands: ClassVar = {aten.bmm.default: slice(0, 2), aten.baddbmm.default: slice(1, 3)}
 
     def obstacle(self, site: MatmulSite) -> str | None:

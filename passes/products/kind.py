@@ -24,12 +24,14 @@ class Kind:
     """A kind of product: the plain matmul, where a kind says nothing else.
 
     operands:     its forward ops, or their names, each with the place of its two factors among the arguments.
+    priced:       the time of such a product can be predicted from its sizes (profit.py).
     by_structure: its backward matmuls are products of such a kind too, and are found by what they read. Otherwise one op,
                   named as the forward one with `_backward`, gives both gradients.
     """
 
     operands: ClassVar[Mapping[Any, slice]] = {}
     by_structure = True
+    priced = False
 
     def factors(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
         """The two operands that a product multiplies."""

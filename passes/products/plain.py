@@ -16,6 +16,7 @@ from .kind import Kind
 class Plain(Kind):
     """The only kind whose products of two activations are sites too: they are numbered with the others, and kept."""
 
+    priced = True
     operands: ClassVar = {aten.mm.default: slice(0, 2), aten.addmm.default: slice(1, 3)}
 
     def is_site(self, node: fx.Node, weight: fx.Node | None) -> bool:

@@ -16,6 +16,7 @@ from .accelerate import extend_accelerate
 from .aot import (
     aot_module_simplified,
     default_partition,
+    describe,
     description_of,
     descriptions_of,
     gradient_of,
@@ -67,6 +68,7 @@ from .dynamo import (
     shorten,
     stance,
 )
+from .fsdp import fsdp_parameters, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -75,8 +77,10 @@ from .inductor import (
     decompositions,
     inductor_options,
     is_in_graph,
+    kept_graphs,
     known_modes,
     mode_options,
+    when_freed,
 )
 from .installed import UnfitTorch, is_tested, missing, tested_range
 from .nodes import (
@@ -84,6 +88,7 @@ from .nodes import (
     annotation,
     annotations_of,
     expression,
+    is_autograds,
     is_recomputed,
     is_tagged,
     is_tagged_backward,
@@ -95,8 +100,10 @@ from .nodes import (
     op_name,
     place_of,
     recomputation,
+    save,
     sequence_number,
 )
+from .saved import graph_nodes, saved_bytes, saved_tensors
 from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
 from .tensors import (
     FakeTensorMode,
@@ -110,9 +117,11 @@ from .tensors import (
     fake_mode_of,
     is_fake,
     is_in_backward,
+    map_instances,
     map_tensors,
     plain_tensors,
     plainly,
+    wrapper,
 )
 from .texts import (
     function_name,
@@ -164,6 +173,7 @@ __all__ = [
     "decomposed",
     "decompositions",
     "default_partition",
+    "describe",
     "description_of",
     "descriptions_of",
     "dynamo_sizes_restored",
@@ -173,14 +183,18 @@ __all__ = [
     "fake_like",
     "fake_mode_of",
     "from_first_rank",
+    "fsdp_parameters",
     "function_name",
+    "gathered_dtype",
     "gradient_of",
     "graph_break",
     "graph_break_logger",
+    "graph_nodes",
     "group_ranks",
     "hides_errors",
     "inductor_options",
     "is_at_limit",
+    "is_autograds",
     "is_buffer",
     "is_distributed_tensor",
     "is_fake",
@@ -201,10 +215,12 @@ __all__ = [
     "is_whole_call",
     "keep_in_backward",
     "keeps_in_backward",
+    "kept_graphs",
     "known_backends",
     "known_modes",
     "make_boxed",
     "makes_a_view",
+    "map_instances",
     "map_tensors",
     "mark_boxed",
     "mesh_groups",
@@ -218,6 +234,7 @@ __all__ = [
     "output_of",
     "own_calls",
     "owner_of",
+    "parcel_of",
     "place_of",
     "plain_tensors",
     "plainly",
@@ -228,7 +245,11 @@ __all__ = [
     "register_backend",
     "replace_inductor",
     "root_name",
+    "save",
+    "saved_bytes",
+    "saved_tensors",
     "say_to_ranks",
+    "send_parcel",
     "sequence_number",
     "sharded_name",
     "shorten",
@@ -237,10 +258,14 @@ __all__ = [
     "trace_artifact",
     "update_of",
     "user_stack",
+    "was_gathered",
     "watch_calls",
+    "when_freed",
     "whole",
+    "why_no_parcel",
     "with_remedy",
     "wrapped_error",
+    "wrapper",
 ]
 
 

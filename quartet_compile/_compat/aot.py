@@ -52,6 +52,11 @@ def descriptions_of(output: fx.Node) -> list[Any] | None:
     return None if found is None else [_whole(one) for one in found]
 
 
+def describe(node: fx.Node, description: Any) -> None:
+    """Say of an input, or as a list of the results of an output node, what AOTAutograd would."""
+    node.meta["desc"] = description
+
+
 def _whole(described: Any) -> Any:
     """Of a part of a tensor subclass (a DTensor's shard), the description of the whole."""
     while hasattr(described, "base"):

@@ -43,7 +43,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Chip(Protocol):
-    """What is asked of a GPU, as `cross.targets.Target` has it."""
+    """What is asked of a GPU, as `machines.targets.Target` has it."""
 
     @property
     def name(self) -> str: ...

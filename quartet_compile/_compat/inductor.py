@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import pathlib
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +17,11 @@ from .installed import private
 def compile_fx(gm: torch.fx.GraphModule, inputs: list, config_patches: dict[str, Any]) -> Any:
     """Inductor on a Dynamo graph, with configuration patches that last through the lazy backward compilation."""
     return private("torch._inductor.compile_fx:compile_fx")(gm, inputs, config_patches=config_patches)
+
+
+def when_freed(compiled: Any, then: Callable[[], None]) -> None:
+    """Call `then` once what `compile_fx` returned is freed: Dynamo keeps the function that it wraps."""
+    weakref.finalize(private("torch._dynamo.eval_frame:innermost_fn")(compiled), then).atexit = False
 
 
 def claim_joint_pass() -> str:
@@ -53,6 +61,14 @@ def decompositions() -> dict:
 def cache_dir() -> str:
     """Inductor's cache folder."""
     return private("torch._inductor.runtime.cache_dir_utils:cache_dir")()
+
+
+def kept_graphs() -> int | None:
+    """How many compiled graphs the cache folder has; None where Inductor keeps none."""
+    config = private("torch._inductor.config")
+    if config.force_disable_caches or not config.fx_graph_cache:
+        return None
+    return sum(1 for _ in pathlib.Path(cache_dir(), "fxgraph").glob("*/*"))
 
 
 def cpp_compiler() -> str | None:

@@ -24,6 +24,7 @@ _PLACE = (
     "stack_trace",
     "source_fn_stack",
     "fwd_source_fn_stack",
+    "autograd_backward",
 )
 """The keys that say where in the model and in the step a node belongs."""
 
@@ -62,6 +63,16 @@ def recomputation(node: fx.Node) -> tuple:
 def is_recomputed(node: fx.Node) -> bool:
     """Whether checkpointing computes a node in the forward and in the backward pass."""
     return getattr(node.meta.get("recompute"), "name", "").endswith("RECOMPUTE")
+
+
+def save(node: fx.Node) -> None:
+    """Forbid to compute a node again in the backward pass."""
+    node.meta["recompute"] = private("torch.utils.checkpoint:CheckpointPolicy").MUST_SAVE
+
+
+def is_autograds(node: fx.Node) -> bool:
+    """Whether autograd's engine called a node's op, where a whole step was traced."""
+    return node.meta.get("autograd_backward", False)
 
 
 def keep_in_backward(node: fx.Node) -> None:

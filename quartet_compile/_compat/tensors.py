@@ -109,3 +109,15 @@ def fake_like(mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     with fake_tensor.in_kernel_invocation_manager(mode):
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return fake_tensor.FakeTensor(mode, meta, tensor.device)
+
+
+def wrapper(cls: type, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A tensor of a subclass, without storage."""
+    make = private("torch:Tensor")._make_wrapper_subclass
+    return make(cls, size, strides=stride, dtype=dtype, device=device)
+
+
+def map_instances(cls: type, function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `function(item)` for every item of a class in it."""
+    tree = private("torch.utils._pytree")
+    return tree.tree_map_only(cls, function, value)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ..cross.roofline import ISSUE_SHARE
-from ..cross.targets import Target
 from ..law import Gap
+from ..machines.roofline import ISSUE_SHARE, MATTERS
+from ..machines.targets import Target
 from ..tables import aligned, html, html_lines, ruled
 from .measure import Measured
 from .memory import Memory
-from .times import MATTERS, Row
+from .times import Row
 
 WORTH = 1.1
 """The speedup of a whole step, at the realistic rate, from which the verdict is yes."""
@@ -27,7 +27,7 @@ class Choice:
     rows: the matmuls that it quantizes. step_seconds, step_bf16_seconds: of one training step, forward and backward, as
     far as kernels have a prediction (`unknown` calls have none); realistic: the same at the share of the issue rate that
     kernels reach. gap: of the scaling law; None without a number of tokens, or where `no_gap` says why. same_time: the loss
-    of bf16 on as many tokens as it gets in the same time. failure: why there is nothing else.
+    of bf16 on as many tokens as it gets in the same time. failure: of its kernels; without rows, why there is nothing else.
     """
 
     recipe: str
@@ -146,7 +146,7 @@ class Advice:
             if choice.rows
         ]
         if self.measured:
-            parts.append(["Measured here", *ruled(aligned(self._measured(), (0,)))])
+            parts.append([f"Measured here: {self._where()}", *ruled(aligned(self._measured(), (0,)))])
         parts.append(self._notes())
         return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -157,7 +157,7 @@ class Advice:
                 paying = [number for number, row in enumerate(choice.rows) if row.pays]
                 body += f"<h3>{escape(choice.recipe)}</h3>{html(_rows(choice), (0, 7), paying)}"
         if self.measured:
-            body += f"<h3>Measured here</h3>{html(self._measured(), (0,))}"
+            body += f"<h3>Measured here: {escape(self._where())}</h3>{html(self._measured(), (0,))}"
         return f"<div>{body}{html_lines(self._notes())}</div>"
 
     def to_html(self) -> str:
@@ -237,20 +237,24 @@ class Advice:
             days,
         )
 
+    def _where(self) -> str:
+        """What the recipe ran on."""
+        return next(one.path for one in self.measured if one.path)
+
     def _measured(self) -> list[tuple[str, ...]]:
-        head = ("what", "step ms", "peak MiB", f"loss after {self.measured[0].steps} steps")
-        return [
-            head,
-            *(
+        """A row each, beside the first, plain Inductor in the model's dtype. The GPU's peak only where there is a GPU."""
+        first = self.measured[0]
+        peaks = ["peak MiB"] if first.peak_bytes is not None else []
+        rows = [("what", "step ms", "of the first", "saved MiB", *peaks, f"loss after {first.steps} steps", "gap")]
+        for one in self.measured:
+            peak = [] if one.peak_bytes is None else [f"{one.peak_bytes / 2**20:.0f}"]
+            rows.append(
                 (
-                    one.name,
-                    f"{1e3 * one.seconds:.2f}",
-                    "" if one.peak_bytes is None else f"{one.peak_bytes / 2**20:.0f}",
-                    f"{one.loss:.4f}",
+                    one.name, f"{1e3 * one.seconds:.2f}", f"{one.seconds / first.seconds:.2f}x",
+                    f"{one.saved_bytes / 2**20:.2f}", *peak, f"{one.loss:.4f}", f"{one.loss - first.loss:+.4f}",
                 )
-                for one in self.measured
-            ),
-        ]
+            )  # fmt: skip
+        return rows
 
     def _notes(self) -> list[str]:
         notes = [
@@ -270,13 +274,19 @@ class Advice:
             notes += [f"{choice.recipe}: {choice.failure}"] * bool(choice.failure)
             if choice.gap is not None and choice.gap.extrapolated:
                 notes.append(
-                    f"{choice.recipe}: the law is fitted on smaller runs than this (docs/law.md), so it is extrapolated."
+                    f"{choice.recipe}: the runs that the law is fitted on have other sizes than this (docs/law.md), so "
+                    "it is extrapolated."
                 )
             if choice.same_time is not None and choice.gap is not None:
                 notes.append(
                     f"{choice.recipe}: loss {choice.gap.loss + choice.gap.gap:.4f}; bf16 in the same time "
                     f"{choice.same_time:.4f}, on the same tokens {choice.gap.loss:.4f}."
                 )
+        if self.measured:
+            notes.append(
+                "Measured: medians of steps of forward, backward and AdamW on one batch, from one start; saved is what "
+                "autograd keeps between forward and backward, without parameters. So few steps say little of the loss."
+            )
         notes += [f"Not measured: {self.not_measured}"] * bool(self.not_measured)
         return notes
 

@@ -17,8 +17,8 @@ from ..config.presets import recipe as find_recipe
 from ..config.recipe import Recipe
 from ..cross.artifact import Artifact, Kernel, LibraryCall
 from ..cross.cross_compile import CrossCompileError, cross_compile
-from ..cross.targets import Target, find_target
 from ..errors import OptionError
+from ..machines.targets import Target, find_target
 from ..passes.plan import HEADS
 from ..progress import Progress, teller
 from ..report.report import Site
@@ -77,11 +77,15 @@ def advise(
         how: dict[str, Any] = {**options, **({} if given else {"recipe": name})}
         try:
             artifact = cross_compile(model, *inputs, kwargs=kwargs, target=chosen, progress=progress, **how)
+            failure = ""
         except CrossCompileError as error:
-            choices.append(Choice(recipe=name, failure=str(error).partition("\n")[0]))
-            continue
+            artifact, failure = error.artifact, " ".join(str(error).splitlines()[:2])
+            if not _runs(artifact):
+                choices.append(Choice(recipe=name, failure=failure))
+                continue
         sites = sites or artifact.report.sites
-        choices.append(_choice(name, recipe, artifact, modules, law_parameters, tokens))
+        choice = _choice(name, recipe, artifact, modules, law_parameters, tokens)
+        choices.append(dataclasses.replace(choice, failure=failure))
     advice = Advice(
         model=_name(model), target=chosen, gpus=int(gpus), tokens=tokens, tokens_a_step=_rows_of(sites),
         parameters=sum(parameters.values()), law_parameters=law_parameters, choices=tuple(choices),
@@ -94,6 +98,11 @@ def advise(
         return dataclasses.replace(advice, not_measured=why)
     taken = measure_steps(original, inputs, kwargs or {}, best.recipe, options, int(steps), tell)
     return dataclasses.replace(advice, measured=tuple(taken))
+
+
+def _runs(artifact: Artifact) -> bool:
+    """Whether no kernel has another fault than registers that spill, which slows it down."""
+    return all(len(kernel.failures) <= bool(kernel.stack_bytes) for kernel in artifact.kernels)
 
 
 def _here() -> str:

@@ -1,4 +1,4 @@
-"""A few training steps on this machine: in FP4, and with plain Inductor in float32 and in bf16."""
+"""A few training steps on this machine: in the recipe, and with plain Inductor in float32 and in bf16."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import copy
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .. import _compat
+from ..config.presets import recipe as find_recipe
 from ..errors import OptionError
 from ..frontend.api import quartet
+from ..kernels.paths import path_of
 
 WARM_UP = 2
 RATE = 1e-3
@@ -24,12 +27,15 @@ RATE = 1e-3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """seconds: the median of a step, forward, backward and AdamW, once compiled. loss: after the steps, all on one batch
-    from one start. peak_bytes: of the GPU's memory; None on a CPU."""
+    from one start. saved_bytes: what autograd keeps between forward and backward. peak_bytes: of the GPU's memory; None on
+    a CPU. path: what the products of the recipe ran on; empty of plain Inductor."""
 
     name: str
     steps: int
     seconds: float
     loss: float
+    saved_bytes: int
+    path: str
     peak_bytes: int | None
 
 
@@ -52,16 +58,25 @@ def measure(
         raise OptionError(
             "measure=True trains the model, which has no values (meta) or no parameters; expected a Module on a real device."
         )
-    ways: dict[str, tuple[Callable[[nn.Module], Any], bool]] = {
-        "float32, plain Inductor": (torch.compile, False),
-        "bf16 autocast, plain Inductor": (torch.compile, True),
-        recipe: (lambda copied: quartet(copied, recipe=recipe, **options), parameters[0].is_cuda),
-    }
+
+    def ours(copied: nn.Module) -> Any:
+        return quartet(copied, recipe=recipe, **options)
+
+    gemms = [gemm for _, gemm in find_recipe(recipe).gemms()]
+    path = path_of(parameters[0].device, {(gemm.a.format, gemm.b.format, False) for gemm in gemms})
+    ways: list[tuple[str, Callable[[nn.Module], Any], bool]] = []
+    for autocast, name in ((False, _dtypes(parameters)), (True, "bf16 autocast")):
+        ways += [(f"{name}, plain Inductor", torch.compile, autocast), (f"{name}, {recipe}", ours, autocast)]
     found = []
-    for name, (compile_, autocast) in ways.items():
+    for name, compile_, autocast in ways:
         tell(f"measuring {steps} steps: {name}")
-        found.append(_train(name, copy.deepcopy(model), compile_, autocast, inputs, kwargs, steps))
+        one = _train(name, copy.deepcopy(model), compile_, autocast, inputs, kwargs, steps)
+        found.append(dataclasses.replace(one, path=path if compile_ is ours else ""))
     return found
+
+
+def _dtypes(parameters: Sequence[nn.Parameter]) -> str:
+    return " and ".join(dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in parameters))
 
 
 def _train(
@@ -75,7 +90,7 @@ def _train(
 ) -> Measured:
     device = next(model.parameters()).device
     compiled, optimizer = compile_(model.train()), torch.optim.AdamW(model.parameters(), lr=RATE)
-    times, loss = [], torch.tensor(float("nan"))
+    times, loss, saved = [], torch.tensor(float("nan")), 0
     with _seeded(device):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -84,6 +99,7 @@ def _train(
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 loss = _loss(compiled(*inputs, **kwargs))
+            saved = saved or _compat.saved_bytes(loss, model)
             loss.backward()
             optimizer.step()
             if device.type == "cuda":
@@ -94,6 +110,8 @@ def _train(
         steps=WARM_UP + steps,
         seconds=statistics.median(times[WARM_UP:]),
         loss=loss.item(),
+        saved_bytes=saved,
+        path="",
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
 

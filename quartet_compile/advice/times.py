@@ -8,11 +8,9 @@ from collections.abc import Iterable, Mapping
 from ..config.recipe import HIGH_PRECISION
 from ..cross.artifact import Artifact
 from ..cross.matmuls import Comparison, Faster, Matmul, Seconds, total
+from ..machines.roofline import MATTERS
 from ..report.fold import folded
 from ..report.report import Site
-
-MATTERS = 1.05
-"""A speedup that is worth being told from 1: predictions are no closer than that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

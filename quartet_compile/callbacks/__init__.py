@@ -2,6 +2,7 @@
 
     trainer.add_callback(qc.callbacks.HuggingFace(trainer, every=100))              # transformers' Trainer, TRL's
     lightning.Trainer(callbacks=[qc.callbacks.Lightning(every=100)])                # lightning, pytorch_lightning
+    qc.callbacks.graph_trainer(recipe="quartet")                                    # a pass pipeline of torchtitan's
 
 What they log goes to the loggers that the trainer is configured with: TensorBoard, wandb, a file. The trainer's package
 is imported when its callback is asked for.
@@ -12,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .graph_trainer import graph_trainer
     from .hf import HuggingFace
     from .on_lightning import Lightning
 
-__all__ = ["HuggingFace", "Lightning"]
+__all__ = ["HuggingFace", "Lightning", "graph_trainer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +29,9 @@ def __getattr__(name: str) -> Any:
         from .on_lightning import Lightning
 
         return Lightning
+    if name == "graph_trainer":
+        from .graph_trainer import graph_trainer
+
+        globals()[name] = graph_trainer  # instead of the module
+        return graph_trainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,9 +26,11 @@ class Options(TypedDict, total=False):
     include: Globs
     exclude: Globs
     scope: Literal["all", "marked"]
+    policy: str
     strict: bool
     stats: bool
     wire: Literal["high", "quantized"]
+    weight_cache: bool
     eval: RecipeOption | None
     mode: str | None
     inductor: Mapping[str, Any]
@@ -39,9 +41,11 @@ DEFAULTS: Mapping[str, object] = {
     "include": (),
     "exclude": (),
     "scope": "all",
+    "policy": "all",
     "strict": False,
     "stats": False,
     "wire": "high",
+    "weight_cache": False,
     "eval": None,
     "mode": None,
     "inductor": {},

@@ -8,12 +8,14 @@ from typing import Any
 
 from .. import _compat
 from ..errors import OptionError, suggest
+from ..machines.targets import find_target
 from .listed import DEFAULTS
 from .rules import Rules, rules
 from .served import evaluation_rules
 
 SCOPES = ("all", "marked")
 WIRES = ("high", "quantized")
+ALL, PROFITABLE = "all", "profitable"
 RESERVED = "joint_custom_pre_pass"
 
 
@@ -29,6 +31,9 @@ class Policy:
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
+    weight_cache: what is made of a weight is kept while its values are the same.
+    policy:  `"all"`; or `"profitable"`: a matmul that doesn't pay is kept, on the GPU that runs it, or, of
+             `"profitable:b200"`, on that chip.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.
     """
 
@@ -40,6 +45,8 @@ class Policy:
     strict: bool = False
     stats: bool = False
     wire: str = "high"
+    weight_cache: bool = False
+    policy: str = ALL
     within: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -67,9 +74,11 @@ OPTIONS: Mapping[str, str] = {
     "include": "a list of globs over module names",
     "exclude": "a list of globs over module names",
     "scope": "'all' or 'marked'",
+    "policy": "'all', or 'profitable' to keep what doesn't pay on the GPU that runs it, or 'profitable:b200' on that chip",
     "strict": "True or False",
     "stats": "True or False",
     "wire": "'high' or 'quantized'",
+    "weight_cache": "True or False",
     "eval": "the recipe of graphs without gradients, or 'served-w4a16' and the like (default: the same)",
     "mode": "a mode of torch.compile",
     "inductor": "a dict of Inductor's configuration, as {'max_autotune': True}",
@@ -98,6 +107,8 @@ def configure(options: Mapping[str, Any] | None = None, mode: str | None = None)
         strict=_switch("strict", given["strict"]),
         stats=_switch("stats", given["stats"]),
         wire=_choice("wire", given["wire"], WIRES),
+        weight_cache=_switch("weight_cache", given["weight_cache"]),
+        policy=_policy(given["policy"]),
     )
     return Config(policy=policy, inductor=_inductor(given["mode"], given["inductor"]))
 
@@ -106,6 +117,19 @@ def _choice(option: str, value: Any, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise OptionError(f"Option {option!r} is {value!r}{suggest(value, choices)}; expected {OPTIONS[option]}.")
     return value
+
+
+def _policy(value: Any) -> str:
+    if value == ALL:
+        return ALL
+    name, _, chip = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if name != PROFITABLE or value == f"{PROFITABLE}:":
+        raise OptionError(
+            f"Option 'policy' is {value!r}{suggest(value, (ALL, PROFITABLE))}; expected {OPTIONS['policy']}."
+        )
+    if chip and find_target(chip).amd:
+        raise OptionError(f"Option 'policy' is {value!r}, and no times are predicted on {chip}; leave the option out.")
+    return str(value)
 
 
 def _switch(option: str, value: Any) -> bool:

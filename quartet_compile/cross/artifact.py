@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..machines.roofline import ISSUE_SHARE
+from ..machines.targets import Target
 from ..report.report import Report
 from ..tables import aligned, html, html_folded, html_lines, ruled
 from .matmuls import Comparison, Matmul, Seconds, total
-from .roofline import ISSUE_SHARE
-from .targets import Target
 
 NAME_WIDTH = 48
 

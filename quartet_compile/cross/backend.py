@@ -17,11 +17,11 @@ from ..backend import graph_inputs, graph_uuid, names_in
 from ..capture.eager import EagerProducts
 from ..config.options import Config
 from ..errors import QuartetError
+from ..machines.targets import Target
 from ..passes.joint import QuartetPass
 from ..report.report import GraphReport
 from .gpu_graph import decompositions, to_gpu, use_gpu_attention
 from .launches import Launch, run_on_fakes
-from .targets import Target
 
 Runner = Callable[[list], Any]
 

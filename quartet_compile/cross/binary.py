@@ -16,8 +16,8 @@ from collections import Counter
 
 from .._compat.fake_gpu import compile_triton, triton_bin
 from ..errors import QuartetError
+from ..machines.targets import Target
 from . import amdgcn
-from .targets import Target
 
 _MMA = re.compile(r"(?<![\w.])(?:tcgen05\.mma|mma\.sync|wgmma\.mma_async)(?:[.:\w]*)")
 _CONVERSION = re.compile(r"(?<![\w.])cvt\.r[ns]\.[.\w]*e2m1x\d[.\w]*")

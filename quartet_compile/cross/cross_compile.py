@@ -13,13 +13,13 @@ from ..capture.capture import run_on_fakes
 from ..capture.explain import report_of
 from ..config.listed import lists_options
 from ..errors import QuartetError
+from ..machines.roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
+from ..machines.targets import TENSOR_MEMORY_COLUMNS, Target, find_target
 from ..progress import Progress, teller
 from . import amdgcn
 from .artifact import Artifact, Kernel, LibraryCall, Module
 from .matmuls import Seconds, find_matmuls
-from .roofline import ISSUE_SHARE, format_of_dtype, format_of_mma, predict
 from .sass import BF16_INSTRUCTIONS, UnknownTrips, issued
-from .targets import TENSOR_MEMORY_COLUMNS, Target, find_target
 from .traffic import elements_of, is_product, is_reference, marker
 
 if TYPE_CHECKING:  # at run time, Inductor and Triton are imported by the call

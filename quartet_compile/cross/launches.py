@@ -12,10 +12,14 @@ import torch
 
 from .. import _compat
 from .._compat.fake_gpu import DEVICE, TorchDispatchMode, relabel, storage_address, without_modes
+from ..kernels.library import trying
 from .generated import load
 from .traffic import (
     bytes_in_bf16,
     kernel_traffic,
+    library_bytes_in_bf16,
+    library_format,
+    library_result,
     library_sizes,
     library_traffic,
     marker,
@@ -37,6 +41,7 @@ class Launch:
     dtype: of the operands of a library's matrix product.
     ctas: thread blocks of the grid, of a kernel that is told its grid (a template); 0 where it is not known.
     sizes: batch, M, N, K of a matrix product; None of anything else, and where they are not known.
+    number_format: of the quantized operands of a library's product; else empty.
     bf16_bytes: that the same product would move with operands in bf16.
     reads, writes: the storages of its arguments, by address; all of them are kept while a graph runs.
     """
@@ -48,6 +53,7 @@ class Launch:
     dtype: torch.dtype | None = None
     ctas: int = 0
     sizes: tuple[int, int, int, int] | None = None
+    number_format: str = ""
     bf16_bytes: int = 0
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
@@ -61,7 +67,7 @@ def run_on_fakes(
     with without_modes():
         fakes = {name: relabel(mode.from_tensor(value)) for name, value in constants.items()}
     call = load(source, fakes, triton=recorder.kernel, cpp=recorder.cpp, device=DEVICE)
-    with torch.no_grad(), mode, recorder:
+    with torch.no_grad(), mode, recorder, trying():
         outputs = call(list(inputs))
     return recorder.launches, list(outputs)
 
@@ -90,7 +96,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = library_result(func, args, kwargs)
         if not _is_free(func):
             moved, operations, dtype = library_traffic(func, args, kwargs, result)
             self.launches.append(
@@ -101,7 +107,8 @@ class _Recorder(TorchDispatchMode):
                     operations=operations,
                     dtype=dtype,
                     sizes=library_sizes(func, args),
-                    bf16_bytes=moved,
+                    number_format=library_format(func, args),
+                    bf16_bytes=library_bytes_in_bf16(func, args, moved),
                     reads=self.places((args, {name: value for name, value in kwargs.items() if name != "out"})),
                     writes=self.places(result),
                 )

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .roofline import predict
-from .targets import Target
+from ..machines.roofline import predict
+from ..machines.targets import Target
 from .traffic import is_product, marker
 
 if TYPE_CHECKING:
@@ -142,15 +142,16 @@ def _in_module(
             continue
         batch, m, n, k = launch.sizes
         ours = marker(launch.source)
+        number_format = ours[1] if ours else launch.number_format or ("decoded to bf16" if sources else "")
         quantizing = sum((cost(source) * (1 / shares[source]) for source in sources), Seconds())
         found.append(
             Matmul(
                 graph=graph,
-                number_format=ours[1] if ours else "decoded to bf16" if sources else "",
+                number_format=number_format,
                 batch=batch, m=m, n=n, k=k, calls=1,
                 product=product,
                 quantizing=quantizing,
-                bf16_seconds=product.full if not (ours or sources) else in_bf16,
+                bf16_seconds=in_bf16 if number_format else product.full,
             )
         )  # fmt: skip
     return found, sum((cost(index) * part for index, part in unfed), Seconds())

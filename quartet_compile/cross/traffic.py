@@ -21,6 +21,14 @@ _SIZE = re.compile(r"^ +(M|N|K|ROWS|COLUMNS) = \(?(\d+)\)?(?: \* (\d+))?\s*$", r
 _PARTS = re.compile(r"^arg_(A|B|CODES|MASK|(\w+_)?SCALES)$")
 """Arguments that are parts of a quantized operand's buffer."""
 _MATMULS = ("mm", "addmm", "bmm", "baddbmm")
+_SCALED = torch.ops.aten._scaled_mm_v2.default
+_SCALED_FORMATS = {
+    (torch.float4_e2m1fn_x2, torch.float8_e8m0fnu): "mxfp4",
+    (torch.float4_e2m1fn_x2, torch.float8_e4m3fn): "nvfp4",
+    (torch.float8_e4m3fn, torch.float8_e8m0fnu): "mxfp8",
+    (torch.float8_e4m3fn, torch.float32): "mxfp4",
+}
+"""By the dtypes of elements and scales."""
 
 
 def marker(source: str) -> tuple[str, str] | None:
@@ -112,6 +120,8 @@ def library_traffic(func: Any, args: tuple, kwargs: dict, result: Any) -> tuple[
     moved = tensor_bytes(tensors_in((args, kwargs, result)))
     if is_reference(str(func)):
         return moved, None, None
+    if func is _SCALED:
+        return moved, 2 * math.prod(_scaled_sizes(args)), args[0].dtype
     count = flop_registry.get(func.overloadpacket)
     dtypes = [tensor.dtype for tensor in tensors_in(args) if tensor.is_floating_point()]
     if count is None or not dtypes:
@@ -121,10 +131,39 @@ def library_traffic(func: Any, args: tuple, kwargs: dict, result: Any) -> tuple[
 
 def library_sizes(func: Any, args: tuple) -> tuple[int, int, int, int] | None:
     """Batch, M, N, K of a library's matrix product; None of any other call."""
+    if func is _SCALED:
+        return _scaled_sizes(args)
     if func.overloadpacket.__name__ not in _MATMULS:
         return None
     *_, a, b = (arg for arg in args if isinstance(arg, torch.Tensor))
     return _sizes_of(a, b)
+
+
+def library_format(func: Any, args: tuple) -> str:
+    """The format of the operands of a library's product, if they are quantized; else empty."""
+    return _SCALED_FORMATS[args[0].dtype, args[2][0].dtype] if func is _SCALED else ""
+
+
+def library_result(func: Any, args: tuple, kwargs: dict) -> Any:
+    """What a library call on fake tensors gives. torch before 2.14 takes packed FP4 columns for elements when it checks the
+    scales of its scaled product."""
+    if func is not _SCALED:
+        return func(*args, **kwargs)
+    _, m, n, _ = _scaled_sizes(args)
+    return args[0].new_empty((m, n), dtype=args[9])
+
+
+def library_bytes_in_bf16(func: Any, args: tuple, moved: int) -> int:
+    """Bytes that a library call would move with operands in bf16."""
+    if func is not _SCALED:
+        return moved
+    _, m, n, k = _scaled_sizes(args)
+    return moved - tensor_bytes(tensors_in((args[:2], args[2], args[5]))) + 2 * (m + n) * k
+
+
+def _scaled_sizes(args: tuple) -> tuple[int, int, int, int]:
+    a, b = args[:2]
+    return 1, a.shape[0], b.shape[1], a.shape[1] * (2 if a.dtype is torch.float4_e2m1fn_x2 else 1)
 
 
 def _sizes_of(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int, int]:

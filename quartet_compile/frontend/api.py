@@ -6,6 +6,7 @@ compiled, and knows every module's full name also where graph breaks, DDP or per
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -23,8 +24,10 @@ from ..config.listed import lists_options
 from ..config.names import clean, lineage, matches, names_in
 from ..config.options import Config, Policy, configure
 from ..errors import OptionError, PatternError, suggest
+from ..gathers.fsdp import gather
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
+from ..ranks import check_ranks
 from ..warn import warn
 from .in_place import compile_regions, unbroken_parts
 
@@ -305,14 +308,12 @@ def _compile(
     regions: list[str],
 ) -> Any:
     backend = Backend(config, options)
-    if not regions and isinstance(model, nn.Module):
-        regions = unbroken_parts(model)
-    if regions:
-        return compile_regions(model, regions, backend, fullgraph=fullgraph, dynamic=dynamic)
-    compile_ = functools.partial(torch.compile, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
+    how: dict[str, Any] = dict(fullgraph=fullgraph, dynamic=dynamic)
+    compile_ = functools.partial(torch.compile, backend=backend, **how)
     if isinstance(model, nn.Module):
-        backend.learn([model])
-        return compile_(model)
+        return _compile_module(model, regions or unbroken_parts(model), backend, compile_, how)
+    if regions:
+        return compile_regions(model, regions, backend, **how)
     if inspect.isclass(model) and issubclass(model, nn.Module):
         model.forward = _learning(model.forward, backend, compile_)
         return model
@@ -325,6 +326,20 @@ def _compile(
         f"quartet_compile.quartet got {model!r} of type {type(model).__name__}; expected a Module, a Module class, "
         "a function or a method. Options are given by name: quartet(model, recipe='quartet-rtn')."
     )
+
+
+def _compile_module(
+    model: nn.Module, regions: list[str], backend: Backend, compile_: Callable[..., Any], how: dict[str, Any]
+) -> Any:
+    """A model, or its regions in place; what FSDP2 gathers of its weights is what the options say."""
+    sharded = any(map(_compat.is_fully_sharded, model.modules()))
+    if sharded:
+        check_ranks(backend.config)  # before anything is gathered
+    backend.learn([model])
+    compiled = compile_regions(model, regions, backend, **how) if regions else compile_(model)
+    if sharded and backend.config.policy.wire == "quantized":
+        gather(model, dataclasses.replace(backend.config.policy, within=tuple(regions)))
+    return compiled
 
 
 def _learning(function: Callable[..., Any], backend: Backend, compile_: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@
 Fits need scipy, pictures matplotlib; both are imported when they are first used.
 """
 
-from .budgets import SPEEDUPS, Region, Speedup, best, losses, read_speedups, regions
+from .budgets import AGAINST, SPEEDUPS, Region, Speedup, best, candidates, losses, read_speedups, regions
 from .efficiencies import efficiency
 from .fitting import Fit, Gap, fit, gap, interval_key
 from .formula import COEFFICIENTS, PUBLISHED, Efficiency, Law, LawError
@@ -20,6 +20,7 @@ from .runs import SHIPPED, Run, read_runs
 from .solve import fit_law
 
 __all__ = [
+    "AGAINST",
     "COEFFICIENTS",
     "PUBLISHED",
     "SHIPPED",
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "Speedup",
     "best",
+    "candidates",
     "efficiency",
     "fit",
     "fit_law",

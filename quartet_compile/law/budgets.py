@@ -1,9 +1,9 @@
 """Which precision is best for a budget: the regions of arXiv 2505.14669, section 4.2.
 
-A budget is what FP8 forward and backward could do: N parameters on D tokens. A faster forward pass buys a larger model,
-for training and serving alike; what is left of the time buys tokens. With a forward speedup sf and a backward speedup
-sb over FP8, a step is `st = 1 / ((1/3) / sf + (2/3) / sb)` times as fast, and a candidate's loss is
-`L(N sf, D st / sf)`. FP8 counts as lossless, FP4 has the recipe's efficiencies.
+A budget is what FP8 forward and backward could do, or bf16: N parameters on D tokens. A faster forward pass buys a larger
+model, for training and serving alike; what is left of the time buys tokens. With a forward speedup sf and a backward
+speedup sb over it, a step is `st = 1 / ((1/3) / sf + (2/3) / sb)` times as fast, and a candidate's loss is
+`L(N sf, D st / sf)`. FP8 counts as lossless, as bf16 is; FP4 has the recipe's efficiencies.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import math
 import os
 from collections.abc import Sequence
 
+from ..errors import suggest
 from .formula import Efficiency, Law, LawError
 from .table import read_table
 
-CANDIDATES = ("FP8:FP8", "FP4:FP8", "FP8:FP4", "FP4:FP4")
+AGAINST = ("FP8", "bf16")
+"""What FP4 is compared with."""
+
 LOWEST_RATIO, HIGHEST_RATIO = 1.0, 1e5
 STEPS = 500
 """Tokens a parameter at which the best candidate is looked up, evenly in their logarithm; borders are then bisected."""
@@ -25,7 +28,7 @@ STEPS = 500
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """FP4 over FP8, `forward` and `backward` GEMMs with their quantization, at a model's number of parameters."""
+    """FP4 over FP8, or over bf16, `forward` and `backward` GEMMs with their quantization, at a number of parameters."""
 
     forward: float
     backward: float
@@ -36,20 +39,29 @@ class Speedup:
             if not 0 < getattr(self, name) < math.inf:
                 raise LawError(
                     f"Speedup has {name}={getattr(self, name)!r}; expected a positive number: "
-                    "the time of FP8 divided by the time of FP4."
+                    "the time without FP4 divided by the time in FP4."
                 )
 
 
 SPEEDUPS: dict[str, tuple[Speedup, ...]] = {
     "bit-operations": (Speedup(forward=2.0, backward=2.0),),
+    "bit-operations/bf16": (Speedup(forward=4.0, backward=4.0),),
     "rtx5090": (
         Speedup(parameters=0.8e9, forward=1.94, backward=0.71),
         Speedup(parameters=6.5e9, forward=2.14, backward=1.00),
         Speedup(parameters=52e9, forward=2.14, backward=1.38),
     ),
 }
-"""`bit-operations`: time is proportional to the bits of the operands. `rtx5090`: linear layers of one block, published
-with arXiv 2505.14669 (batch 64 x 512, Quartet's MXFP4 kernels against FP8); not measured by this project."""
+"""`bit-operations`: time is proportional to the bits of the operands, over FP8; `bit-operations/bf16`: over bf16. `rtx5090`:
+linear layers of one block, published with arXiv 2505.14669 (batch 64 x 512, Quartet's MXFP4 kernels against FP8); not
+measured by this project."""
+
+
+def candidates(against: str = "FP8") -> tuple[str, ...]:
+    """What may be the best, `forward:backward`: `against` or FP4 in either. Raises `LawError` for another `against`."""
+    if against not in AGAINST:
+        raise LawError(f"FP4 is compared with {against!r}{suggest(against, AGAINST)}; expected {' or '.join(AGAINST)}.")
+    return (f"{against}:{against}", f"FP4:{against}", f"{against}:FP4", "FP4:FP4")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +95,12 @@ def losses(
     parameters: float,
     tokens: float,
     speedups: Sequence[Speedup] = SPEEDUPS["bit-operations"],
+    against: str = "FP8",
 ) -> dict[str, float]:
-    """The loss of each candidate within the budget of `parameters` and `tokens` in FP8:FP8."""
+    """The loss of each of `candidates(against)` within the budget of `parameters` and `tokens` without FP4."""
     here = speedup_at(speedups, parameters)
     found = {}
-    for candidate in CANDIDATES:
+    for candidate in candidates(against):
         fprop, backward = candidate.split(":")
         sf = here.forward if fprop == "FP4" else 1.0
         sb = here.backward if backward == "FP4" else 1.0
@@ -103,9 +116,10 @@ def best(
     parameters: float,
     tokens: float,
     speedups: Sequence[Speedup] = SPEEDUPS["bit-operations"],
+    against: str = "FP8",
 ) -> str:
-    """The candidate with the lowest loss; of equal ones, the first of `CANDIDATES`."""
-    found = losses(law, fp4, parameters, tokens, speedups)
+    """The candidate with the lowest loss; of equal ones, the first of `candidates(against)`."""
+    found = losses(law, fp4, parameters, tokens, speedups, against)
     return min(found, key=found.__getitem__)
 
 
@@ -115,6 +129,7 @@ def regions(
     parameters: float,
     speedups: Sequence[Speedup] = SPEEDUPS["bit-operations"],
     *,
+    against: str = "FP8",
     low: float = LOWEST_RATIO,
     high: float = HIGHEST_RATIO,
 ) -> list[Region]:
@@ -126,7 +141,7 @@ def regions(
         raise LawError(f"regions got low={low!r}, high={high!r} tokens a parameter; expected 0 < low < high.")
 
     def winner(ratio: float) -> str:
-        return best(law, fp4, parameters, parameters * ratio, speedups)
+        return best(law, fp4, parameters, parameters * ratio, speedups, against)
 
     found: list[Region] = []
     start, previous, here = low, low, winner(low)

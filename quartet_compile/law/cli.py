@@ -60,9 +60,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         if name == "regions":
             known = ", ".join(law.SPEEDUPS)
             part.add_argument(
-                "--speedups", default="bit-operations", metavar="WHICH",
-                help=f"of FP4 over FP8: one of {known}; FORWARD/BACKWARD, as 2.1/1.2; or a CSV file with the columns "
-                "parameters,forward,backward (default: bit-operations)",
+                "--against", choices=law.AGAINST, default="FP8",
+                help="what is used without FP4; the picture has both where --speedups isn't given (default: FP8)",
+            )  # fmt: skip
+            part.add_argument(
+                "--speedups", metavar="WHICH",
+                help=f"of FP4 over that: one of {known}; FORWARD/BACKWARD, as 2.1/1.2; or a CSV file with the columns "
+                "parameters,forward,backward (default: by bit operations)",
             )  # fmt: skip
 
 
@@ -147,13 +151,15 @@ def run_predict(options: argparse.Namespace) -> str:
 
 def run_regions(options: argparse.Namespace) -> str:
     """The best candidate by tokens a parameter, a row a number of parameters."""
-    speedups = parse_speedups(options.speedups)
+    other, given = options.against, options.speedups
+    default = "bit-operations" if other == "FP8" else "bit-operations/bf16"
+    speedups = parse_speedups(given or default)
     runs, fitted = _law(options)
     each = law.efficiency(runs, fitted, options.recipe, baseline=options.baseline)
-    found = {size: law.regions(fitted, each, size, speedups) for size in MAP_SIZES}
+    found = {size: law.regions(fitted, each, size, speedups, against=other) for size in MAP_SIZES}
     if options.plot:
-        title = f"FP4 is {options.recipe} (effN {each.eff_n:.3g}, effD {each.eff_d:.3g}), speedups: {options.speedups}"
-        law.plot_regions(fitted, each, options.plot, speedups, title=title)
+        title = f"What gives the lowest loss in the same time, by the scaling law? FP4 is the recipe {options.recipe}"
+        law.plot_regions(fitted, each, options.plot, {other: speedups} if given else None, title=title)
     if options.json:
         regions = [
             {"parameters": size, "regions": [dataclasses.asdict(region) for region in some]}
@@ -162,14 +168,14 @@ def run_regions(options: argparse.Namespace) -> str:
         return json.dumps(
             {"recipe": dataclasses.asdict(each), "law": dataclasses.asdict(fitted), "sizes": regions}, indent=1
         )
-    rows = [["parameters", "FP4 over FP8", "best forward:backward, from tokens a parameter"]]
+    rows = [["parameters", f"FP4 over {other}", "best forward:backward, from tokens a parameter"]]
     for size, some in found.items():
         here = speedup_at(speedups, size)
         borders = "; ".join(f"{region.candidate} from {region.low:,.0f}" for region in some)
         rows.append([f"{size:.0e}".replace("e+", "e"), f"{here.forward:.2f} / {here.backward:.2f}", borders])
     head = (
         f"FP4 is {options.recipe}: effN {each.eff_n:.3g}, effD {each.eff_d:.3g}, from {each.runs} runs of {_kinds(each)}. "
-        "FP8 is lossless. A budget is what FP8:FP8 can do."
+        f"{other} is lossless. A budget is what {other}:{other} can do."
     )
     return "\n".join([head, "", *ruled(aligned(rows)), *([f"\nwritten: {options.plot}"] if options.plot else [])])
 

@@ -91,8 +91,8 @@ def _bootstrap(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gap:
-    """What a recipe costs at a budget, in nats a token, with its interval. extrapolated: whether the model is larger, or is
-    trained on more tokens, than any that the law was fitted on."""
+    """What a recipe costs at a budget, in nats a token, with its interval. extrapolated: whether its parameters
+    or its tokens lie outside of those that the law was fitted on."""
 
     efficiency: Efficiency
     loss: float
@@ -135,7 +135,10 @@ def gap(
         gap=of(law, found),
         interval=_percentiles(again, level),
         level=level,
-        extrapolated=parameters > max(run.parameters for run in runs) or tokens > max(run.tokens for run in runs),
+        extrapolated=not (
+            min(run.parameters for run in runs) <= parameters <= max(run.parameters for run in runs)
+            and min(run.tokens for run in runs) <= tokens <= max(run.tokens for run in runs)
+        ),
     )
 
 

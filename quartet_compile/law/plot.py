@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from .budgets import CANDIDATES, SPEEDUPS, Speedup, best
+from .budgets import SPEEDUPS, Speedup, best, candidates
 from .fitting import Fit
 from .formula import Efficiency, Law, LawError, needed
 from .runs import DATA, Run
 from .table import read_table
 
-COLORS = {"FP8:FP8": "#B8C0CC", "FP4:FP8": "#E9C46A", "FP8:FP4": "#8AB6D6", "FP4:FP4": "#E8998D"}
+COLORS = ("#B8C0CC", "#E9C46A", "#8AB6D6", "#E8998D")
+"""Of the candidates, in their order."""
+
 LINES = ("#4C566A", "#D1495B", "#2E86AB", "#3A7D44", "#8F5DA2", "#C07C2B")
 LOG10_PARAMETERS, LOG10_RATIO = (7.0, 12.0), (0.0, 4.0)
 CELLS = 160
@@ -78,41 +80,68 @@ def plot_regions(
     law: Law,
     fp4: Efficiency,
     path: str | os.PathLike[str],
-    speedups: Sequence[Speedup] = SPEEDUPS["bit-operations"],
+    against: Mapping[str, Sequence[Speedup]] | None = None,
     *,
     title: str = "",
 ) -> None:
-    """Writes the map of the best candidate over parameters and tokens a parameter, with open models as points.
+    """Writes maps of the best candidate over parameters and tokens a parameter, with open models as points.
 
-    The models' parameters are without embedding and head where their reports allow it, and activated ones for a mixture of
-    experts; `data/open_models.csv` says which.
+    against: a map for each precision that FP4 is compared with, `"FP8"` or `"bf16"`, with FP4's speedups over it; by
+    default both, by bit operations. The models' parameters are without embedding and head where their reports allow it,
+    and activated ones for a mixture of experts; `data/open_models.csv` says which.
     """
     plt = _pyplot()
-    colors = needed("matplotlib.colors", "A picture")
+    against = against or {"FP8": SPEEDUPS["bit-operations"], "bf16": SPEEDUPS["bit-operations/bf16"]}
+    size = (0.6 + 6.6 * len(against), 5.2)
+    figure, panels = plt.subplots(
+        1, len(against), squeeze=False, sharey=True, figsize=size, dpi=150, layout="constrained"
+    )
+    for panel, (other, speedups) in zip(panels[0], against.items(), strict=True):
+        _map(plt, panel, law, fp4, other, speedups)
+    panels[0, 0].set_ylabel("training tokens a parameter")
+    figure.suptitle(title, fontsize=10)
+    _save(plt, figure, path)
+
+
+def _map(plt: ModuleType, panel: Any, law: Law, fp4: Efficiency, other: str, speedups: Sequence[Speedup]) -> None:
+    colors, names = needed("matplotlib.colors", "A picture"), candidates(other)
     sizes, ratios = (
         [10 ** (low + (high - low) * (i + 0.5) / CELLS) for i in range(CELLS)]
         for low, high in (LOG10_PARAMETERS, LOG10_RATIO)
     )
-    won = [[CANDIDATES.index(best(law, fp4, size, size * ratio, speedups)) for size in sizes] for ratio in ratios]
-    figure, panel = plt.subplots(figsize=(7.2, 5), dpi=150, layout="constrained")
+    won = [[names.index(best(law, fp4, size, size * ratio, speedups, other)) for size in sizes] for ratio in ratios]
     panel.pcolormesh(
-        sizes, ratios, won, cmap=colors.ListedColormap([COLORS[name] for name in CANDIDATES]), vmin=-0.5, vmax=3.5,
-        shading="nearest", rasterized=True,
-    )  # fmt: skip
+        sizes, ratios, won, cmap=colors.ListedColormap(COLORS), vmin=-0.5, vmax=3.5, shading="nearest", rasterized=True
+    )
     for model in read_table(DATA / "open_models.csv", ("parameters", "tokens"), ("name", "place")):
         x, y, across, along = PLACES[model["place"]]
         point = (model["parameters"], model["tokens"] / model["parameters"])
         panel.plot(*point, "o", color="black", markersize=3.5)
         panel.annotate(model["name"], point, (x, y), textcoords="offset points", fontsize=7, ha=across, va=along)
-    present = sorted({index for row in won for index in row})
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[CANDIDATES[i]], label=CANDIDATES[i]) for i in present]
-    panel.legend(handles=handles, title="best forward:backward", loc="lower left", fontsize=8, title_fontsize=8)
+    present = {index for row in won for index in row}
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=COLORS[index], label=_words(name, index in present))
+        for index, name in enumerate(names)
+    ]
+    panel.legend(handles=handles, loc="lower left", fontsize=8)
     panel.set(
         xscale="log", yscale="log", xlim=[10**edge for edge in LOG10_PARAMETERS], ylim=[10**edge for edge in LOG10_RATIO],
-        xlabel="parameters outside embedding and head", ylabel="training tokens a parameter", title=title,
+        xlabel="parameters outside embedding and head",
     )  # fmt: skip
-    panel.title.set_fontsize(9)
-    _save(plt, figure, path)
+    panel.set_title(f"Instead of {other}, with FP4 {_speeds(speedups)} as fast", fontsize=9)
+
+
+def _words(candidate: str, present: bool) -> str:
+    """A candidate as a legend says it."""
+    forward, backward = candidate.split(":")
+    both = f"{forward} throughout" if forward == backward else f"{forward} forward, {backward} backward"
+    return both if present else f"{both}: nowhere the best"
+
+
+def _speeds(speedups: Sequence[Speedup]) -> str:
+    """The speedups of a map: a number, or the smallest and the largest."""
+    found = sorted({speed for each in speedups for speed in (each.forward, each.backward)})
+    return f"{found[0]:g}x" if len(found) == 1 else f"{found[0]:g}x to {found[-1]:g}x"
 
 
 def _pyplot() -> ModuleType:

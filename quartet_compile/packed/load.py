@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..config.names import clean
+from ..config.weights import Weight, weights_of
 from ..errors import PackError
 from ..serving.source import FolderSource
 from .files import Layout, layout_of
 from .module import hold
-from .pack import Weight, weights_of
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -21,26 +21,14 @@ from torch import nn
 
 from .. import _compat
 from ..errors import PackError
+from ..held import DTYPE, LAYOUT, Layout, held, layout_of, packed_names
 from ..kernels.quantizer import Quantizer
 
 PARTS = ("packed", "scale", "tensor_scale", "quantizer")
 """The suffixes of the buffers."""
 
-_DTYPE, _LAYOUT = "dtype", "layout"
-"""The suffixes of an empty buffer of the weight's dtype, which is not saved and follows `model.to(dtype)`; and of what
-Python knows of the weight."""
-
-
 _CHECK = "quartet_check"
 """The attribute of the hook that looks at a state dict before it is loaded."""
-
-
-class Layout(NamedTuple):
-    """What the buffers don't say of a weight. quantizer: its name. columns: K. turned: the weight is [..., K, N]."""
-
-    quantizer: str
-    columns: int
-    turned: bool
 
 
 class Codes(NamedTuple):
@@ -100,8 +88,8 @@ def hold(module: nn.Module, name: str, codes: Codes) -> None:
     for part, tensor in zip(PARTS, (*codes[:3], _text(codes.layout.quantizer)), strict=True):
         module.register_buffer(f"{name}_{part}", tensor.to(codes.packed.device))
     empty = torch.empty(0, dtype=codes.dtype, device=codes.packed.device)
-    module.register_buffer(f"{name}_{_DTYPE}", empty, persistent=False)
-    setattr(module, f"{name}_{_LAYOUT}", codes.layout)
+    module.register_buffer(f"{name}_{DTYPE}", empty, persistent=False)
+    setattr(module, f"{name}_{LAYOUT}", codes.layout)
     if len(names) == 1:
         setattr(module, _CHECK, module.register_load_state_dict_pre_hook(_check_state))
     module.__class__ = _packed_class(_original(type(module)), names)
@@ -109,10 +97,10 @@ def hold(module: nn.Module, name: str, codes: Codes) -> None:
 
 def release(module: nn.Module, name: str) -> torch.Tensor:
     """Take the codes of a weight away again. Returns its values."""
-    values = _values(module, name).detach()
-    for part in (*PARTS, _DTYPE):
+    values = held(module, name).values().detach()
+    for part in (*PARTS, DTYPE):
         delattr(module, f"{name}_{part}")
-    delattr(module, f"{name}_{_LAYOUT}")
+    delattr(module, f"{name}_{LAYOUT}")
     left = tuple(other for other in packed_names(module) if other != name)
     original = _original(type(module))
     module.__class__ = _packed_class(original, left) if left else original
@@ -122,32 +110,9 @@ def release(module: nn.Module, name: str) -> torch.Tensor:
     return values
 
 
-def packed_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the packed weights of a module."""
-    return getattr(type(module), "quartet_packed", ())
-
-
-def layout_of(module: nn.Module, name: str) -> Layout:
-    """What a module knows of a packed weight."""
-    layout: Layout = getattr(module, f"{name}_{_LAYOUT}")
-    return layout
-
-
-def _values(module: nn.Module, name: str) -> torch.Tensor:
-    """The weight, as one op of its codes."""
-    quantizer, columns, turned = getattr(module, f"{name}_{_LAYOUT}")
-    tensor_scale = getattr(module, f"{name}_tensor_scale").view(torch.float32)
-    scale = getattr(module, f"{name}_scale")
-    scale = scale.view(torch.float8_e4m3fn) if tensor_scale.numel() else scale  # two levels, those of NVFP4
-    dtype = getattr(module, f"{name}_{_DTYPE}").dtype
-    packed = getattr(module, f"{name}_packed")
-    values = torch.ops.quartet.decode(packed, scale, tensor_scale, quantizer, columns, dtype)
-    return values.transpose(-1, -2) if turned else values
-
-
 def _property(name: str) -> property:
     def read(self: nn.Module) -> torch.Tensor:
-        values = _values(self, name)
+        values = held(self, name).values()
         return values if torch.compiler.is_compiling() else values.as_subclass(ReadOnly)
 
     return property(read, doc=f"The values of the packed weight {name!r}.")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import nn
 
-from ..callables import is_transposed
 from ..config.listed import lists_options
 from ..config.marks import class_mark
-from ..config.names import clean, matches
+from ..config.names import matches
 from ..config.options import Policy, configure
 from ..config.recipe import Recipe
+from ..config.weights import Weight, weights_of
 from ..errors import PackError
+from ..held import packed_names
 from ..kernels.quantizer import Quantizer
 from ..passes.plan import DTYPES, chosen, refused
 from ..passes.products.kind import SMALLEST
 from ..quantized import quantize
-from .module import codes_of, hold, packed_names, release
+from .module import codes_of, hold, release
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,32 +27,6 @@ if TYPE_CHECKING:
     from ..config.listed import Options
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A parameter that a matmul reads. turned: its inputs are its rows, as `[..., K, N]`; None where nothing says it."""
-
-    name: str
-    module: nn.Module
-    attribute: str
-    turned: bool | None
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        tensor: torch.Tensor = self.module._parameters[self.attribute]  # type: ignore[assignment]
-        return tensor
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What patterns see."""
-        return tuple(name for name in (self.name.rpartition(".")[0], self.name) if name)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`[..., N, K]`."""
-        shape = tuple(self.tensor.shape)
-        return (*shape[:-2], shape[-1], shape[-2]) if self.turned else shape
 
 
 @lists_options
@@ -103,22 +76,6 @@ def unpack(model: _Module) -> _Module:
             values = release(module, name).contiguous()
             module.register_parameter(name, nn.Parameter(values, requires_grad=False))
     return model
-
-
-def weights_of(model: nn.Module) -> Iterator[Weight]:
-    """The parameters with two or more dimensions, of modules that may multiply by them."""
-    for path, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None and parameter.dim() > 1 and not isinstance(module, nn.Embedding):
-                name = clean(f"{path}.{attribute}" if path else attribute)
-                yield Weight(name, module, attribute, _turned(module, attribute, parameter))
-
-
-def _turned(module: nn.Module, attribute: str, parameter: torch.Tensor) -> bool | None:
-    if isinstance(module, nn.Linear) and attribute == "weight":
-        return False
-    says = parameter.dim() == 3 or (attribute == "weight" and not hasattr(module, "is_transposed"))
-    return is_transposed(module) if says else None
 
 
 def _chosen(model: nn.Module, policy: Policy) -> Iterator[tuple[Weight, Recipe]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import _compat
 from ..process import process
-from .report import Gathered, GraphReport, Observed, Site
+from .report import Cached, Gathered, GraphReport, Observed, Site
 
 log = logging.getLogger("quartet_compile")
 
@@ -75,4 +75,5 @@ def _graph(data: dict[str, Any]) -> GraphReport:
     sites = tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"])
     observed = tuple(Observed(**item) for item in data["observed"])
     gathered = tuple(Gathered(**{**item, "shape": tuple(item["shape"])}) for item in data["gathered"])
-    return GraphReport(**{**data, "sites": sites, "observed": observed, "gathered": gathered})
+    cached = tuple(Cached(**item) for item in data["cached"])
+    return GraphReport(**{**data, "sites": sites, "observed": observed, "gathered": gathered, "cached": cached})

@@ -73,9 +73,25 @@ class Gathered:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Cached:
+    """What is made of a weight, of a graph compiled with `weight_cache=True`.
+
+    matmul: the first that reads it. operand: `"W"` or `"W^T"`. quantizer: its name.
+    size: bytes of what is kept, 0 where sizes are dynamic. reason: why it is made each time; empty if it is kept.
+    """
+
+    matmul: str
+    operand: str
+    quantizer: str
+    size: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphReport:
     """One compiled graph: its matmuls, and its text before and after, one line an op. training: it has a backward.
-    observed: what it measures of itself. gathered: what its ranks gather and then quantize."""
+    observed: what it measures of itself. gathered: what its ranks gather and then quantize. cached: what is
+    made of its weights, and whether it is kept."""
 
     sites: tuple[Site, ...]
     training: bool
@@ -83,6 +99,7 @@ class GraphReport:
     after: str = ""
     observed: tuple[Observed, ...] = ()
     gathered: tuple[Gathered, ...] = ()
+    cached: tuple[Cached, ...] = ()
 
     def table(self) -> str:
         """The matmuls, a line each, equal ones of equal layers together."""
@@ -127,6 +144,11 @@ class Report:
     def gathered(self) -> list[Gathered]:
         """What ranks gather and then quantize, under `wire="quantized"`."""
         return [item for graph in self.graphs for item in graph.gathered]
+
+    @property
+    def cached(self) -> list[Cached]:
+        """What is made of weights, and whether it is kept, under `weight_cache=True`."""
+        return [item for graph in self.graphs for item in graph.cached]
 
     @property
     def rules(self) -> dict[str, int]:

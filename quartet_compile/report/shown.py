@@ -10,7 +10,7 @@ from ..errors import ReportError
 from ..optional import needed
 from ..tables import aligned, html, html_folded, html_lines, ruled
 from .fold import folded
-from .report import REAL, Gathered, Report, Site
+from .report import REAL, Cached, Gathered, Report, Site
 from .summary import counted, part_of, percent, whole
 
 _HEAD = ("matmul", "M", "N", "K", "runs in", "because")
@@ -58,6 +58,7 @@ def summary(report: Report) -> list[str]:
             part = part_of([site for site in sites if site.reason == rule], sites) if known else None
             lines.append(f"{count:>5}{'' if part is None else percent(part):>{8 * known}}  {rule}")
     lines += _sent(report.gathered)
+    lines += _kept(report.cached)
     lines += [f"Pattern {pattern} matches no module of these graphs." for pattern in report.unmatched]
     lines += [f"Graph break at {line}" for line in report.eager]
     by_call = report.captured == REAL
@@ -79,6 +80,23 @@ def _sent(gathered: Sequence[Gathered]) -> list[str]:
         f"   as it is: {item.operand} of {item.matmul}, {list(item.shape)}: {item.reason}"
         for item in gathered
         if item.reason
+    ]
+
+
+def _kept(cached: Sequence[Cached]) -> list[str]:
+    """What is made of weights: how much is kept, and what is made each time, equal reasons together."""
+    if not cached:
+        return []
+    kept = [item for item in cached if not item.reason]
+    made: dict[tuple[str, str], list[str]] = {}
+    for item in cached:
+        if item.reason:
+            made.setdefault((item.operand, item.reason), []).append(item.matmul)
+    size = sum(item.size for item in kept)
+    lines = [f"The weight cache keeps {len(kept)} of {len(cached)} operands made of weights: {size:,} bytes."]
+    return lines + [
+        f"   made each time: {operand} of {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {reason}"
+        for (operand, reason), names in made.items()
     ]
 
 

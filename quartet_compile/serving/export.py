@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..held import Held
 from ..optional import needed
 from ..progress import Progress, teller
 from ..report.report import Report
@@ -79,7 +80,7 @@ def export(
         options=options,
     )
 
-    def write(tensors: Iterator[tuple[str, torch.Tensor]]) -> list[ExportedTensor]:
+    def write(tensors: Iterator[tuple[str, torch.Tensor | Held]]) -> list[ExportedTensor]:
         with new_folder(path) as staged:
             records = _write(job, chosen, staged, _shown(tensors, len(job.source.names), progress))
             _write_config(job, chosen, staged)
@@ -96,7 +97,7 @@ def export(
 
 @torch.no_grad()
 def _write(
-    job: Job, chosen: Format, staged: pathlib.Path, tensors: Iterable[tuple[str, torch.Tensor]]
+    job: Job, chosen: Format, staged: pathlib.Path, tensors: Iterable[tuple[str, torch.Tensor | Held]]
 ) -> list[ExportedTensor]:
     records = []
     with _opened(chosen, job, staged) as writer:

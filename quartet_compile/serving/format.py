@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ExportError
+from ..held import Held
 from ..kernels.quantizer import Quantizer
 from .packing import Packed
 from .plan import COLUMNS, Assignment, Plan
@@ -38,7 +39,7 @@ class Job:
 class Writer(Protocol):
     """Writes the tensors of one export; each call says what the tensor became, and in how many bytes."""
 
-    def keep(self, name: str, tensor: torch.Tensor) -> tuple[str, int]: ...
+    def keep(self, name: str, tensor: torch.Tensor | Held) -> tuple[str, int]: ...
 
     def packed(self, weight: Packed) -> tuple[str, int]: ...
 
@@ -142,10 +143,10 @@ class SafetensorsWriter:
     def __init__(self, tensors: Callable[[Packed], Tensors], became: Callable[[Packed], str], shards: Shards) -> None:
         self._tensors, self._became, self._shards = tensors, became, shards
 
-    def keep(self, name: str, tensor: torch.Tensor) -> tuple[str, int]:
-        tensor = in_bf16(tensor)
-        self._shards.add(name, tensor)
-        return str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+    def keep(self, name: str, tensor: torch.Tensor | Held) -> tuple[str, int]:
+        kept = in_bf16(tensor)
+        self._shards.add(name, kept)
+        return str(kept.dtype).removeprefix("torch."), kept.nbytes
 
     def packed(self, weight: Packed) -> tuple[str, int]:
         tensors = self._tensors(weight)
@@ -167,6 +168,7 @@ def safetensors_writer(
     return lambda job, folder: SafetensorsWriter(tensors, became, Shards(folder, job.source.names))
 
 
-def in_bf16(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as it is kept: float32 and float16 as bfloat16, others as they are."""
+def in_bf16(tensor: torch.Tensor | Held) -> torch.Tensor:
+    """A tensor as it is kept: float32 and float16 as bfloat16, others as they are; of a packed weight its values."""
+    tensor = tensor.values() if isinstance(tensor, Held) else tensor
     return tensor.to(torch.bfloat16) if tensor.dtype in (torch.float32, torch.float16, torch.float64) else tensor

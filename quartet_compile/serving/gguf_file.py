@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import ExportError
+from ..held import Held
 from ..optional import needed
 from .format import Format, Job, in_bf16, only_linears
 from .packing import Packed
@@ -86,8 +87,8 @@ class _Writer:
         self._file.write_kv_data_to_file()
         self._file.write_ti_data_to_file()
 
-    def keep(self, name: str, tensor: torch.Tensor) -> tuple[str, int]:
-        tensor = self._reordered(name, tensor)
+    def keep(self, name: str, tensor: torch.Tensor | Held) -> tuple[str, int]:
+        tensor = self._reordered(name, tensor.values() if isinstance(tensor, Held) else tensor)
         if tensor.dim() > 1:
             data = in_bf16(tensor).contiguous().view(torch.uint8)
             became = "BF16"
@@ -110,7 +111,7 @@ class _Writer:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _declare(self, name: str, tensor: torch.Tensor) -> None:
+    def _declare(self, name: str, tensor: torch.Tensor | Held) -> None:
         types, shape = self._gguf.GGMLQuantizationType, list(tensor.shape)
         if self._job.plan.assignments[name].quantizer is not None:
             kind, bytes_ = types.MXFP4, tensor.numel() // 32 * _GROUP_BYTES

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from ..errors import ExportError
+from ..held import Held
 from ..kernels.quantizer import Quantizer
 from ..quantized import QuantizedTensor, quantize
 from .plan import COLUMNS, UNKNOWN, Assignment
@@ -40,21 +41,26 @@ class Packed:
         return values.transpose(-1, -2).contiguous() if self.assignment.outputs == COLUMNS else values
 
 
-def pack(assignment: Assignment, weight: torch.Tensor, *, unrotated: bool = False) -> Packed:
-    """Quantize a weight as its forward pass does; unrotated: with the same quantizer without its rotation.
+def pack(assignment: Assignment, weight: torch.Tensor | Held, *, unrotated: bool = False) -> Packed:
+    """Quantize a weight as its forward pass does; unrotated: with the same quantizer without its rotation. Of a packed
+    weight, its codes as they are.
 
     Raises `ExportError` for groups with a NaN or an infinity, for another shape than the model's, and where the layout
     isn't known.
     """
     quantizer = assignment.quantizer
     assert quantizer is not None
+    if isinstance(weight, Held):
+        return Packed(assignment=assignment, blocks=_held(assignment.name, weight, quantizer, unrotated))
     if unrotated:
         quantizer = quantizer.unrotated
     return Packed(assignment=assignment, blocks=_blocks(assignment.name, _read(assignment, weight), quantizer))
 
 
-def errors(packed: Packed, weight: torch.Tensor) -> tuple[float, float | None]:
-    """The `error` and the `rotated_error` of `ExportedTensor`, of a weight and what `pack` made of it."""
+def errors(packed: Packed, weight: torch.Tensor | Held) -> tuple[float, float | None]:
+    """The `error` and the `rotated_error` of `ExportedTensor`, of a weight and what `pack` made of it: 0 of a packed one."""
+    if isinstance(weight, Held):
+        return 0.0, None
     read, trained = _read(packed.assignment, weight), packed.assignment.quantizer
     rotated = None
     if trained is not None and trained != packed.blocks.quantizer:
@@ -88,6 +94,23 @@ def _read(assignment: Assignment, weight: torch.Tensor) -> torch.Tensor:
             f"exclude=[{assignment.name!r}]."
         )
     return weight.contiguous()
+
+
+def _held(name: str, weight: Held, quantizer: Quantizer, unrotated: bool) -> QuantizedTensor:
+    if unrotated and quantizer.rotation:
+        raise ExportError(
+            f"The weight {name!r} is packed in codes that are rotated by {quantizer.rotation}; unrotated=True needs the "
+            "weight that they were made of. Leave it out, export before quartet_compile.pack, or use format='bf16'."
+        )
+    codes, scales = (part.flatten(0, -2) for part in (weight.codes, weight.scales))
+    return QuantizedTensor(
+        codes=codes,
+        scales=scales,
+        tensor_scale=weight.tensor_scale,
+        mask=None,
+        shape=torch.Size(weight.rows),
+        quantizer=quantizer,
+    )
 
 
 def relative_error(blocks: QuantizedTensor, weight: torch.Tensor) -> float:

@@ -14,7 +14,9 @@ from ..config.names import clean
 from ..config.options import Policy
 from ..config.recipe import Recipe
 from ..errors import ExportError
+from ..held import Held, held, packed_names
 from ..kernels.quantizer import Quantizer
+from ..kernels.quantizer import quantizer as quantizer_named
 from ..report.report import Report, Site
 
 NO_MATMUL = "not a weight of a matmul"
@@ -119,19 +121,28 @@ def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
     return Plan(recipe=report.recipe, assignments=assignments, linears=linears)
 
 
-def unshared(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict, each tensor under its first name only, as a file with tied weights has it."""
-    tensors: dict[str, torch.Tensor] = {}
+def unshared(model: nn.Module) -> dict[str, torch.Tensor | Held]:
+    """The state dict, each tensor under its first name only, as a file with tied weights has it; a packed weight by its own
+    name, in the place of its parts."""
+    packed = {
+        f"{path}.{name}".lstrip("."): held(module, name)
+        for path, module in model.named_modules()
+        for name in packed_names(module)
+    }
+    parts = {f"{name}_{part}": name for name in packed for part in ("packed", "scale", "tensor_scale", "quantizer")}
+    tensors: dict[str, torch.Tensor | Held] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
+        if name in parts:
+            tensors[clean(parts[name])] = packed[parts[name]]
+        elif isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[clean(name)] = tensor
     return tensors
 
 
 def _assignment(
-    site: Site, name: str, tensor: torch.Tensor, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
+    site: Site, name: str, tensor: torch.Tensor | Held, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
 ) -> Assignment:
     linear = _is_linear(name, modules)
     if site.rewritten and site.recipe not in recipes:
@@ -150,7 +161,7 @@ def _assignment(
     return Assignment(
         name=name,
         shape=tuple(tensor.shape),
-        quantizer=fprop.b,
+        quantizer=quantizer_named(tensor.layout.quantizer) if isinstance(tensor, Held) else fprop.b,
         outputs=ROWS if linear else _outputs(site, tensor, modules.get(name.rpartition(".")[0])),
         compute=getattr(torch, site.dtype),
         linear=linear,
@@ -158,8 +169,10 @@ def _assignment(
     )
 
 
-def _outputs(site: Site, tensor: torch.Tensor, module: nn.Module | None) -> str:
+def _outputs(site: Site, tensor: torch.Tensor | Held, module: nn.Module | None) -> str:
     """Which dimension of a weight the outputs of its matmul are, by its shape, or by what transformers' modules say."""
+    if isinstance(tensor, Held):
+        return COLUMNS if tensor.layout.turned else ROWS
     _, n, k = site.shape
     last = tuple(tensor.shape[-2:])
     if n == k and last == (n, k):

@@ -9,6 +9,7 @@ import torch
 
 from .. import _compat
 from ..errors import ExportError
+from ..held import Held
 from .source import Source
 
 _T = TypeVar("_T")
@@ -20,7 +21,7 @@ class _Gathered:
     def __init__(self, source: Source) -> None:
         self._left = source.tensors()
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Held]]:
         for each in self._left:  # noqa: UP028  `yield from` would close what is left when its reader ends early
             yield each
 
@@ -29,7 +30,7 @@ class _Gathered:
             pass
 
 
-def on_first_rank(source: Source, write: Callable[[Iterator[tuple[str, torch.Tensor]]], _T]) -> _T:
+def on_first_rank(source: Source, write: Callable[[Iterator[tuple[str, torch.Tensor | Held]]], _T]) -> _T:
     """What `write` makes of the tensors, on rank 0 if the source is sharded; its result, or its error, on every rank."""
     gathered = _Gathered(source)
     if not source.sharded:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import _compat
 from ..errors import ExportError
+from ..held import Held
 from ..optional import needed
 from .plan import unshared
 
@@ -27,7 +28,7 @@ class Source(Protocol):
     config: dict[str, Any]
     companions: list[pathlib.Path]
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Held]]:
         """Each tensor with its name, one at a time."""
 
     @property
@@ -48,9 +49,9 @@ class ModelSource:
             self.config["architectures"] = [type(model).__name__]
         self.sharded = any(map(_compat.is_distributed_tensor, self._tensors.values()))
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Held]]:
         for name, tensor in self._tensors.items():
-            yield name, _compat.whole(tensor.detach())
+            yield name, tensor if isinstance(tensor, Held) else _compat.whole(tensor.detach())
 
 
 class FolderSource:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..held import Held
 from ..report.report import Report
 from .format import Format, Job, Tensors, in_bf16
 from .formats import FORMATS, format_named
@@ -40,7 +41,7 @@ class ExportedState:
             yield from self._made(name, tensor).items()
 
     @torch.no_grad()
-    def _made(self, name: str, tensor: torch.Tensor) -> Tensors:
+    def _made(self, name: str, tensor: torch.Tensor | Held) -> Tensors:
         assignment = self._job.plan.assignments[name]
         if assignment.quantizer is None:
             return {name: in_bf16(tensor)}

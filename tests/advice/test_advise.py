@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -138,8 +139,20 @@ def test_a_no_because_nothing_can_be_quantized(compiles_to):
     assert compiles_to(quartet=artifact(up=1, down=1, sites=kept)).verdict == (
         "No: none of its matmuls can be quantized (too small; output head)."
     )
-    error = qc.CrossCompileError("2 failures in the kernels:\nmore", artifact(1, 1))
-    assert "(2 failures in the kernels:)" in compiles_to(quartet=error).verdict
+    made = artifact(1, 1)
+    broken = dataclasses.replace(made.kernels[0], failures=("its body is empty: it writes nothing",))
+    error = qc.CrossCompileError("2 failures in the kernels:\nmore", dataclasses.replace(made, kernels=(broken,)))
+    assert "(2 failures in the kernels: more)" in compiles_to(quartet=error).verdict
+
+
+def test_a_kernel_that_spills_is_a_note(compiles_to):
+    made = artifact(up=0.1, down=0.1)
+    slow = dataclasses.replace(
+        made.kernels[0], stack_bytes=24, failures=("24 bytes of stack a thread: registers spill",)
+    )
+    error = qc.CrossCompileError("1 failures:\n  all: 24 bytes", dataclasses.replace(made, kernels=(slow,)))
+    advice = compiles_to(quartet=error)
+    assert len(advice.best.rows) == 2 and "quartet: 1 failures:   all: 24 bytes" in str(advice)
 
 
 def test_the_gap_is_the_laws_with_an_interval_and_a_recipe_without_runs_says_so():
@@ -225,6 +238,9 @@ def test_a_model_is_compiled_for_the_target_and_trained_here():
     advice = qc.advise(model, torch.randn(512, 256), target="sm_100", recipes=["quartet"], measure=True, steps=2)
     (choice,) = advice.choices
     assert [row.name for row in choice.rows] == ["0", "2"] and choice.step_seconds > 0
-    assert [one.name for one in advice.measured][2] == "quartet" and all(one.seconds > 0 for one in advice.measured)
+    assert [one.name for one in advice.measured] == [
+        "float32, plain Inductor", "float32, quartet", "bf16 autocast, plain Inductor", "bf16 autocast, quartet",
+    ]  # fmt: skip
+    assert all(one.seconds > 0 and one.saved_bytes > 0 for one in advice.measured)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert "Measured here" in str(advice)
+    assert "Measured here: CPU: emulated in " in str(advice)

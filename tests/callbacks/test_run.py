@@ -10,6 +10,7 @@ from torch import nn
 
 import quartet_compile as qc
 from quartet_compile.callbacks.run import Run
+from quartet_compile.process import process
 
 
 def model(**options):
@@ -85,7 +86,8 @@ def test_a_schedule_switches_at_its_steps_and_a_resumed_run_starts_with_that_of_
     assert list(names(again, resumed, [5])) == [(5, "bf16", 3.0)] and not recwarn.list
 
 
-def test_the_first_step_reports_and_each_few_steps_have_statistics(tmp_path):
+def test_the_first_step_reports_and_each_few_steps_have_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "reports", {})  # of the tests before it
     compiled = model(stats=True)
     run = Run(2, None)
     run.start(compiled, 0, None)

@@ -56,6 +56,57 @@ def test_transformers(tmp_path):
     assert [entry["step"] for entry in logged if "quartet/switches" in entry] == [3]
 
 
+@pytest.mark.slow
+def test_transformers_and_lightning_write_to_tensorboard(tmp_path):
+    """Both give their trainer's own logger what they log."""
+    transformers, lightning = pytest.importorskip("transformers"), pytest.importorskip("lightning")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    def steps_of(folder):
+        (file,) = folder.rglob("events.out.tfevents.*")
+        found = events.EventAccumulator(str(file)).Reload()
+        return {
+            tag.removeprefix("train/"): [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]
+        }
+
+    model = Model()
+    model.compile(backend="quartet", options={"stats": True})
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "hf"), max_steps=2, per_device_train_batch_size=32, save_strategy="no", logging_steps=100,
+        report_to=["tensorboard"], disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=ROWS)
+    trainer.add_callback(qc.callbacks.HuggingFace(trainer, every=2, schedule={1: "quartet-rtn"}))
+    trainer.train()
+    found = steps_of(tmp_path / "hf")
+    assert found["quartet/matmuls"] == [1] == found["quartet/switches"]
+    assert found["quartet/down/dgrad/dX/cosine"] == [2]
+
+    class Training(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def configure_model(self):
+            self.model.compile(backend="quartet", options={"stats": True})
+
+        def training_step(self, batch, index):
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    trainer = lightning.Trainer(
+        max_steps=2, logger=TensorBoardLogger(tmp_path / "pl"), default_root_dir=tmp_path, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        callbacks=[qc.callbacks.Lightning(every=2)],
+    )  # fmt: skip
+    trainer.fit(Training(), torch.utils.data.DataLoader(ROWS, batch_size=32))
+    found = steps_of(tmp_path / "pl")
+    assert found["quartet/matmuls"] and found["quartet/down/fprop/X/error"]
+
+
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning")
     from lightning.pytorch.loggers import CSVLogger

@@ -36,3 +36,16 @@ def test_blocks_are_in_fp4_by_their_full_names(case):
         names = {f"layers.{layer}.{part}" for layer in (0, 1) for part in expected} - {"layers.1.attention.wo"}
         assert set(rank["rewritten"]) == names, rank
         assert [line for line in rank["kept"] if line.startswith("layers.1.attention.wo: excluded")], rank
+
+
+def test_graph_trainer_with_its_bucketing():
+    """Its default passes with ours among them, on two ranks that SimpleFSDP shards over; codes over the wire have the same
+    bits."""
+    for rank in run_ranks("titan:graph_trained", 2, timeout=600):
+        ours, plain = rank["ours"], rank["plain"]
+        assert plain["products"] == 0 and ours["products"] == 3 * 2 * len(LLAMA)
+        assert ours["losses"][-1] < 0.5 * ours["losses"][0] and plain["losses"][-1] < 0.5 * plain["losses"][0]
+        assert 0.8 < rank["cosine"] < 0.9999
+        assert rank["names"] == sorted(f"layers.{layer}.{part}" for layer in (0, 1) for part in LLAMA)
+        assert rank["codes"]["losses"] == ours["losses"]
+        assert rank["codes"]["gathers"] > ours["gathers"]

@@ -16,10 +16,10 @@ import quartet_compile as qc
 from quartet_compile.cross import amdgcn
 from quartet_compile.cross.artifact import Kernel
 from quartet_compile.cross.cross_compile import judge
-from quartet_compile.cross.targets import TARGETS
 from quartet_compile.errors import QuartetError
 from quartet_compile.kernels import paths
 from quartet_compile.kernels.lowering import device
+from quartet_compile.machines.targets import TARGETS
 
 MATRIX = "v_mfma_scale_f32_32x32x64_f8f6f4"
 

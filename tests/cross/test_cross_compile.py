@@ -18,10 +18,10 @@ from quartet_compile._compat.fake_gpu import fake_gpu
 from quartet_compile.cross import binary
 from quartet_compile.cross.artifact import Kernel
 from quartet_compile.cross.cross_compile import judge
-from quartet_compile.cross.roofline import format_of_mma, predict
 from quartet_compile.cross.sass import issued
-from quartet_compile.cross.targets import TARGETS, find_target
 from quartet_compile.cross.traffic import kernel_traffic
+from quartet_compile.machines.roofline import format_of_mma, predict
+from quartet_compile.machines.targets import TARGETS, find_target
 
 MLP = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 64)).bfloat16()
 X = torch.zeros(32, 64, dtype=torch.bfloat16)

@@ -42,6 +42,9 @@ PRODUCTS = {
 """The template of a product and its matrix instructions; bf16 where FP8 can't hold an operand. sm_80 has neither: there
 the products are the library's."""
 
+ROTATING = {"wgmma.m64n32k16.bf16"}
+"""The instructions that only rotate a product back."""
+
 
 def cross_compile(target, model):
     command = [sys.executable, "-m", "quartet_compile", "cross-compile", f"{model}:build", "--target", target, "--json"]
@@ -79,13 +82,13 @@ def test_what_becomes_of_a_block(artifacts, target):
 
     library = sum(sum(c["launches"].values()) for c in artifact["library_calls"] if c["name"].startswith("aten.mm"))
     assert library == (21 if target == "sm_80" else 0)
-    assert launches["unrotate"] == (0 if target in ("sm_100", "sm_103", "sm_120") else 14)
+    assert launches["unrotate"] == (14 if target == "sm_80" else 0)
     if target in PRODUCTS:
         op, instructions = PRODUCTS[target]
         assert launches[op] == 21
         for kernel in ours:
             if kernel["op"] == op:
-                assert set(kernel["mma"]) == instructions
+                assert set(kernel["mma"]) - ROTATING == instructions
                 assert (kernel["tmem_columns"] > 0) == (PRODUCTS[target] is TENSOR_MEMORY)
     assert {site["rewritten"] for graph in artifact["report"]["graphs"] for site in graph["sites"]} == {True, False}
 

@@ -134,8 +134,11 @@ def test_fsdp_tells_the_names_of_blocks_and_a_pattern_for_one_of_them_is_warned_
 
 
 def test_a_rank_with_other_options_is_told_what_differs():
-    told = [error for rank in run_ranks("sharded:other_options", 2) for error in rank]
-    assert told and all("recipe" in error and "'exact'" in error and "exclude" not in error for error in told)
+    ranks = run_ranks("sharded:other_options", 2)
+    for way in ("by name", "quartet", "regions", "enable", "fsdp", "gather_codes"):
+        option, value = ("wire", "'quantized'") if way == "fsdp" else ("recipe", "'exact'")
+        told = [error for rank in ranks for error in rank[way]]
+        assert told and all(f"{option}=" in error and value in error and "exclude" not in error for error in told), way
 
 
 def test_tensor_parallel_ranks_agree_on_shared_operands(two):

@@ -36,6 +36,13 @@ def test_rows_that_ranks_have_in_unequal_parts(ranks):
         assert rank["odd sizes"]["equal"] and rank["odd sizes"]["sent"] == WEIGHTS and not rank["odd sizes"]["kept"]
 
 
+def test_nvfp4_after_ranks_agree_on_the_largest_magnitude(ranks):
+    for rank in ranks:
+        found = rank["nvfp4"]
+        assert found["equal"] and found["sent"] == WEIGHTS and not found["kept"]
+        assert found["quantized"] <= 0.36 * found["high"]
+
+
 def test_activations_under_sequence_parallelism(ranks):
     for rank in ranks:
         found = rank["sequence parallel"]
@@ -74,3 +81,8 @@ def test_ranks_whose_parts_differ_in_size_share_no_compiled_graph():
 def test_through_inductor():
     for rank in run_ranks("wired:by_inductor", 2):
         assert rank["equal"] and rank["sent"] == [4, 4]
+
+
+def test_ranks_with_tokens_of_their_own_draw_their_own_noise():
+    for rank in run_ranks("wired:drawn_alike", 2):
+        assert rank["data"] == [0] and rank["tensor"] == [1]

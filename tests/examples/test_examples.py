@@ -22,6 +22,8 @@ import torch
 import train_llama
 import training
 
+from quartet_compile._compat import saved_bytes
+
 WORDS = "the quick brown fox jumps over the lazy dog and runs away from it\n"
 
 
@@ -184,14 +186,14 @@ class TestSavedBytes:
     def test_what_eager_keeps(self) -> None:
         model = torch.nn.Sequential(torch.nn.Linear(32, 64, bias=False), torch.nn.Sigmoid())
         x = torch.randn(10, 32)
-        assert figures.saved_bytes(model(x).sum(), model) == 4 * (10 * 32 + 10 * 64)
+        assert saved_bytes(model(x).sum(), model) == 4 * (10 * 32 + 10 * 64)
 
     def test_a_storage_counts_once_and_parameters_never(self) -> None:
         model = torch.nn.Linear(32, 32, bias=False)
         x = torch.randn(16, 32, requires_grad=True)
         y = model(x)
-        assert figures.saved_bytes((y * y + y[:4].mean() * y).sum(), model) >= 4 * (2 * 16 * 32)
-        assert figures.saved_bytes((x.view(8, 64) * x.view(8, 64)).sum(), model) == 4 * 16 * 32
+        assert saved_bytes((y * y + y[:4].mean() * y).sum(), model) >= 4 * (2 * 16 * 32)
+        assert saved_bytes((x.view(8, 64) * x.view(8, 64)).sum(), model) == 4 * 16 * 32
 
     def test_what_a_compiled_graph_keeps(self) -> None:
         torch._dynamo.reset()
@@ -199,7 +201,7 @@ class TestSavedBytes:
         x = torch.randn(10, 32)
         loss = torch.compile(model, dynamic=False)(x).square().sum()
         assert "Compiled" in type(loss.grad_fn.next_functions[0][0].next_functions[0][0]).__name__
-        assert figures.saved_bytes(loss, model) == 4 * (10 * 32 + 10 * 64)
+        assert saved_bytes(loss, model) == 4 * (10 * 32 + 10 * 64)
         loss.backward()
 
     def test_smoothing_has_no_bias(self) -> None:
@@ -409,3 +411,19 @@ class TestCommand:
         assert process.returncode == 130, error
         assert "continue with the same command and --resume" in error
         assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 1
+
+
+def test_curves_have_whole_steps_and_the_switches_of_a_schedule(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    seen = []
+    monkeypatch.setattr(pyplot, "close", seen.append)
+    losses = [3.0, 2.5, 2.2, 2.1]
+    plain = {"losses": losses, "validation": [(2, 2.6), (4, 2.2)]}
+    switched = {**plain, "schedule": [[3, "mxfp4-bwd"]]}
+    figures.picture({"full precision": plain, "quartet": switched}, "a run", tmp_path / "curves.png")
+    (drawn,) = seen
+    assert isinstance(drawn, figure) and (tmp_path / "curves.png").exists()
+    top, below = drawn.axes
+    assert [text.get_text() for text in top.texts] == ["mxfp4-bwd"] and top.texts[0].xy[0] == 3
+    assert all(float(tick).is_integer() for tick in below.get_xticks())

@@ -1,4 +1,4 @@
-"""QUARTET_GPU_PRODUCTS: how GPUs without FP4 multiply."""
+"""QUARTET_GPU_PRODUCTS: how GPUs without FP4 multiply; and QUARTET_GPU_LIBRARY: when torch's library does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import quartet_compile as qc
 from quartet_compile.backend import graph_inputs, graph_uuid
 from quartet_compile.config.options import configure
 from quartet_compile.errors import QuartetError
-from quartet_compile.kernels.architectures import VARIABLE, product_format
+from quartet_compile.kernels.architectures import LIBRARY_VARIABLE, VARIABLE, library_use, product_format
 
 
 def test_the_default_and_what_may_be_said(monkeypatch):
@@ -23,13 +23,26 @@ def test_the_default_and_what_may_be_said(monkeypatch):
         product_format()
 
 
-def test_another_choice_is_another_entry_of_inductors_cache(monkeypatch):
+def test_when_the_library_multiplies(monkeypatch):
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    assert library_use() == "measured"
+    monkeypatch.setenv(LIBRARY_VARIABLE, "always")
+    assert library_use() == "always"
+    monkeypatch.setenv(LIBRARY_VARIABLE, "yes")
+    with pytest.raises(QuartetError, match="QUARTET_GPU_LIBRARY is 'yes'; expected 'measured', 'never' or 'always'"):
+        library_use()
+
+
+@pytest.mark.parametrize(
+    ("variable", "default", "other"), [(VARIABLE, "fp8", "bf16"), (LIBRARY_VARIABLE, "never", "always")]
+)
+def test_another_choice_is_another_entry_of_inductors_cache(monkeypatch, variable, default, other):
     graph = torch.fx.symbolic_trace(nn.Linear(64, 64))
     config, inputs = configure({}), graph_inputs(graph, {})
-    monkeypatch.setenv(VARIABLE, "fp8")
+    monkeypatch.setenv(variable, default)
     one = graph_uuid(graph, config, inputs)
     assert graph_uuid(graph, config, inputs) == one
-    monkeypatch.setenv(VARIABLE, "bf16")
+    monkeypatch.setenv(variable, other)
     assert graph_uuid(graph, config, inputs) != one
 
 

@@ -19,7 +19,6 @@ from grown_tables import (
 from quantizers import legal_quantizers
 
 import quartet_compile as qc
-from quartet_compile.cross.targets import TARGETS
 from quartet_compile.errors import CompilerError, QuantizerError
 from quartet_compile.kernels import architectures, cpu, lowering, operand_formats
 from quartet_compile.kernels import quantizer as formats
@@ -32,6 +31,7 @@ from quartet_compile.kernels.numerics.reference import Blocks
 from quartet_compile.kernels.numerics.supports import REFERENCE
 from quartet_compile.kernels.quantizer import QUANTIZERS, Quantizer
 from quartet_compile.kernels.schemas import SCHEMAS
+from quartet_compile.machines.targets import TARGETS
 
 DECLARATIONS = {"reference": REFERENCE, "CPU": CPU, "GPU": GPU}
 SEEDS = dict(stream=0, seed=torch.tensor(1), sign_seed=torch.tensor(2))

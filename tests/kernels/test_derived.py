@@ -12,8 +12,8 @@ from quartet_compile._compat.fake_gpu import code_only, scratch_folder
 from quartet_compile.capture.call import call_of
 from quartet_compile.capture.capture import run_on_fakes
 from quartet_compile.cross.backend import CrossBackend
-from quartet_compile.cross.targets import find_target
 from quartet_compile.cross.traffic import marker
+from quartet_compile.machines.targets import find_target
 
 
 class Heads(nn.Module):

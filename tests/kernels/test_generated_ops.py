@@ -70,6 +70,10 @@ UNROTATED = {
     "mxfp8 through registers": ((70, 96, 160), 67, True, "sm_120", "mxfp8"),
     "a rotation that the template lacks": ((70, 96, 160), 67, True, "sm_120", "mxfp4", 16),
     "in FP8": ((70, 96, 160), 67, True, "sm_90"),
+    "in FP8, several tiles": ((130, 160, 288), 160, False, "sm_90"),
+    "in FP8, beyond FP8": ((70, 96, 160), 96, True, "sm_89", "mxfp4_wide"),
+    "in FP8, half precision": ((70, 96, 160), 96, True, "sm_90", "mxfp4", 32, f16),
+    "in FP8, float32": ((70, 96, 160), 67, True, "sm_90", "mxfp4", 32, f32),
     "decoded": ((70, 96, 160), 67, True, "sm_80"),
 }
 UNROTATE = {
@@ -161,12 +165,14 @@ def relative(made, expected):
 
 @pytest.mark.parametrize("case", UNROTATED)
 def test_products_rotated_back(made, case):
-    """In one kernel where there are FP4 tensor cores, for a rotation of 32; the product isn't rounded in between."""
+    """In one kernel on FP4 tensor cores, and on FP8 ones unless the result is float32, for a rotation of 32. On FP4 ones the
+    product isn't rounded in between."""
     result = made("unrotated", case)
     assert result["made"].shape == result["expected"].shape
     assert relative(result["made"], result["expected"]) < 2**-8
-    target = UNROTATED[case][3]
-    separate = [] if target in ("sm_100", "sm_120") and UNROTATED[case][5:] != (16,) else ["unrotate"]
+    *_, target, _, rotation, dtype = (*UNROTATED[case], *("mxfp4", 32, bf16)[len(UNROTATED[case]) - 4 :])
+    inside = target != "sm_80" and rotation == 32 and (dtype != f32 or target in ("sm_100", "sm_120"))
+    separate = [] if inside else ["unrotate"]
     assert result["templates"] == TEMPLATES[target] + separate
 
 

@@ -38,7 +38,7 @@ def test_a_schema_as_torch_writes_it():
     assert str(SCHEMAS["seed"]) == "(SymInt length, Device device, str[] shared_by) -> Tensor"
     assert str(SCHEMAS["requantize"]) == (
         "(Tensor codes, Tensor scales, Tensor tensor_scale, str source, str quantizer, int stream, Tensor? seed,"
-        " Tensor? sign_seed) -> (Tensor codes, Tensor scales, Tensor tensor_scale)"
+        " Tensor? sign_seed, Tensor? cached_for=None) -> (Tensor codes, Tensor scales, Tensor tensor_scale)"
     )
 
 

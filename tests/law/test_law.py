@@ -13,6 +13,7 @@ import pytest
 
 from quartet_compile import QuartetError, law
 from quartet_compile.law.budgets import speedup_at
+from quartet_compile.law.plot import _speeds, _words
 from quartet_compile.law.runs import DATA, precisions, split
 from quartet_compile.law.solve import Problem, baseline_runs
 from quartet_compile.law.table import read_table
@@ -295,6 +296,22 @@ def test_regions_are_the_published_ones(parameters, border, eff_n, eff_d):
     assert first.high == second.low == pytest.approx(border, rel=0.11)
 
 
+@pytest.mark.parametrize(
+    "speed, expected", [(4.0, ["bf16:FP4", "FP4:FP4"]), (1.5, ["bf16:FP4"]), (1.02, ["bf16:bf16"])]
+)
+def test_regions_against_bf16(speed, expected):
+    found = law.regions(law.PUBLISHED, QUARTET, 1e9, (law.Speedup(forward=speed, backward=speed),), against="bf16")
+    assert [region.candidate for region in found] == expected
+    with pytest.raises(law.LawError, match=r"'bf61' \(did you mean 'bf16'\?\); expected FP8 or bf16"):
+        law.regions(law.PUBLISHED, QUARTET, 1e9, against="bf61")
+
+
+def test_a_legend_names_what_is_nowhere_the_best():
+    assert _words("bf16:bf16", False) == "bf16 throughout: nowhere the best"
+    assert _words("FP8:FP4", True) == "FP8 forward, FP4 backward"
+    assert _speeds(law.SPEEDUPS["rtx5090"]) == "0.71x to 2.14x"
+
+
 def test_a_border_is_where_two_candidates_are_equal():
     first, _ = law.regions(law.PUBLISHED, QUARTET, 1e9)
     found = law.losses(law.PUBLISHED, QUARTET, 1e9, 1e9 * first.high)
@@ -349,7 +366,7 @@ def test_speedups_from_a_file(tmp_path):
 
 @pytest.mark.parametrize("field", ["forward", "backward", "parameters"])
 def test_speedups_are_positive(field):
-    with pytest.raises(law.LawError, match=f"Speedup has {field}=0; expected a positive number: the time of FP8"):
+    with pytest.raises(law.LawError, match=f"Speedup has {field}=0; expected a positive number: the time without FP4"):
         law.Speedup(**{"forward": 2, "backward": 2} | {field: 0})
 
 

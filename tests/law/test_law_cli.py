@@ -133,6 +133,12 @@ def test_regions(run, tmp_path):
     assert rows[4].endswith("2.00 / 2.00   FP8:FP4 from 1; FP4:FP4 from 165")
 
 
+def test_regions_against_bf16(run):
+    code, out, _ = run("regions", "--against", "bf16")
+    assert code == 0 and "bf16 is lossless. A budget is what bf16:bf16 can do." in out
+    assert "1e08        4.00 / 4.00    bf16:FP4 from 1; FP4:FP4 from 28" in out.splitlines()
+
+
 def test_regions_as_json_with_measured_speedups(run):
     code, out, _ = run("regions", "--speedups", "rtx5090", "--json")
     assert code == 0

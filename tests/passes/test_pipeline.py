@@ -86,7 +86,9 @@ def test_the_graph_is_shown_after_each_pass_that_changes_it(monkeypatch, capsys)
 
 def test_an_unknown_request_says_what_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("QUARTET_DEBUG", "pases")
-    with pytest.raises(qc.OptionError, match="QUARTET_DEBUG has 'pases'; expected passes.*did you mean 'passes'"):
+    with pytest.raises(
+        qc.OptionError, match="QUARTET_DEBUG has 'pases'; expected passes, weights.*did you mean 'passes'"
+    ):
         pipeline.run([], None)
 
 

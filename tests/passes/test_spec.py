@@ -143,6 +143,20 @@ def still_rotated(work):
     change(product(work, "first", "dgrad").node, mask=None, rotation=0, columns=None)
 
 
+def random_results_that_are_kept(work):
+    found = product(work, "first", "dgrad").operands[1]
+    change(found.made, cached_for=arguments_of(found.source.made).x)
+
+
+def an_activation_that_is_kept(work):
+    change(made(work, "second", "fprop", 0), cached_as=torch.float32)
+
+
+def kept_beside_another_weight(work):
+    """Of a graph with the cache, whose recipe transposes codes."""
+    change(made(work, "first", "dgrad", 1), cached_for=arguments_of(made(work, "second", "fprop", 1)).x)
+
+
 SEEN = {
     a_node_from_elsewhere: ("builder", ""),
     no_value: ("value", "first"),
@@ -166,6 +180,8 @@ SEEN = {
     the_mask_of_the_other: ("unrotate", "first"),
     padding_left: ("unrotate", "first"),
     still_rotated: ("unrotate", "first"),
+    random_results_that_are_kept: ("kept", "first"),
+    an_activation_that_is_kept: ("kept", "second"),
 }
 
 
@@ -205,6 +221,13 @@ def test_a_mistake_is_seen(mistake):
     verify(work)
     mistake(work)
     seen(work, False, *SEEN[mistake])
+
+
+def test_what_is_kept_beside_another_weight_is_seen():
+    work = rewrite(two_linears(recipe="nvfp4", weight_cache=True))
+    verify(work)
+    kept_beside_another_weight(work)
+    seen(work, False, "kept", "first")
 
 
 @pytest.mark.parametrize("mistake", SEEN_AT_THE_END, ids=lambda mistake: mistake.__name__)

@@ -86,6 +86,27 @@ def test_rows_in_any_order_are_sent_as_codes(case):
     assert item.bytes_after < 0.36 * item.bytes_before / 2 or case == "a width that fills no group"
 
 
+def test_ranks_agree_on_the_largest_magnitude_of_nvfp4():
+    """And quantize one row more, of which nothing is sent."""
+    work = sent(as_it_is, (48, 72), recipe="quartet2")
+    (item,) = work.gathered
+    assert not item.reason and item.operand == "W"
+    gathers = [node for node in work.graph.nodes if "all_gather" in str(node.target)]
+    assert [tuple(node.meta["val"].shape) for node in gathers] == [(96, 40), (96, 5)]
+    (reduced,) = (node for node in work.graph.nodes if "all_reduce" in str(node.target))
+    assert (
+        reduced.args[1:] == ("max", "0")
+        and reduced.meta["val"].shape == ()
+        and reduced.meta["val"].dtype == torch.float32
+    )
+    (made,) = (
+        node
+        for node in work.graph.nodes
+        if "quantize.default" in str(node.target) and node.args[0].target is aten.cat.default
+    )
+    assert made.args[0].meta["val"].shape == (49, 72)
+
+
 def turned(joint, w):
     return joint.call(aten.t.default, w)
 
@@ -96,7 +117,6 @@ def blocks_of_columns(joint, w):
 
 KEPT = {
     "K is gathered": (turned, (48, 64), {}, "K is gathered"),
-    "a scale of the tensor": (as_it_is, (48, 64), {"recipe": "quartet2"}, "has a scale of the whole tensor"),
     "square blocks": (as_it_is, (64, 64), {"recipe": "jetfire-fp4"}, "has blocks of 32 rows"),
     "nothing is rounded": (as_it_is, (48, 64), {"recipe": "exact"}, "rounds nothing"),
     "quantized twice": (as_it_is, (48, 64), {"recipe": "mxfp8"}, "it is quantized in several ways"),

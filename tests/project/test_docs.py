@@ -20,7 +20,8 @@ DEFINED = {
 
 
 @pytest.mark.parametrize(
-    "page", ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "scale.md", "advise.md"]
+    "page",
+    ["support.md", "ecosystem.md", "gpu.md", "export.md", "packed.md", "weight_cache.md", "scale.md", "advise.md"],
 )
 def test_every_test_that_a_page_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
@@ -30,6 +31,16 @@ def test_every_test_that_a_page_names_exists(page):
         assert not file or file in DEFINED, file
         assert not within or within in DEFINED[file], f"{file}::{within}"
         assert not alone or any(alone in tests for tests in DEFINED.values()), alone
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_link_of_a_page_outside_the_site_leads_somewhere(page):
+    """Those of docs/ are what `make docs` checks, with their anchors."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert targets or page != "README.md"
+    for target in targets:
+        assert (ROOT / target).exists(), target
 
 
 def test_every_public_name_is_on_the_page_of_functions():

@@ -35,7 +35,7 @@ def test_the_licence_is_the_same_everywhere():
 
 
 def test_the_files_that_contributors_are_sent_to_exist():
-    named = re.findall(r"\b(?:docs|tests|passes|kernels|cross)/[\w/]+(?:\.\w+)?", text("CONTRIBUTING.md"))
+    named = re.findall(r"\b(?:docs|tests|passes|kernels|machines)/[\w/]+(?:\.\w+)?", text("CONTRIBUTING.md"))
     assert len(named) >= 8
     for name in named:
         assert (ROOT / name).exists() or (ROOT / "quartet_compile" / name).exists(), name

@@ -12,6 +12,11 @@ import sys
 import pytest
 import torch
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = pathlib.Path(__file__).parents[2]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 USE = """
@@ -30,6 +35,33 @@ def run(*command, cwd):
     done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
+
+
+def test_every_folder_with_code_is_a_package_of_the_wheel_with_its_data():
+    """Else an editable install has it, and the wheel doesn't."""
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    homes = {
+        "quartet_compile": "quartet_compile",
+        "passes": "quartet_compile.passes",
+        "kernels": "quartet_compile.kernels",
+    }
+    found, missing = set(), []
+    for top, package in homes.items():
+        for path in (ROOT / top).rglob("*"):
+            if not path.is_file() or "__pycache__" in path.parts:
+                continue
+            inside = path.relative_to(ROOT / top)
+            parents = list(zip(inside.parents, [inside.relative_to(each) for each in inside.parents], strict=True))
+            names = {".".join([package, *parent.parts]): rest for parent, rest in parents}
+            if path.suffix == ".py":
+                found.add(".".join([package, *inside.parent.parts]))
+            elif not any(
+                rest.match(glob) and len(rest.parts) == len(pathlib.PurePath(glob).parts)
+                for name, rest in names.items()
+                for glob in given["package-data"].get(name, [])
+            ):
+                missing.append(str(path))
+    assert found == set(given["packages"]) and not missing
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ TYPES = {
     "qc.recipe('quartet').dgrad": "quartet_compile.config.recipe.Gemm | None",
     "qc.stats(model).to_dict()": "dict[str, list[Any]]",
     "qc.cross_compile(model, x, target='sm_120').kernels": "tuple[quartet_compile.cross.artifact.Kernel, ...]",
-    "qc.TARGETS['sm_100']": "quartet_compile.cross.targets.Target",
+    "qc.TARGETS['sm_100']": "quartet_compile.machines.targets.Target",
     "qc.law.PUBLISHED.predict(1e9, 1e11)": "float",
 }
 WRONG = {

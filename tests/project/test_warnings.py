@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -64,18 +65,26 @@ def test_a_code_can_be_silenced():
 @pytest.mark.parametrize("platform, name", [("win32", "Windows"), ("darwin", "macOS")])
 def test_another_system_gets_a_sentence_before_anything_is_compiled(monkeypatch, platform, name):
     compiled = torch.compile(torch.nn.Linear(64, 64), backend="quartet")
-    check = backend.require_compiler
-
-    def elsewhere():
-        monkeypatch.setattr(sys, "platform", platform)
-        try:
-            return check()
-        finally:
-            monkeypatch.undo()
-
-    monkeypatch.setattr(backend, "require_compiler", elsewhere)
+    monkeypatch.setattr(backend, "require_linux", functools.partial(on, monkeypatch, platform, backend.require_linux))
     with pytest.raises(qc.QuartetError, match=f"built on Linux, and this is {name}. Train on Linux"):
         compiled(torch.randn(32, 64))
+
+
+@pytest.mark.parametrize("platform, name", [("win32", "Windows"), ("darwin", "macOS")])
+def test_a_gpu_of_another_system_too(monkeypatch, platform, name):
+    """Where another Triton, or Metal, would fail later, with less to say."""
+    monkeypatch.setattr(backend, "device_of", lambda inputs: torch.device("cuda"))
+    monkeypatch.setattr(backend, "require_linux", functools.partial(on, monkeypatch, platform, backend.require_linux))
+    compiled = torch.compile(torch.nn.Linear(64, 64), backend="quartet")
+    with pytest.raises(qc.QuartetError, match=f"GPU kernels are built on Linux, and this is {name}. Train on Linux"):
+        compiled(torch.randn(32, 64))
+
+
+def on(monkeypatch, platform, check, *given):
+    """The check, on another system."""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", platform)
+        return check(*given)
 
 
 def test_a_system_without_file_locks_has_the_package():

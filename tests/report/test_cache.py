@@ -65,6 +65,13 @@ def test_a_change_misses(run, first, settings, rewritten):
     assert (changed["digest"] == first["digest"]) == ("sources" in settings)
 
 
+def test_a_graph_from_the_cache_keeps_what_it_makes_of_weights(run, first):
+    runs = [run(options={"weight_cache": True}) for _ in range(2)]
+    assert [(each["hits"], each["misses"]) for each in runs] == [(0, 1), (1, 0)]
+    assert [each["kept"] for each in runs] == [3, 3] and first["kept"] == 0
+    assert {each["digest"] for each in runs} == {first["digest"]}
+
+
 @pytest.mark.parametrize(
     "package, file", [("passes", "plan.py"), ("kernels", "cpu/gemm.cpp"), ("kernels", "gpu/templates/*.jinja")], ids=str
 )

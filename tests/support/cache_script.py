@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 import quartet_compile as qc
 from quartet_compile import backend
+from quartet_compile.process import process
 from quartet_compile.report import records
 
 settings = json.loads(sys.argv[1])
@@ -35,6 +36,7 @@ print(
             "digest": digest,
             "sites": sites,
             "stats": qc.stats(model).scalars() if options.get("stats") else None,
+            "kept": len(process.weights),
             "hits": counters["aot_autograd"]["autograd_cache_hit"],
             "misses": counters["aot_autograd"]["autograd_cache_miss"],
         }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-import unittest.mock
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
+import torch_scaled_mm
 from interpreted_module import (
     compile_interpreted,
 )
+from torch._subclasses import FakeTensorMode
 
 from quartet_compile.kernels import lowering
+from quartet_compile.kernels.architectures import LIBRARY_VARIABLE
 from quartet_compile.kernels.numerics import grouped, philox, reference
 from quartet_compile.kernels.numerics.reference import Blocks
 from quartet_compile.kernels.quantizer import quantizer
@@ -99,7 +103,7 @@ def run_codes(case: str, arguments: tuple, x: tuple, target: str) -> dict[str, A
     """Outputs that differ from the reference's, by index, and which of our templates ran."""
     call, inputs, expected = globals()[case](*arguments, operand(*x))
     compiled = compile_interpreted(call, target)
-    with torch.no_grad(), unittest.mock.patch.object(lowering.quantize, "LEAST_PROGRAMS", 1):  # strips of several tiles
+    with torch.no_grad(), mock.patch.object(lowering.quantize, "LEAST_PROGRAMS", 1):  # strips of several tiles
         made = compiled(*inputs)
     wrong = {
         index: int((got != want).sum()) if got.shape == want.shape else f"{tuple(got.shape)}, not {tuple(want.shape)}"
@@ -171,6 +175,34 @@ def run_product(
     }
 
 
+def run_library_product(
+    made_by: str, shape: tuple[int, int, int], alpha: float, dtype: torch.dtype, target: str
+) -> dict[str, Any]:
+    """`run_product` by torch's library alone, which is the model of it in `torch_scaled_mm`; what that was called with, and
+    what the library takes fake tensors for."""
+    with mock.patch.dict(os.environ, {LIBRARY_VARIABLE: "always"}):
+        result = run_product(made_by, shape, alpha, dtype, False, target)
+    calls = list(torch_scaled_mm.CALLS)
+    torch_scaled_mm.CALLS.clear()
+    return {**result, "calls": len(calls), "taken for": [taken_for(call) for call in calls]}
+
+
+def taken_for(call: tuple) -> Any:
+    """Shape and dtype that torch's shape function gives for the arguments of a call, were they on a GPU, or its error."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+
+        def fake(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+            return [fake(one) for one in x] if isinstance(x, (list, tuple)) else x
+
+        try:
+            made = torch.ops.aten._scaled_mm_v2.default(*map(fake, call))
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+    return tuple(made.shape), made.dtype
+
+
 def run_grouped(
     gemm: str, ends: tuple[int, ...], sizes: tuple[int, int], target: str, unrotated: bool, made_by: str = "mxfp4"
 ) -> dict[str, Any]:
@@ -219,7 +251,13 @@ def run_product_with_epilogue(shape: tuple[int, int, int], target: str) -> dict[
 
 
 def run_unrotated_product(
-    shape: tuple[int, int, int], columns: int, masked: bool, target: str, made_by: str = "mxfp4", rotation: int = 32
+    shape: tuple[int, int, int],
+    columns: int,
+    masked: bool,
+    target: str,
+    made_by: str = "mxfp4",
+    rotation: int = 32,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """`unrotate(a b^T)` as in the backward pass, beside the reference without rounding in between."""
     m, n, k = shape
@@ -230,7 +268,7 @@ def run_unrotated_product(
 
     def call(a0, a1, a2, b0, b1, b2, *mask):
         epilogue = (mask[0] if mask else None, rotation, columns)
-        return ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, torch.bfloat16, *epilogue)
+        return ops.scaled_mm(a0, a1, a2, left, b0, b1, b2, right, 16 / 9, dtype, *epilogue)
 
     compiled = compile_interpreted(call, target)
     with torch.no_grad():

@@ -25,12 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch_scaled_mm
 
 from quartet_compile._compat.fake_gpu import TorchDispatchMode, code_only, fake_gpu, scratch_folder
 from quartet_compile.config.options import configure
 from quartet_compile.cross.backend import CrossBackend
 from quartet_compile.cross.generated import load as load_module
-from quartet_compile.cross.targets import Target, find_target
+from quartet_compile.machines.targets import Target, find_target
 
 CPU = torch.device("cpu")
 HERE = pathlib.Path(__file__)
@@ -123,12 +124,14 @@ class _Kernel:
 
 
 class _LibraryOnCPU(TorchDispatchMode):
-    """What a CPU's libraries lack: the attention kernels of a GPU, by the plain formula and without dropout; and matmuls
-    of bfloat16 to float32."""
+    """What a CPU's libraries lack: the attention kernels of a GPU, by the plain formula and without dropout; matmuls of
+    bfloat16 to float32; and products of block-scaled operands."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if name == "_scaled_mm_v2":
+            return torch_scaled_mm.scaled_mm(*args)
         if name in ("mm", "bmm") and func._overloadname == "dtype_out":
             return kwargs["out"].copy_(args[0].float() @ args[1].float())
         if not name.startswith("_scaled_dot_product"):

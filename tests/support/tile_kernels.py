@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quartet_compile.kernels.gpu import blocks, random, rotation, rounding, scales
+from quartet_compile.kernels.gpu import blocks, fp8, product, random, rotation, rounding, scales
 
 
 @triton.jit
@@ -72,6 +72,23 @@ def _decode_scales(BYTE, E8M0, E4M3):
     byte = tl.load(BYTE + tl.arange(0, 256))
     tl.store(E8M0 + tl.arange(0, 256), scales.e8m0_value(byte))
     tl.store(E4M3 + tl.arange(0, 256), scales.e4m3_value(byte))
+
+
+@triton.jit
+def _decode_fp8(WORDS, SCALES, LARGEST, OUT, LOST, rows: tl.constexpr, groups: tl.constexpr):
+    row = tl.arange(0, rows)
+    words = tl.load(WORDS + tl.reshape(tl.arange(0, rows * groups * 4), (rows, groups * 4)))
+    scale = tl.load(SCALES + tl.reshape(tl.arange(0, rows * groups), (rows, groups))).to(tl.int32)
+    made, lost = fp8.decode(words, scale, tl.load(LARGEST + row))
+    tl.store(OUT + tl.reshape(tl.arange(0, rows * groups * 8), (rows, groups * 8)), made)
+    tl.store(LOST + row, lost)
+
+
+@triton.jit
+def _rotated_rows(X, WORDS, OUT, rows: tl.constexpr):
+    at = tl.reshape(tl.arange(0, rows * 32), (rows, 32))
+    kept = product.kept_columns(tl.load(X + at), tl.load(WORDS + tl.arange(0, rows)).to(tl.uint32, bitcast=True))
+    tl.store(OUT + at, product.rotated_rows(kept.to(tl.bfloat16)))
 
 
 @triton.jit

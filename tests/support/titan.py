@@ -6,12 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch._inductor.utils as inductor_utils
 import torch.distributed as dist
+import torch.utils._runtime_estimation as runtime_estimation
 from models import relative
 from runs import Run, cosine, train
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend
 
 import quartet_compile as qc
 
@@ -120,3 +124,89 @@ def run(name: str, how: dict[str, Any]) -> dict[str, Any]:
         "rewritten": sorted(ours.rewritten),
         "kept": sorted({f"{site.name}: {site.reason}" for site in ours.sites if not site.rewritten}),
     }
+
+
+def graph_trained(steps: int = 6, **options: Any) -> dict[str, Any]:
+    """Steps of GraphTrainer's: SimpleFSDP over all ranks, torchtitan's passes with its bucketing, without ours, with ours,
+    and with codes over the wire. The step is traced and run as its `Trainer` does."""
+    from torchtitan.config import ParallelismConfig
+    from torchtitan.experiments.graph_trainer import make_fx_tracer, passes
+    from torchtitan.experiments.graph_trainer.configs import GraphTrainerCompileConfig
+    from torchtitan.experiments.graph_trainer.simple_fsdp import data_parallel
+    from torchtitan.experiments.graph_trainer.trainer import make_fwd_bwd_step
+
+    from quartet_compile.callbacks import graph_trainer
+
+    for room in (inductor_utils, runtime_estimation):  # the bucketing asks how fast the GPU's memory is
+        room.get_gpu_dram_gbps = lambda: 1000.0
+    ways = {
+        "plain": passes.construct_default_graph_passes,
+        "ours": graph_trainer("tested", **options),
+        "codes": graph_trainer("tested, codes", wire="quantized", **options),
+    }
+    tokens = torch.randint(VOCABULARY, (2, LENGTH + 1), generator=torch.Generator().manual_seed(dist.get_rank()))
+    found: dict[str, Any] = {}
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor, global_valid_tokens: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()) / global_valid_tokens
+
+    for name, make in ways.items():
+        parallelism = ParallelismConfig(data_parallel_shard_degree=dist.get_world_size())
+        model, spec = graph_model(parallelism)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("fsdp",))
+        model = data_parallel(model, mesh, mode="fully_shard")
+        compiled = GraphTrainerCompileConfig(disable_passes=["cudagraph_pass"])
+        config = SimpleNamespace(model_spec=spec, parallelism=parallelism, compile=compiled, loss=None)
+        inputs = (tokens[:, :-1], tokens[:, 1:], torch.tensor(1.0), {})
+        traced = make_fx_tracer.minimal_fx_tracer(make_fwd_bwd_step(model, loss_of), module=model)(*inputs)
+        if name != "plain":
+            make.learn(SimpleNamespace(model_parts=[model]))
+        traced.gm = passes.apply_graph_passes(
+            traced.gm, traced.example_inputs, make(traced, config), compile_config=compiled
+        )
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+        losses, gradients = [], []
+        for _ in range(steps):
+            loss, *grads = make_fx_tracer.run_traced(traced, module=model)(*inputs)
+            for parameter, gradient in zip(parameters, grads, strict=True):
+                parameter.grad = gradient
+            losses.append(loss.item())
+            gradients.append(torch.cat([local(gradient).flatten() for gradient in grads]))
+            optimizer.step()
+        ops = [str(node.target) for node in traced.gm.graph.nodes]
+        found[name] = {
+            "losses": losses,
+            "first": gradients[0],
+            "products": sum("quartet.scaled_mm" in op for op in ops),
+            "gathers": sum("all_gather_into_tensor" in op for op in ops),
+        }
+    first = [found[name].pop("first") for name in ways][:2]
+    found["cosine"] = nn.functional.cosine_similarity(*first, dim=0).item()
+    sites = [site for graph in ways["ours"].graphs for site in graph.sites]
+    found["names"] = sorted({site.name for site in sites if site.rewritten})
+    return found
+
+
+def graph_model(parallelism: Any) -> tuple[nn.Module, Any]:
+    """A small llama of GraphTrainer's with weights of its own, and what it is made of."""
+    from torchtitan.experiments.graph_trainer.llama3 import model_registry
+    from torchtitan.models.common.attention import ScaledDotProductAttention
+
+    spec = model_registry("debugmodel", attn_backend="varlen")
+    spec.model.layers = spec.model.layers[:2]
+    for layer in spec.model.layers:
+        layer.attention.inner_attention = ScaledDotProductAttention.Config()
+    spec.model.update_from_config(config=SimpleNamespace(parallelism=parallelism))
+    with torch.device("meta"):
+        model = spec.model.build()
+    model.to_empty(device="cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.init_states(buffer_device=torch.device("cpu"))
+    for module in model.modules():
+        if isinstance(module, ScaledDotProductAttention):
+            module.sdpa_backends = [
+                SDPBackend.MATH
+            ]  # a CPU's other one draws random numbers, which may not be recomputed
+    return model, spec

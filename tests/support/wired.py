@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quartet_compile import _compat
 from quartet_compile import backend as backend_module
+from quartet_compile.passes import backward as backward_module
 from quartet_compile.process import process
 
 SIZES = {"unsigned char": 1, "c10::BFloat16": 2, "float": 4}
@@ -70,14 +71,16 @@ def sharded(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return model
 
 
-def gathered_bytes(profile: torch.profiler.profile) -> int:
-    """What this rank gave to all gathers."""
+def gathered_bytes(
+    profile: torch.profiler.profile, op: str = "_c10d_functional::all_gather_into_tensor", place: int = 0
+) -> int:
+    """What this rank gave to all gathers. op: what the profiler calls one. place: which argument is the part."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "trace.json")
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    calls = [e["args"] for e in events if e.get("name", "").startswith("_c10d_functional::all_gather_into_tensor")]
-    return sum(SIZES[call["Input type"][0]] * torch.Size(call["Input Dims"][0]).numel() for call in calls)
+    calls = [e["args"] for e in events if e.get("name", "").startswith(op)]
+    return sum(SIZES[call["Input type"][place]] * torch.Size(call["Input Dims"][place]).numel() for call in calls)
 
 
 def compared(models: Any, run: Any, **options: Any) -> dict[str, Any]:
@@ -142,6 +145,7 @@ def of_world() -> dict[str, Any]:
     return {
         "bf16": compared(lambda: blocks(torch.bfloat16, hidden=128), trained),
         "odd sizes": compared(blocks, trained),
+        "nvfp4": compared(lambda: blocks(torch.bfloat16), trained, recipe="quartet2"),
         "sequence parallel": compared(language, language_trained),
     }
 
@@ -169,6 +173,24 @@ def uuids() -> dict[str, list[str]]:
         backend_module.graph_uuid = kept
         with recorded():
             torch.compile(blocks(hidden=hidden), backend="quartet")(mine())
+    return found
+
+
+def drawn_alike() -> dict[str, list[int]]:
+    """How many process groups draw the same in each graph, where ranks have tokens of their own and under tensor
+    parallelism."""
+    found: dict[str, list[int]] = {"data": [], "tensor": []}
+    original = backward_module.drawn_alike
+    for name, models, run in (("data", blocks, trained), ("tensor", language, language_trained)):
+
+        def kept(work: Any, name: str = name) -> Any:
+            groups = original(work)
+            found[name].append(len(groups))
+            return groups
+
+        backward_module.drawn_alike = kept
+        model = models()
+        run(captured(model)[0], model)
     return found
 
 

@@ -148,3 +148,10 @@ def find_target(target: str | Target) -> Target:
             f"Unknown target {target!r}{suggest(plain, known)}. The targets are: {names}; or by chip: {', '.join(CHIPS)}."
         )
     return known[plain]
+
+
+def known_chip(capability: tuple[int, int], name: str) -> Target | None:
+    """The chip of a GPU that has this capability, and this name as its driver gives it; None of one that isn't here."""
+    alike = [chip for chip in CHIPS.values() if chip.capability == capability and not chip.amd]
+    named = [chip for chip in alike if chip.chip.split(" ")[0] in name.split(" ")]
+    return next(iter([*named, *alike]), None)

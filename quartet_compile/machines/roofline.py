@@ -27,6 +27,7 @@ _DTYPES = {
     torch.float16: "bf16",
     torch.float8_e4m3fn: "fp8",
     torch.float8_e5m2: "fp8",
+    torch.float4_e2m1fn_x2: "fp4",
     torch.uint8: "fp4",
 }
 
@@ -43,6 +44,9 @@ def format_of_dtype(dtype: torch.dtype | None) -> str:
         return "tf32"
     return "float32" if dtype is None else _DTYPES.get(dtype, "float32")
 
+
+MATTERS = 1.05
+"""A speedup that is worth being told from 1: predictions are no closer than that."""
 
 ISSUE_SHARE = 0.6
 """Of the issue rate, in the second prediction: quantizing kernels measured on an H100 reach 44 to 68 % (docs/gpu.md)."""
