@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from figures import graph_nodes, saved_tensors
 from torch import nn
 
+from quartet_compile._compat import graph_nodes, saved_tensors
 from quartet_compile.capture.capture import Capture
 from quartet_compile.config.options import configure
 
