@@ -15,6 +15,7 @@ import torch
 
 from ..numerics import philox, reference
 from ..numerics.reference import Blocks
+from ..operand_formats import OPERAND_FORMATS
 from ..quantizer import Quantizer, padded
 from .arguments import is_fast, request, require_known
 from .arrays import ELEMENT_TYPES, Array, matrix_address
@@ -96,6 +97,36 @@ def requantize(
     )
     require_known(wanted)
     return blocks
+
+
+def transposed(source: Blocks, quantizer: Quantizer) -> Blocks:
+    """`reference.transposed`, the transpose of an operand in square blocks, codes as they are."""
+    CPU.require(quantizer)
+    group, packed = quantizer.group, OPERAND_FORMATS[source.format].packed
+    rows, groups = source.scales.shape
+    full = padded(rows, group)
+    codes, scales = (part.contiguous().view(torch.uint8) for part in (source.codes, source.scales))
+    to, to_address = Array("codes", torch.uint8, (groups * group, full // packed)).empty()
+    to_scales, to_scales_address = Array("scales", torch.uint8, (groups * group, full // group)).empty()
+    function("quartet_transpose", "ppiiiiippi")(
+        Array("codes", torch.uint8, (rows, groups * group // packed)).address(codes),
+        Array("scales", torch.uint8, (rows, groups)).address(scales),
+        rows,
+        groups,
+        group,
+        packed,
+        full,
+        to_address,
+        to_scales_address,
+        torch.get_num_threads(),
+    )
+    return Blocks(
+        to.view(source.codes.dtype),
+        to_scales.view(source.scales.dtype),
+        source.tensor_scale.clone(),
+        None,
+        source.format,
+    )
 
 
 def unrotate(x: torch.Tensor, mask: torch.Tensor | None, rotation: int, columns: int) -> torch.Tensor:

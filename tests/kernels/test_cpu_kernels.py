@@ -35,6 +35,7 @@ from quartet_compile.kernels.quantizer import (
     Quantizer,
     padded,
 )
+from quartet_compile.kernels.quantizer import quantizer as quantizer_named
 
 __all__ = ["isa"]  # a fixture
 
@@ -289,3 +290,13 @@ def test_every_field_of_a_quantizer_changes_the_result(base, changes):
         after = quantize(x, dataclasses.replace(base, **change))
         parts = zip(before[:3], after[:3], strict=True)
         assert any(a.shape != b.shape or not torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in parts)
+
+
+@pytest.mark.parametrize("name", ["mxfp4-rtn-2d", "nvfp4-rtn-2d", "mxfp8,group_rows=32"])
+@pytest.mark.parametrize("shape", [(0, 64), (1, 1), (65, 33), (100, 40), (129, 200), (300, 257)], ids=str)
+def test_square_blocks_are_transposed_as_they_are(name, shape):
+    spec = quantizer_named(name)
+    blocks = quantize(awkward(*shape), spec)
+    assert_same(native.transposed(blocks, spec), reference.transposed(blocks, spec))
+    apart = blocks._replace(codes=blocks.codes.t().contiguous().t(), scales=blocks.scales.t().contiguous().t())
+    assert_same(native.transposed(apart, spec), reference.transposed(blocks, spec))

@@ -52,6 +52,8 @@ def run(name: str) -> None:
                 blocks = cpu.quantize(x, quantizer, transpose=transpose, mask=True, **seeds)
                 decoded.decode(blocks, quantizer.shrink)
                 cpu.requantize(blocks, quantizer, quantizer, **seeds)
+                if quantizer.square:
+                    cpu.transposed(blocks, quantizer)
             cpu.quantize_pair(x, quantizer, quantizer, seed=SEED, sign_seed=SIGN_SEED)
         a, b = cpu.quantize(x, quantizer, **seeds), cpu.quantize(torch.zeros(61, columns), quantizer, **seeds)
         for dtype in DTYPES:
