@@ -24,8 +24,8 @@ from .site import MatmulSite, quantized
 @dataclasses.dataclass(frozen=True)
 class Instructions:
     """Of a thread for each element. one: quantizes an operand; both: along its rows and its columns; again: its codes along
-    the other direction. decode: what a chip without the format's tensor cores does to an operand; unrotate: to a result, where
-    the product has no epilogue for it."""
+    the other direction. On a chip without the format's tensor cores, decode: makes an operand of codes; unrotate: ends a
+    product without an epilogue."""
 
     one: float
     both: float
@@ -36,9 +36,9 @@ class Instructions:
 
 INSTRUCTIONS: Mapping[frozenset[str], Mapping[int, Instructions]] = {
     frozenset({"mxfp4-quest", "mxfp4-sr"}): {
-        90: Instructions(34.5, 38.2, 26.7),
-        100: Instructions(21.4, 34.7, 24.0),
-        120: Instructions(25.6, 38.8, 25.6),
+        90: Instructions(34.5, 30.9, 23.3),
+        100: Instructions(19.4, 22.8, 11.1),
+        120: Instructions(24.7, 28.3, 21.7),
     },
     frozenset({"nvfp4-rtn-4over6", "nvfp4-eden"}): {100: Instructions(96.1, 239.4, 190.0)},
     frozenset({"mxfp8"}): {100: Instructions(23.2, 53.9, 29.9)},

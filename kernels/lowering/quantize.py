@@ -65,7 +65,7 @@ def _strips(tiles: list[dict[str, int]], rows: Any, columns: Any) -> list[dict[s
     for tile in tiles:
         area = tile["TILE_ROWS"] * tile["TILE_COLUMNS"]
         count = next(
-            (n for n in (16, 8, 4, 2) if sizes.statically_known_geq(rows * columns, LEAST_PROGRAMS * area * n)), 1
+            (n for n in (16, 8, 4) if sizes.statically_known_geq(rows * columns, LEAST_PROGRAMS * area * n)), 1
         )
         known = sizes.statically_known_multiple_of
         even = known(rows, tile["TILE_ROWS"] * count) and known(columns, tile["TILE_COLUMNS"])

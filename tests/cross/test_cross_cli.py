@@ -67,6 +67,7 @@ def test_the_example(capsys, tmp_path):
     assert "recipe 'bf16'" in out and "_scaled_dot_product_flash_attention" in out and "forward 0:" in out
 
 
+@pytest.mark.slow
 def test_the_example_by_op(capsys):
     cross_compile_llama.main(["--size", "test", "--batch", "1", "--target", "sm_90", "--by-op"])
     out = capsys.readouterr().out

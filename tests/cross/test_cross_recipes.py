@@ -22,7 +22,7 @@ INSTRUCTIONS = {
     ("mxfp8", "sm_120"): "mma.sync.m16n8k32.kind::mxf8f6f4.block_scale.block32",
 }
 GROUPED_FAST = {("nvfp4", "sm_120"), ("mxfp8", "sm_100")}
-FAST = {("nvfp4", "sm_100"), ("quartet2", "sm_120"), ("mxfp8", "sm_90"), ("mxfp8", "sm_100")}
+FAST = {("quartet2", "sm_100"), ("mxfp8", "sm_90")}
 
 
 @pytest.mark.parametrize(

@@ -147,17 +147,20 @@ def test_tensor_parallel_ranks_agree_on_shared_operands(two):
     assert min(one["cosine"], other["cosine"]) > 0.85 and one["repeats"] and other["repeats"]
 
 
+@pytest.mark.slow
 def test_four_ranks_equal_one_process(four):
     for rank in four:
         assert rank["fsdp"]["of rounding"] <= 1 and rank["fsdp"]["state unchanged"]
         assert rank["mesh"]["of rounding"] <= 1 and rank["mesh"]["kept"] == []
 
 
+@pytest.mark.slow
 def test_a_mesh_repeats_its_noise(four):
     for rank in four:
         assert rank["mesh, quartet"]["cosine"] > 0.9 and rank["mesh, quartet"]["repeats"]
 
 
+@pytest.mark.slow
 def test_a_mesh_shares_noise_along_its_model_dimension_only(four):
     seeds = {tuple(rank["noise"]["coordinates"]): rank["noise"]["seed"] for rank in four}
     assert seeds[0, 0] == seeds[0, 1] != seeds[1, 0] == seeds[1, 1]

@@ -78,6 +78,7 @@ def test_ranks_whose_parts_differ_in_size_share_no_compiled_graph():
     assert first["odd"] and first["odd"] != second["odd"]
 
 
+@pytest.mark.slow
 def test_through_inductor():
     for rank in run_ranks("wired:by_inductor", 2):
         assert rank["equal"] and rank["sent"] == [4, 4]

@@ -19,7 +19,9 @@ TEMPLATES = {
 }
 
 
-@pytest.fixture(scope="module", params=["sm_100", "sm_90", "sm_100 dynamic", "sm_90 dynamic"])
+@pytest.fixture(
+    scope="module", params=["sm_100", "sm_90", "sm_100 dynamic", pytest.param("sm_90 dynamic", marks=pytest.mark.slow)]
+)
 def result(request):
     target, _, dynamic = request.param.partition(" ")
     return request.param, in_interpreter("generated_model:run", target, torch.float32, bool(dynamic))

@@ -51,8 +51,8 @@ def test_a_second_process_hits_and_gives_the_same_bits_and_report(run, first):
 @pytest.mark.parametrize(
     "settings, rewritten",
     [
-        ({"options": {"recipe": "quartet-rtn"}}, 3),
-        ({"options": {"exclude": ["out"]}}, 2),
+        pytest.param({"options": {"recipe": "quartet-rtn"}}, 3, marks=pytest.mark.slow),
+        pytest.param({"options": {"exclude": ["out"]}}, 2, marks=pytest.mark.slow),
         ({"no_fp4": True}, 0),
         ({"sources": "changed"}, 3),
     ],
