@@ -17,7 +17,7 @@ from llama import SIZES, Block, rotary_table
 
 import quartet_compile as qc
 from quartet_compile.cross.artifact import AT_SHARE
-from quartet_compile.tables import aligned
+from quartet_compile.tables import aligned, ruled
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def by_op(artifact: qc.Artifact) -> str:
                 ", ".join(dict.fromkeys(item.bound for item in items if item.bound)),
             )
         )
-    return "\n".join([*aligned(rows, left={0, 2, 10}), "", *comparison(artifact)])
+    return "\n".join([*ruled(aligned(rows, left={0, 2, 10})), "", *comparison(artifact)])
 
 
 def comparison(artifact: qc.Artifact) -> list[str]:
