@@ -99,16 +99,17 @@ def decide(
         else:
             wanted, reason = _policy(site, names, marks.get(site.node), policy, recipe, readers[site.x.key])
         packed = [weights.packed[source] for source in site.sources if source in weights.packed]
+        gathered = any(map(is_gathered, site.sources))
         if packed and wanted and site.packed is None:
             wanted, reason = False, f"it reads the packed weight {packed[0]!r} in part or transposed"
-            if any(map(is_gathered, site.sources)):
+            if gathered:
                 reason = "it is read in part, transposed, or cast before the quantizer"
         elif packed and wanted:
             recipe = recipe_of(packed[0], recipe, site)
         obstacle = site.problem if wanted and (recipe.dgrad or recipe.wgrad) else None
         reason = obstacle or reason
         if packed and (obstacle or not wanted):
-            if any(map(is_gathered, site.sources)):
+            if gathered:
                 raise unread(packed[0], reason)
             reason = f"{reason}; its packed weight is decoded for it"
         decisions.append(

@@ -83,7 +83,7 @@ def profit(site: MatmulSite, recipe: Recipe, target: Target, readers: int = 1) -
     if target.amd or len(formats) != 1 or table is None:
         return f"the quantizers of {recipe.name!r} have no prediction on {target.chip}"
     counts = table[max((known for known in table if known <= target.architecture), default=min(table))]
-    work = _Work(target, counts, formats.pop(), dtype.itemsize, m, n, k)
+    work = _Work(target, counts, formats.pop(), used[0].a.bits, dtype.itemsize, m, n, k)
     roles = list(quantized(site, recipe))
     spent = [work.product(role, recipe) for role in roles] + work.quantizing(roles, recipe, readers)
     own = format_of_dtype(dtype)
@@ -96,11 +96,12 @@ def profit(site: MatmulSite, recipe: Recipe, target: Target, readers: int = 1) -
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """A site's sizes on a chip."""
+    """A site's sizes on a chip. bits: of an element of the format, scales included."""
 
     target: Target
     counts: Instructions
     number_format: str
+    bits: float
     itemsize: int
     m: int
     n: int
@@ -112,8 +113,7 @@ class _Work:
 
     def packed(self, elements: int) -> int:
         """Bytes of codes and scales."""
-        bits = {"mxfp4": 4.25, "nvfp4": 4.5, "mxfp8": 8.25}[self.number_format]
-        return int(elements * bits / 8)
+        return int(elements * self.bits / 8)
 
     def product(self, role: str, recipe: Recipe) -> float:
         """A product of two operands; without tensor cores for them, with their decoding before it."""

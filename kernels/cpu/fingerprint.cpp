@@ -4,6 +4,7 @@
 // A block of 64-bit words w has two sums mod 2^128, of (w[i] + k[i]) * (w[i+1] + k[i+1]) over even i, the second with the
 // keys two words further. Two different blocks have both alike for at most one in 2^128 of all keys, so two different matrices
 // do for at most one in 2^124. The keys here are fixed numbers, which the weights of a model don't depend on.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -57,8 +58,6 @@ static void hash_block(const Keys& keys, const unsigned char* from, int64_t byte
     memcpy(to, result, sizeof result);
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // `rows` of `row_bytes`, `stride` bytes apart. hashes: uint64[blocks, 4], where a row of b bytes has ceil(b / 2048) blocks;
 // the first four are the result.
 QUARTET_EXPORT void quartet_fingerprint(const void* x, int64_t rows, int64_t row_bytes, int64_t stride, void* hashes,
@@ -71,7 +70,7 @@ QUARTET_EXPORT void quartet_fingerprint(const void* x, int64_t rows, int64_t row
 #pragma omp parallel for schedule(static) num_threads(useful_threads(rows * row_bytes / 4, threads))
     for (int64_t block = 0; block < blocks; block++) {
         int64_t row = block / a_row, start = block % a_row * kBlock;
-        hash_block(keys, from + row * stride + start, least(kBlock, row_bytes - start), made + block * kResult);
+        hash_block(keys, from + row * stride + start, std::min(kBlock, row_bytes - start), made + block * kResult);
     }
     for (uint64_t level = 1; blocks > 1; level++) {
         const Keys of_level(level);
@@ -79,7 +78,7 @@ QUARTET_EXPORT void quartet_fingerprint(const void* x, int64_t rows, int64_t row
         blocks = (bytes + kBlock - 1) / kBlock;
         for (int64_t block = 0; block < blocks; block++) {
             alignas(64) unsigned char copy[kBlock];  // what is written lies where was read
-            const int64_t size = least(kBlock, bytes - block * kBlock);
+            const int64_t size = std::min(kBlock, bytes - block * kBlock);
             memcpy(copy, (unsigned char*)made + block * kBlock, size);
             hash_block(of_level, copy, size, made + block * kResult);
         }

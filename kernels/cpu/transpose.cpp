@@ -1,5 +1,6 @@
 // The transpose of an operand in square blocks: codes as they are, scales one a block. Memory bound but for the turn of
 // bytes: a strip of rows is turned by tiles that stay in L1, so that what is written lies in whole lines.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -7,8 +8,6 @@
 #include "parallel.h"
 
 static const int64_t kTile = 64;  // bytes of a row, and bytes of a row of the result
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Two rows of nibbles as bytes: columns 2i and 2i + 1, the first row in the low nibble.
 static void pair_rows(const uint8_t* first, const uint8_t* second, int64_t bytes, uint8_t* even, uint8_t* odd) {
@@ -32,9 +31,9 @@ static void turn_codes(const uint8_t* codes, int64_t rows, int64_t row_bytes, in
 #pragma omp parallel for schedule(static) num_threads(useful_threads(rows * row_bytes, threads))
     for (int64_t strip = 0; strip < strips; ++strip) {
         alignas(64) uint8_t zeros[kTile] = {0}, even[kTile * kTile], odd[kTile * kTile];
-        const int64_t first = strip * kTile, height = least(kTile, stride - first);
+        const int64_t first = strip * kTile, height = std::min(kTile, stride - first);
         for (int64_t byte = 0; byte < row_bytes; byte += kTile) {
-            const int64_t width = least(kTile, row_bytes - byte);
+            const int64_t width = std::min(kTile, row_bytes - byte);
             const auto row_at = [&](int64_t row) { return row < rows ? codes + row * row_bytes + byte : zeros; };
             for (int64_t i = 0; i < height; ++i)
                 if (packed == 2)

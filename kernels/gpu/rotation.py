@@ -138,25 +138,40 @@ def root(size: tl.constexpr, times: tl.constexpr = 1.0):
     return tl.full((), scale * times, tl.float32)
 
 
+def _of_pairs(instruction: str) -> tl.constexpr:
+    """PTX of an instruction that takes two pairs of float32."""
+    return tl.constexpr(
+        f"""{{
+        .reg .b64 left, right, results;
+        mov.b64 left, {{$2, $3}};
+        mov.b64 right, {{$4, $5}};
+        {instruction} results, left, right;
+        mov.b64 {{$0, $1}}, results;
+        }}"""
+    )
+
+
+_ADD_PAIRS, _MULTIPLY_PAIRS = _of_pairs("add.rn.f32x2"), _of_pairs("mul.rn.f32x2")
+
+
+@triton.jit
+def _on_pairs(left0, left1, right0, right1, assembly: tl.constexpr):
+    return tl.inline_asm_elementwise(
+        assembly,
+        "=f,=f,f,f,f,f",
+        args=[left0, left1, right0, right1],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
 @triton.jit
 def _two_products(x0, x1, factor0, factor1):
     if not in_ptx():
         return x0 * factor0, x1 * factor1
     else:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b64 two, factors, products;
-            mov.b64 two, {$2, $3};
-            mov.b64 factors, {$4, $5};
-            mul.rn.f32x2 products, two, factors;
-            mov.b64 {$0, $1}, products;
-            }""",
-            "=f,=f,f,f,f,f",
-            args=[x0, x1, factor0, factor1],
-            dtype=(tl.float32, tl.float32),
-            is_pure=True,
-            pack=1,
-        )
+        return _on_pairs(x0, x1, factor0, factor1, _MULTIPLY_PAIRS)
 
 
 @triton.jit
@@ -229,20 +244,7 @@ def _two_sums(low0, low1, high0, high1):
     if not in_ptx():
         return low0 + high0, low1 + high1
     else:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b64 low, high, sum;
-            mov.b64 low, {$2, $3};
-            mov.b64 high, {$4, $5};
-            add.rn.f32x2 sum, low, high;
-            mov.b64 {$0, $1}, sum;
-            }""",
-            "=f,=f,f,f,f,f",
-            args=[low0, low1, high0, high1],
-            dtype=(tl.float32, tl.float32),
-            is_pure=True,
-            pack=1,
-        )
+        return _on_pairs(low0, low1, high0, high1, _ADD_PAIRS)
 
 
 @triton.jit

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import torch
 
-from .. import _compat
+from .. import _compat, debug
 from ..errors import QuartetError
+from ..kernels import architectures
 from ..kernels.cpu import loader
 from ..kernels.cpu.toolchain import ISA_VARIABLE, isa, require_compiler, run
 from ..kernels.paths import path_of
@@ -37,8 +38,9 @@ ODD = {
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "every process compiles anew",
     "TORCHINDUCTOR_CPP_WRAPPER": "not tested here",
     ISA_VARIABLE: "not the best instruction set that this CPU has, where it names another",
-    "QUARTET_GPU_PRODUCTS": "how products without FP4 hardware are emulated",
-    "QUARTET_DEBUG": "prints each graph",
+    architectures.VARIABLE: "how products without FP4 hardware are emulated",
+    architectures.LIBRARY_VARIABLE: "when torch's own product stands in for ours",
+    debug.VARIABLE: "prints graphs, or makes again what the weight cache gives",
 }
 """Variables that change what runs, each with how."""
 

@@ -7,40 +7,18 @@ import pathlib
 
 import pytest
 import torch
-from torch import nn
+from logging_trainers import lightning_fit, transformers_trainer
 
 import quartet_compile as qc
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-class Model(nn.Module):
-    """Two products and a loss, as transformers' trainer takes a model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        out = self.down(self.up(x).relu())
-        return {"loss": (out - labels).square().mean(), "logits": out}
-
-
-ROWS = [{"x": torch.randn(64), "labels": torch.randn(64)} for _ in range(128)]
-
-
 def test_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
 
     def train(recipe, steps, resume=None, schedule=None):
-        model = Model()
-        model.compile(backend="quartet", options={"recipe": recipe, "stats": True})
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=32, save_steps=2, logging_steps=100,
-            report_to=[], disable_tqdm=True, use_cpu=True,
-        )  # fmt: skip
-        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=ROWS)
-        trainer.add_callback(qc.callbacks.HuggingFace(trainer, every=2, schedule=schedule))
+        trainer = transformers_trainer(tmp_path, recipe, schedule, max_steps=steps, save_steps=2, report_to=[])
         trainer.train(resume_from_checkpoint=resume)
         return trainer.state.log_history
 
@@ -59,7 +37,7 @@ def test_transformers(tmp_path):
 @pytest.mark.slow
 def test_transformers_and_lightning_write_to_tensorboard(tmp_path):
     """Both give their trainer's own logger what they log."""
-    transformers, lightning = pytest.importorskip("transformers"), pytest.importorskip("lightning")
+    pytest.importorskip("transformers"), pytest.importorskip("lightning")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -70,68 +48,25 @@ def test_transformers_and_lightning_write_to_tensorboard(tmp_path):
             tag.removeprefix("train/"): [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]
         }
 
-    model = Model()
-    model.compile(backend="quartet", options={"stats": True})
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "hf"), max_steps=2, per_device_train_batch_size=32, save_strategy="no", logging_steps=100,
-        report_to=["tensorboard"], disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=ROWS)
-    trainer.add_callback(qc.callbacks.HuggingFace(trainer, every=2, schedule={1: "quartet-rtn"}))
+    trainer = transformers_trainer(
+        tmp_path / "hf", "quartet", {1: "quartet-rtn"}, max_steps=2, save_strategy="no", report_to=["tensorboard"]
+    )
     trainer.train()
     found = steps_of(tmp_path / "hf")
     assert found["quartet/matmuls"] == [1] == found["quartet/switches"]
     assert found["quartet/down/dgrad/dX/cosine"] == [2]
 
-    class Training(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = Model()
-
-        def configure_model(self):
-            self.model.compile(backend="quartet", options={"stats": True})
-
-        def training_step(self, batch, index):
-            return self.model(**batch)["loss"]
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=1e-3)
-
-    trainer = lightning.Trainer(
-        max_steps=2, logger=TensorBoardLogger(tmp_path / "pl"), default_root_dir=tmp_path, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[qc.callbacks.Lightning(every=2)],
-    )  # fmt: skip
-    trainer.fit(Training(), torch.utils.data.DataLoader(ROWS, batch_size=32))
+    lightning_fit(tmp_path, TensorBoardLogger(tmp_path / "pl"), "quartet", 2)
     found = steps_of(tmp_path / "pl")
     assert found["quartet/matmuls"] and found["quartet/down/fprop/X/error"]
 
 
 def test_lightning(tmp_path):
-    lightning = pytest.importorskip("lightning")
+    pytest.importorskip("lightning")
     from lightning.pytorch.loggers import CSVLogger
 
-    class Training(lightning.LightningModule):
-        def __init__(self, recipe):
-            super().__init__()
-            self.model, self.recipe = Model(), recipe
-
-        def configure_model(self):
-            self.model.compile(backend="quartet", options={"recipe": self.recipe, "stats": True})
-
-        def training_step(self, batch, index):
-            return self.model(**batch)["loss"]
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=1e-3)
-
     def train(recipe, steps, resume=None):
-        trainer = lightning.Trainer(
-            max_steps=steps, logger=CSVLogger(tmp_path), default_root_dir=tmp_path, accelerator="cpu",
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            callbacks=[qc.callbacks.Lightning(every=2)],
-        )  # fmt: skip
-        trainer.fit(Training(recipe), torch.utils.data.DataLoader(ROWS, batch_size=32), ckpt_path=resume)
+        trainer = lightning_fit(tmp_path, CSVLogger(tmp_path), recipe, steps, resume)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         return pathlib.Path(trainer.logger.log_dir, "metrics.csv").read_text()
 

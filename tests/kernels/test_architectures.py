@@ -13,24 +13,24 @@ from quartet_compile.errors import QuartetError
 from quartet_compile.kernels.architectures import LIBRARY_VARIABLE, VARIABLE, library_use, product_format
 
 
-def test_the_default_and_what_may_be_said(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert product_format() == "fp8"
-    monkeypatch.setenv(VARIABLE, "bf16")
-    assert product_format() == "bf16"
-    monkeypatch.setenv(VARIABLE, "int8")
-    with pytest.raises(QuartetError, match="QUARTET_GPU_PRODUCTS is 'int8'; expected 'fp8' or 'bf16'"):
-        product_format()
-
-
-def test_when_the_library_multiplies(monkeypatch):
-    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
-    assert library_use() == "measured"
-    monkeypatch.setenv(LIBRARY_VARIABLE, "always")
-    assert library_use() == "always"
-    monkeypatch.setenv(LIBRARY_VARIABLE, "yes")
-    with pytest.raises(QuartetError, match="QUARTET_GPU_LIBRARY is 'yes'; expected 'measured', 'never' or 'always'"):
-        library_use()
+@pytest.mark.parametrize(
+    ("read", "variable", "default", "other", "wrong", "message"),
+    [
+        (product_format, VARIABLE, "fp8", "bf16", "int8", "QUARTET_GPU_PRODUCTS is 'int8'; expected 'fp8' or 'bf16'"),
+        (
+            library_use, LIBRARY_VARIABLE, "measured", "always", "yes",
+            "QUARTET_GPU_LIBRARY is 'yes'; expected 'measured', 'never' or 'always'",
+        ),
+    ],
+)  # fmt: skip
+def test_the_default_and_what_may_be_said(monkeypatch, read, variable, default, other, wrong, message):
+    monkeypatch.delenv(variable, raising=False)
+    assert read() == default
+    monkeypatch.setenv(variable, other)
+    assert read() == other
+    monkeypatch.setenv(variable, wrong)
+    with pytest.raises(QuartetError, match=message):
+        read()
 
 
 @pytest.mark.parametrize(
