@@ -11,6 +11,7 @@ number of distinct kernels (an op with its constant arguments) must not grow.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ import tempfile
 import time
 
 import torch
+from bench_step import DTYPES
 from llama import SIZES, Llama, Size
 from torch import fx
 
@@ -61,7 +63,7 @@ def distinct_kernels(graph: fx.Graph) -> set[tuple]:
     return found
 
 
-def first_call(backend: str, size: str, tokens: int) -> dict[str, float]:
+def first_call(backend: str, size: str, tokens: int, dtype: str) -> dict[str, float]:
     """Seconds of the first forward and backward in this process, and of the pass in it; the C++ kernels are built
     before, and timed apart."""
     start = time.perf_counter()
@@ -72,21 +74,35 @@ def first_call(backend: str, size: str, tokens: int) -> dict[str, float]:
     model = Llama(SIZES[size], positions=tokens)
     batch = tuple(torch.randint(256, (2, 1, tokens)))
     start = time.perf_counter()
-    with PassTimer() as timer:
+    low = DTYPES[dtype]
+    with PassTimer() as timer, torch.autocast("cpu", low) if low else contextlib.nullcontext():
         torch.compile(model, backend=backend, dynamic=False)(*batch).backward()
     return {"first_call": time.perf_counter() - start, "pass": timer.seconds, "build": build}
 
 
-def in_new_processes(backend: str, size: str, tokens: int, runs: int) -> dict[str, float]:
-    """Medians of `first_call` over new processes, each with an empty cache folder."""
-    results = []
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--one", backend, "--size", size, "--tokens", str(tokens)]
-            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
-            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-    return {key: statistics.median(result[key] for result in results) for key in results[0]}
+def in_new_process(backend: str, args: argparse.Namespace) -> dict[str, float]:
+    """`first_call` in a new process with an empty cache folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--one", backend, "--size", args.size, "--tokens", str(args.tokens)]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+        done = subprocess.run(
+            [*command, "--dtype", args.dtype], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the first calls of both backends, taken in turn, and the ratios of each pair."""
+    pairs = [[in_new_process(backend, args) for backend in ("inductor", "quartet")] for _ in range(args.runs)]
+    print(f"First call, {args.size} Llama, {args.tokens} tokens, {args.dtype}, {args.runs} pairs of new processes with cold caches")
+    plain, ours = ([pair[i]["first_call"] for pair in pairs] for i in range(2))
+    ratios = sorted(b / a for a, b in zip(plain, ours, strict=True))
+    print(
+        f"  Inductor {statistics.median(plain):.1f} s; quartet {statistics.median(ours):.1f} s; "
+        f"ratio of a pair {statistics.median(ratios):.2f}x, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    )
+    for name, what in (("pass", "the pass in it"), ("build", "the C++ kernels, once a machine")):
+        print(f"  {what}: {statistics.median(ours[name] for _, ours in pairs):.2f} s")
 
 
 def growth(layers: int) -> tuple[float, int, int]:
@@ -106,19 +122,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="30M")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16 is autocast, of both")
     parser.add_argument("--no-first-call", action="store_true")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        print(json.dumps(first_call(args.one, args.size, args.tokens)))
+        print(json.dumps(first_call(args.one, args.size, args.tokens, args.dtype)))
         return
     if not args.no_first_call:
-        print(f"First call, {args.size} Llama, {args.tokens} tokens, medians of {args.runs} new processes, cold caches")
-        plain, ours = (in_new_processes(b, args.size, args.tokens, args.runs) for b in ("inductor", "quartet"))
-        print(f"  Inductor {plain['first_call']:.1f} s; quartet {ours['first_call']:.1f} s", end="")
-        print(f", {ours['first_call'] / plain['first_call']:.2f}x, of which the pass {ours['pass']:.2f} s", end="")
-        print(f" ({100 * ours['pass'] / ours['first_call']:.1f} %); C++ kernels, once a machine: {ours['build']:.1f} s")
+        compare(args)
     print(f"{'layers':>6} {'matmuls':>8} {'pass s':>7} {'ms/matmul':>10} {'distinct kernels':>17}")
     for layers in args.layers:
         seconds, matmuls, kernels = growth(layers)
