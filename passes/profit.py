@@ -62,10 +62,14 @@ class Profit:
         return self.before >= MATTERS * self.seconds
 
     def __str__(self) -> str:
-        return (
-            f"predicted on {self.chip}: {1e6 * self.seconds:.1f} us, in {self.dtype} {1e6 * self.before:.1f} us, "
-            "forward and backward"
-        )
+        ours, plain = _microseconds(self.seconds), _microseconds(self.before)
+        return f"predicted on {self.chip}: {ours}, in {self.dtype} {plain}, forward and backward"
+
+
+def _microseconds(seconds: float) -> str:
+    """Of small ones two digits: "0.0 us" would say nothing."""
+    value = 1e6 * seconds
+    return f"{value:.1f} us" if value >= 1 else f"{value:.2g} us"
 
 
 def profit(site: MatmulSite, recipe: Recipe, target: Target, readers: int = 1) -> Profit | str:

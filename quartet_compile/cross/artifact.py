@@ -247,10 +247,8 @@ def _head(item: Kernel | LibraryCall) -> tuple[str, str, str]:
 
 def _tail(item: Kernel | LibraryCall) -> tuple[str, ...]:
     operations = "?" if item.operations is None else f"{item.operations / 1e9:.2f}" if item.operations else ""
-    each, realistic = None, item.predicted_seconds
-    if isinstance(item, Kernel):
-        each, realistic = item.instructions_an_element, item.realistic_seconds
-    seconds = ("?" if value is None else f"{value * 1e6:.2f}" for value in (item.predicted_seconds, realistic))
+    each = item.instructions_an_element if isinstance(item, Kernel) else None
+    seconds = ("?" if value is None else f"{value * 1e6:.2f}" for value in _predicted(item))
     return f"{item.bytes / 1e6:.2f}", operations, f"{each:.1f}" if each else "", *seconds, item.bound
 
 
@@ -264,9 +262,11 @@ def _summary(artifact: Artifact) -> list[str]:
         )
     items: list[Kernel | LibraryCall] = [*artifact.kernels, *artifact.library_calls]
     for graph in artifact.graphs if not artifact.target.amd else ():
-        known, unknown = _seconds(items, graph)
+        full, realistic, unknown = _seconds(items, graph)
         more = f", and {unknown} calls without a prediction" if unknown else ""
-        lines.append(f"{graph}: {known * 1e6:.1f} us predicted{more}.")
+        lines.append(
+            f"{graph}: {full * 1e6:.1f} us predicted, {realistic * 1e6:.1f} {AT_SHARE} of the issue rate{more}."
+        )
     lines += [f"Note: {kernel.name}: {note}" for kernel in artifact.kernels for note in kernel.notes]
     lines += [f"Graph break at {line}" for line in artifact.report.eager]
     lines += [f"FAILED: {failure}" for failure in artifact.failures]
@@ -294,13 +294,22 @@ def _about_times(artifact: Artifact) -> list[str]:
     ]
 
 
-def _seconds(items: Iterable[Kernel | LibraryCall], graph: str) -> tuple[float, int]:
-    """A graph's predicted seconds, each item's spread evenly over its launches, and how many launches have none."""
-    known, unknown = 0.0, 0
+def _seconds(items: Iterable[Kernel | LibraryCall], graph: str) -> tuple[float, float, int]:
+    """A graph's predicted seconds, with all of the issue rate and at `ISSUE_SHARE` of it, each item's spread evenly over its
+    launches; and how many launches have none."""
+    full, realistic, unknown = 0.0, 0.0, 0
     for item in items:
         launches = item.launches.get(graph, 0)
-        if item.predicted_seconds is None:
+        seconds, slower = _predicted(item)
+        if seconds is None or slower is None:
             unknown += launches
         elif launches:
-            known += item.predicted_seconds * launches / sum(item.launches.values())
-    return known, unknown
+            of_graph = launches / sum(item.launches.values())
+            full += seconds * of_graph
+            realistic += slower * of_graph
+    return full, realistic, unknown
+
+
+def _predicted(item: Kernel | LibraryCall) -> tuple[float | None, float | None]:
+    """Seconds with all of the issue rate and at `ISSUE_SHARE` of it, the same of a library call."""
+    return item.predicted_seconds, item.realistic_seconds if isinstance(item, Kernel) else item.predicted_seconds

@@ -21,6 +21,8 @@ CASES = {
     "llama3, FSDP2 x TP": (LLAMA, "llama3", 4, {"shard": 2, "tensor": 2}),
     "qwen3 MoE": (QWEN, "qwen3_moe", 1, {}),
 }
+ROUNDING = {"llama3": 2e-5, "qwen3_moe": 2 * 2**-8}
+"""Of gradients under `exact`, relative: qwen3's experts multiply in bfloat16, and round each result to it."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -30,7 +32,7 @@ def test_blocks_are_in_fp4_by_their_full_names(case):
     for rank in range(1, world, 2) if "tensor" in how else ():  # parts of one model, so its ranks have one loss
         assert ranks[rank]["losses"] == ranks[rank - 1]["losses"], rank
     for rank in ranks:
-        assert rank["worst"] < 2e-5, rank
+        assert rank["worst"] < ROUNDING[name], rank
         assert rank["falls"] and rank["plain falls"] and rank["plain"] == 0, rank
         assert 0.8 < rank["cosine"] < 0.9999, rank
         names = {f"layers.{layer}.{part}" for layer in (0, 1) for part in expected} - {"layers.1.attention.wo"}

@@ -37,6 +37,7 @@ def model_of(name: str, parallelism: Any) -> tuple[nn.Module, Any]:
         from torchtitan.models import qwen3 as module
 
         spec = module.model_registry("debugmodel_moe", attn_backend="varlen")
+        spec.model.layers = few_experts(module, spec.model.dim)
     config = spec.model
     config.layers = config.layers[:2]
     for layer in config.layers:
@@ -45,6 +46,14 @@ def model_of(name: str, parallelism: Any) -> tuple[nn.Module, Any]:
     with torch.device("meta"):
         model = config.build()
     return model, spec.parallelize_fn
+
+
+def few_experts(module: Any, dim: int) -> list[Any]:
+    """Layers of qwen3's with 8 experts: the 64 of its "debugmodel_moe" take minutes a step on a CPU."""
+    rope = module.CosSinRoPE.Config(dim=64, max_seq_len=4096, theta=1e6)
+    heads = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "fuse_qkv": True, "attn_backend": "varlen", "rope": rope}
+    experts = {"num_experts": 8, "top_k": 2, "moe_hidden_dim": 128, "moe_comm_backend": "standard"}
+    return module._build_qwen3_moe_layers(n_layers=2, dim=dim, **heads, **experts)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
