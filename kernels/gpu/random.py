@@ -3,7 +3,11 @@
 import triton
 import triton.language as tl
 
+from ..numerics import philox as numerics
 from .assembly import in_ptx
+
+_DGRAD_DY, _WGRAD_DY = tl.constexpr(numerics.DGRAD_DY), tl.constexpr(numerics.WGRAD_DY)
+_NOISE_SQUARE = tl.constexpr(numerics.NOISE_SQUARE)
 
 
 @triton.jit
@@ -34,8 +38,19 @@ def noise_words(seed, stream: tl.constexpr, row, column, words: tl.constexpr, bi
     """uint32[words, groups]: the random words of the elements from `column` on in each group, 32 / `bits` elements a word,
     the first in the low bits.
 
-    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 128 / bits.
+    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of a group's size, a
+    power of two.
+    dY^T in wgrad has the words of dY in dgrad: `kernels/numerics/philox.py`.
     """
+    if stream == _WGRAD_DY:
+        exchanged = (row ^ column) & -_NOISE_SQUARE
+        return _noise_words(seed, _DGRAD_DY, row ^ exchanged, column ^ exchanged, words, bits)
+    else:
+        return _noise_words(seed, stream, row, column, words, bits)
+
+
+@triton.jit
+def _noise_words(seed, stream: tl.constexpr, row, column, words: tl.constexpr, bits: tl.constexpr):
     groups: tl.constexpr = row.shape[0]
     blocks: tl.constexpr = words // 4
     block = (column // (128 // bits))[None, :] + tl.arange(0, blocks)[:, None]
