@@ -6,7 +6,7 @@
 constexpr int kRounds = 7;
 constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kDgradDy = 2, kWgradDy = 4, kSignStream = 16;
-constexpr int64_t kNoiseSquare = 128;
+constexpr int64_t kNoiseSquare = 64;
 
 struct PhiloxKey {
     uint32_t word0[kRounds], word1[kRounds];

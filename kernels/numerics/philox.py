@@ -30,7 +30,7 @@ SCALE_BITS = 16
 FPROP_X, FPROP_W, DGRAD_DY, DGRAD_W, WGRAD_DY, WGRAD_X = range(6)
 SIGN_STREAM = 16
 
-NOISE_SQUARE = 128
+NOISE_SQUARE = 64
 """Rows and columns of a square of dY in which its two directions share noise."""
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

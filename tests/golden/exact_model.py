@@ -82,10 +82,10 @@ def _words(seed: int, stream: int, row: int, block: int) -> tuple:
 
 
 def noise(seed: int, stream: int, row: int, column: int, width: int) -> int:
-    """The 8 or 16 random bits of one element. In wgrad dY^T has those of dY in dgrad, transposed in each square of 128."""
+    """The 8 or 16 random bits of one element. In wgrad dY^T has those of dY in dgrad, transposed in each square of 64."""
     if stream == 4:
-        (row_square, row), (column_square, column) = divmod(row, 128), divmod(column, 128)
-        stream, row, column = 2, 128 * column_square + row, 128 * row_square + column
+        (row_square, row), (column_square, column) = divmod(row, 64), divmod(column, 64)
+        stream, row, column = 2, 64 * column_square + row, 64 * row_square + column
     return _drawn(seed, stream, row, column, width)
 
 

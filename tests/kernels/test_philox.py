@@ -75,8 +75,8 @@ def test_noise_is_a_function_of_the_position(bits):
 
 
 def squares(x):
-    """[i, j, 128, 128], the squares of a matrix."""
-    return x.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).transpose(1, 2)
+    """[i, j, 64, 64], the squares of a matrix."""
+    return x.unflatten(0, (-1, 64)).unflatten(2, (-1, 64)).transpose(1, 2)
 
 
 @WIDTHS
