@@ -90,7 +90,7 @@ def in_registers(x):
     """32-bit integers `x`, of which the compiler no longer knows that they are the same in all threads: no lane is above 31.
 
     It computes what is the same in uniform registers, and would copy it for each instruction that takes none of these."""
-    if not in_ptx():
+    if not in_ptx() or x.dtype.primitive_bitwidth != 32:
         return x
     else:
         return tl.inline_asm_elementwise(
@@ -112,7 +112,7 @@ def in_registers(x):
 def signed(seed, stream: tl.constexpr, bits: tl.constexpr):
     """uint16[32, 1]: the 16-bit float of these `bits` with each of the random signs of the GEMM of `stream`. Signs 16 apart
     share a word, so that a shift and a logical operation make two."""
-    word = in_registers(_sign_words(seed, stream)[0])[None, :] << (15 - tl.arange(0, 16)[:, None]).to(tl.uint32)
+    word = _sign_words(seed, stream)[0][None, :] << (15 - tl.arange(0, 16)[:, None]).to(tl.uint32)
     two = (word & 0x80008000) ^ tl.full((), bits * 0x10001, tl.uint32)
     return tl.reshape(tl.permute(tl.join(two, two >> 16).to(tl.uint16), (2, 0, 1)), (32, 1))
 
