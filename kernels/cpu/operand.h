@@ -93,9 +93,8 @@ QUARTET_INLINE void write_tile(const Operand& to, int64_t row, int64_t group, in
 
 template <int bits>
 QUARTET_INLINE Codes encode_with_noise(const Tile& tile, const Operand& to, f32 multiplier, int64_t row, int64_t group) {
-    constexpr int blocks = kGroup * bits / 128;
     return encode_stochastic<bits>(tile, multiplier, [&](int block, u32 words[4]) {
-        philox_words(to.key, to.stream, row, blocks * group + block, words);
+        noise_words<bits>(to.key, to.stream, row, kGroup * group + 128 / bits * block, words);
     });
 }
 

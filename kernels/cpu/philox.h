@@ -5,7 +5,8 @@
 
 constexpr int kRounds = 7;
 constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
-constexpr uint32_t kSignStream = 16;
+constexpr uint32_t kDgradDy = 2, kWgradDy = 4, kSignStream = 16;
+constexpr int64_t kNoiseSquare = 64;
 
 struct PhiloxKey {
     uint32_t word0[kRounds], word1[kRounds];
@@ -81,6 +82,17 @@ QUARTET_INLINE void philox_words(const PhiloxKey& key, uint32_t stream, int64_t 
     words[1] = interleave_low(even1, odd1);
     words[2] = interleave_high(even0, odd0) ^ interleave_low(even.c3, odd.c3) ^ key.word1[kRounds - 1];
     words[3] = interleave_low(even0, odd0);
+}
+
+// The random words of the 128 / bits elements from `column` on, for the rows `row`, `row + 1`, ... in the lanes. dY^T in wgrad has
+// the words of dY in dgrad: kernels/numerics/philox.py.
+template <int bits>
+QUARTET_INLINE void noise_words(const PhiloxKey& key, uint32_t stream, int64_t row, int64_t column, u32 words[4]) {
+    if (stream == kWgradDy) {
+        const int64_t exchanged = (row ^ column) & -kNoiseSquare;
+        row ^= exchanged, column ^= exchanged, stream = kDgradDy;
+    }
+    philox_words(key, stream, row, column / (128 / bits), words);
 }
 
 // The noise of column i of a block of 128 / bits columns: `bits` random bits from bit 24 - bits on, and half their unit.

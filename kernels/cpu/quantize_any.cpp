@@ -31,7 +31,7 @@ QUARTET_INLINE void round_by_noise(const Destination& to, const f32* scaled, int
     constexpr int dwords = 16 / bits;  // of a block of random words
     for (int k = 0; k < count; k += dwords) {
         u32 words[4];
-        philox_words(to.key, to.stream, row, (group * count + k) / dwords, words);
+        noise_words<bits>(to.key, to.stream, row, 8 * (group * count + k), words);
         round_stochastic_e2m1<bits>(scaled + 8 * k, words, dword + k);
     }
 }

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from .assembly import in_ptx
-from .random import flipped, noise_words
-from .rotation import butterflies_of_pairs, largest, root, sums_of_bfloat16, uncontracted
+from .random import flipped, noise_words, signed
+from .rotation import butterflies_of_pairs, largest, positive_sums_of_bfloat16, root, sums_of_bfloat16, uncontracted
 from .rounding import (
     TO_HALVES,
     halves_of_codes,
@@ -22,30 +22,37 @@ from .scales import (
     absmax_exponent,
     e4m3_value,
     e8m0_value,
-    normal_power_of_two,
     power_of_two,
     quest_exponent,
+    times_power_of_two,
 )
 
 NAN_UNIT = tl.constexpr(1024)
 """The exponent of a unit that no scale can hold: the byte of what is in units of it is 255."""
 
 
+LOWERED = tl.constexpr(1.52587890625e-05)
+"""2^-16: see `quantize`."""
+_ONE, _LOWERED_ONE = tl.constexpr(0x3F80), tl.constexpr(0x3780)
+"""The bits of bfloat16 1 and 2^-16. (`tl.full` in bfloat16 would take six decimals: 1.5e-5.)"""
+
+
 @triton.jit
-def _sums_of_pairs(even, odd, unit: tl.constexpr, start: tl.constexpr, native: tl.constexpr):
-    """float32 `even + odd` and `even - odd`, times the power of two `unit`, after adding the zero `start` to `even`: with +0
-    no sum is -0, with -0 nothing changes."""
-    if native and in_ptx() and even.dtype == tl.bfloat16:
-        return sums_of_bfloat16(even, odd, unit, start)
+def _sums_of_pairs(x, lowered: tl.constexpr, positive_zeros: tl.constexpr, native: tl.constexpr):
+    """float32 `even + odd` and `even - odd` of neighbours; the rest as in `rotated_sums`."""
+    even, odd = neighbours(x)
+    if native and in_ptx() and x.dtype == tl.bfloat16:
+        tl.static_assert(positive_zeros and not lowered)
+        return positive_sums_of_bfloat16(even, odd)
+    even, odd = even.to(tl.float32), odd.to(tl.float32)
+    start: tl.constexpr = 0.0 if positive_zeros else -0.0
+    if lowered:
+        factor = tl.full(even.shape, LOWERED, tl.float32)
+        even = tl.fma(even, factor, tl.full(even.shape, start, tl.float32))
+        return tl.fma(odd, factor, even), tl.fma(odd, -factor, even)
     else:
-        even, odd = even.to(tl.float32), odd.to(tl.float32)
-        if unit != 1.0:
-            factor = tl.full(even.shape, unit, tl.float32)
-            even = tl.fma(even, factor, tl.full(even.shape, start, tl.float32))
-            return tl.fma(odd, factor, even), tl.fma(odd, -factor, even)
-        else:
-            even += start
-            return even + odd, even - odd
+        even += start
+        return even + odd, even - odd
 
 
 @triton.jit
@@ -55,29 +62,32 @@ def rotated_sums(
     stream: tl.constexpr,
     rotation: tl.constexpr,
     random_signs: tl.constexpr,
-    unit: tl.constexpr,
-    start: tl.constexpr,
+    lowered: tl.constexpr,
+    positive_zeros: tl.constexpr,
     native: tl.constexpr,
     packed: tl.constexpr,
 ):
-    """float32[32, groups] of `x: float[32, groups]`: the butterflies of `x` with its signs, times the power of two `unit`;
-    `x` itself without a rotation. start: as in `_sums_of_pairs`; the rest as in `quantize`."""
+    """float32[32, groups] of `x: float[32, groups]`: the butterflies of `x` with its signs, if `lowered` times 2^-16;
+    `x` itself without a rotation. positive_zeros: no sum is -0; else zeros keep their signs. The rest as in `quantize`."""
     tl.static_assert(rotation == 0 or rotation == 32)
-    if random_signs:
-        x = flipped(x, sign_seed, stream)
-    if rotation > 0:
+    if native and in_ptx() and x.dtype == tl.bfloat16 and rotation > 0 and not positive_zeros:
         even, odd = neighbours(x)
-        return butterflies_of_pairs(*_sums_of_pairs(even, odd, unit, start, native), packed)
+        one: tl.constexpr = _LOWERED_ONE if lowered else _ONE
+        factors = signed(sign_seed, stream, one) if random_signs else tl.full((32, 1), one, tl.uint16)
+        return butterflies_of_pairs(*sums_of_bfloat16(even, odd, factors), packed)
     else:
-        return interleaved(*neighbours(x.to(tl.float32)))
+        if random_signs:
+            x = flipped(x, sign_seed, stream)
+        if rotation > 0:
+            return butterflies_of_pairs(*_sums_of_pairs(x, lowered, positive_zeros, native), packed)
+        else:
+            return interleaved(*neighbours(x.to(tl.float32)))
 
 
 @triton.jit
 def quantize(
     x,
-    row,
-    column,
-    seed,
+    words,
     sign_seed,
     stream: tl.constexpr,
     quest: tl.constexpr,
@@ -93,8 +103,8 @@ def quantize(
     """MXFP4 blocks of groups of 32: codes uint8[16, groups], E8M0 scales uint8[groups], mask uint8[4, groups].
 
     x:           float[32, groups], 0 where the operand ends.
-    row, column: int[groups], the place of each group's first element in the operand.
-    seed, sign_seed: int64 scalars, for the noise and for the signs.
+    words:       of `noise`, for stochastic rounding.
+    sign_seed:   an int64 scalar, for the signs of the GEMM of `stream`.
     quest:       the scale is a multiple of the standard deviation, else of the largest. The other arguments are the fields
                  of a `Quantizer`; `noisy` rounds stochastically.
     native:      the target has the instructions of sm_100 and later: that convert to E2M1, add bfloat16 to float32, compare
@@ -110,8 +120,7 @@ def quantize(
     """
     by_halves: tl.constexpr = noisy and noise_bits == 8
     lowered: tl.constexpr = by_halves and rotation > 0 and x.dtype == tl.bfloat16
-    unit: tl.constexpr = 1.52587890625e-05 if lowered else 1.0
-    sums = rotated_sums(x, sign_seed, stream, rotation, random_signs, unit, -0.0, native, packed)
+    sums = rotated_sums(x, sign_seed, stream, rotation, random_signs, lowered, False, native, packed)
     folded: tl.constexpr = TO_HALVES if lowered else 1.0
     if quest:
         sums = uncontracted(sums, root(rotation), packed)
@@ -124,14 +133,15 @@ def quantize(
         exponent: tl.constexpr = 16 if lowered else 0
         # Without the factor 2^-16 more would overflow: if a sum does, one of the last stage does.
         limit: tl.constexpr = 5.192296858534828e33 if lowered else float("inf")
-        byte = tl.where(most < limit, absmax_exponent(most * root(rotation), exponent), 255)
-        factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink * folded)
-        valid = byte < 255
+        valid = most < limit
+        byte = absmax_exponent(most * root(rotation), exponent)
+        factor = times_power_of_two(root(rotation, shrink * folded), 127 + exponent - byte)
+        byte = tl.where(valid, byte, 255)
         kept = valid & (most != 0)
     scaled = uncontracted(sums, factor[None, :], packed)
     if by_halves and not lowered:
         scaled = scaled * TO_HALVES
-    codes = _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native)
+    codes = _codes(scaled, kept, words, noisy, noise_bits, native)
     if masked:
         mask = pack_below(scaled, 6.0 * TO_HALVES if by_halves else 6.0, packed)
     else:
@@ -140,21 +150,16 @@ def quantize(
 
 
 @triton.jit
-def _codes(
-    scaled,
-    kept,
-    row,
-    column,
-    seed,
-    stream: tl.constexpr,
-    noisy: tl.constexpr,
-    noise_bits: tl.constexpr,
-    native: tl.constexpr,
-):
+def noise(seed, stream: tl.constexpr, row, column, noisy: tl.constexpr, noise_bits: tl.constexpr):
+    """The random words of groups of 32 at `row, column: int[groups]` of the operand of `stream`; 0 if none are drawn."""
+    return noise_words(seed, stream, row, column, noise_bits, noise_bits) if noisy else 0
+
+
+@triton.jit
+def _codes(scaled, kept, words, noisy: tl.constexpr, noise_bits: tl.constexpr, native: tl.constexpr):
     """uint8[16, groups]: packed codes of `scaled: float32[32, groups]`, times 2^-14 if they get 8 bits of noise; 0 where not
     `kept: int1[groups]`."""
     if noisy:
-        words = noise_words(seed, stream, row, column, noise_bits, noise_bits)
         if noise_bits == 8:
             return pack_stochastic_halves(scaled, kept, words)
         else:
@@ -167,10 +172,7 @@ def _codes(
 def quantize_again(
     sums,
     exponent,
-    row,
-    column,
-    seed,
-    stream: tl.constexpr,
+    words,
     shrink: tl.constexpr,
     source_shrink: tl.constexpr,
     rotation: tl.constexpr,
@@ -188,11 +190,11 @@ def quantize_again(
     folded: tl.constexpr = TO_HALVES if noisy and noise_bits == 8 else 1.0
     most = largest(sums, native)
     magnitude = tl.fma(most, root(rotation, 1.0 / source_shrink), tl.full(most.shape, zero, tl.float32))
-    byte = absmax_exponent(magnitude, exponent)
-    factor = normal_power_of_two(254 + exponent - byte) * root(rotation, shrink / source_shrink * folded)
+    byte = tl.minimum(absmax_exponent(magnitude, exponent), 255)
+    factor = times_power_of_two(root(rotation, shrink / source_shrink * folded), 127 + exponent - byte)
     kept = (byte < 255) & (most != 0)
     scaled = uncontracted(sums, factor[None, :], packed)
-    return _codes(scaled, kept, row, column, seed, stream, noisy, noise_bits, native), byte.to(tl.uint8)
+    return _codes(scaled, kept, words, noisy, noise_bits, native), byte.to(tl.uint8)
 
 
 @triton.jit
@@ -272,6 +274,28 @@ def column_groups(x):
     columns: tl.constexpr = x.shape[1]
     groups: tl.constexpr = columns * rows // 32
     return tl.reshape(tl.permute(tl.reshape(x, (rows // 32, 32, columns)), (1, 2, 0)), (32, groups))
+
+
+@triton.jit
+def square_groups():
+    """int32[128] twice: row and first column of each group of a tile of 64 x 64, in an order that suits its columns too.
+
+    The two groups of a row come first: what they store lies together. Then come rows 8 apart: so `ldmatrix.trans`, which
+    gives every fourth thread the next of 8 columns, moves the tile without a permutation in registers.
+    """
+    local = tl.arange(0, 128)
+    return local // 32 * 16 + local // 2 % 2 * 8 + local // 4 % 8, local % 2 * 32
+
+
+@triton.jit
+def transposed_square(x):
+    """The columns of a tile of 64 x 64 in groups, `[32, 128]`, of its rows `x: [32, 128]`, both in the order of
+    `square_groups`. So groups that share their noise, in a square of `philox.NOISE_SQUARE`, are in one thread.
+
+    The compiler moves a group into one thread where `quantize` splits it, once, in the narrow type.
+    """
+    tile = tl.permute(tl.reshape(tl.permute(x, (1, 0)), (4, 8, 2, 64)), (0, 2, 1, 3))
+    return tl.reshape(tl.permute(tl.reshape(tile, (2, 32, 4, 2, 8)), (1, 2, 4, 3, 0)), (32, 128))
 
 
 @triton.jit

@@ -3,7 +3,11 @@
 import triton
 import triton.language as tl
 
+from ..numerics import philox as numerics
 from .assembly import in_ptx
+
+_DGRAD_DY, _WGRAD_DY = tl.constexpr(numerics.DGRAD_DY), tl.constexpr(numerics.WGRAD_DY)
+_NOISE_SQUARE = tl.constexpr(numerics.NOISE_SQUARE)
 
 
 @triton.jit
@@ -34,8 +38,19 @@ def noise_words(seed, stream: tl.constexpr, row, column, words: tl.constexpr, bi
     """uint32[words, groups]: the random words of the elements from `column` on in each group, 32 / `bits` elements a word,
     the first in the low bits.
 
-    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of 128 / bits.
+    row, column: integer[groups], of the logical operand, below 2^31; the columns are multiples of a group's size, a
+    power of two.
+    dY^T in wgrad has the words of dY in dgrad: `kernels/numerics/philox.py`.
     """
+    if stream == _WGRAD_DY:
+        exchanged = (row ^ column) & -_NOISE_SQUARE
+        return _noise_words(seed, _DGRAD_DY, row ^ exchanged, column ^ exchanged, words, bits)
+    else:
+        return _noise_words(seed, stream, row, column, words, bits)
+
+
+@triton.jit
+def _noise_words(seed, stream: tl.constexpr, row, column, words: tl.constexpr, bits: tl.constexpr):
     groups: tl.constexpr = row.shape[0]
     blocks: tl.constexpr = words // 4
     block = (column // (128 // bits))[None, :] + tl.arange(0, blocks)[:, None]
@@ -68,6 +83,38 @@ def _sign_words(seed, stream: tl.constexpr):
 def sign_word(seed, stream: tl.constexpr):
     """uint32 scalar: bit i is set where the random sign i of the GEMM of `stream` is -1, of the first 32."""
     return tl.sum(_sign_words(seed, stream)[0], 0)
+
+
+@triton.jit
+def in_registers(x):
+    """32-bit integers `x`, of which the compiler no longer knows that they are the same in all threads: no lane is above 31.
+
+    It computes what is the same in uniform registers, and would copy it for each instruction that takes none of these."""
+    if not in_ptx() or x.dtype.primitive_bitwidth != 32:
+        return x
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 lanes;
+            mov.u32 lanes, %lanemask_lt;
+            shr.u32 lanes, lanes, 31;
+            or.b32 $0, $1, lanes;
+            }""",
+            "=r,r",
+            args=[x],
+            dtype=x.dtype,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def signed(seed, stream: tl.constexpr, bits: tl.constexpr):
+    """uint16[32, 1]: the 16-bit float of these `bits` with each of the random signs of the GEMM of `stream`. Signs 16 apart
+    share a word, so that a shift and a logical operation make two."""
+    word = _sign_words(seed, stream)[0][None, :] << (15 - tl.arange(0, 16)[:, None]).to(tl.uint32)
+    two = (word & 0x80008000) ^ tl.full((), bits * 0x10001, tl.uint32)
+    return tl.reshape(tl.permute(tl.join(two, two >> 16).to(tl.uint16), (2, 0, 1)), (32, 1))
 
 
 @triton.jit

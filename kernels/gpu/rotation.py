@@ -41,20 +41,41 @@ def butterflies(x):
 
 
 @triton.jit
-def sums_of_bfloat16(even, odd, unit: tl.constexpr, start: tl.constexpr):
-    """float32 `even + odd` and `even - odd` of bfloat16, times the power of two `unit`, after adding the zero `start` to
-    `even`, in three instructions of sm_100 and later, which take bfloat16 as it is."""
+def sums_of_bfloat16(even, odd, factors):
+    """float32 `even + odd` and `even - odd` of bfloat16[16, groups], each times its factor, a power of two with a sign,
+    whose bits are in `factors: uint16[32, 1]`; in three instructions of sm_100 and later, which take bfloat16 as it is."""
+    of_even, of_odd = neighbours(factors)
     return tl.inline_asm_elementwise(
         """{
-        .reg .b16 minus;
+        .reg .f32 second, minus;
+        fma.rn.f32.bf16 second, $3, $5, 0f80000000;
+        neg.f32 minus, second;
+        fma.rn.f32.bf16 $0, $2, $4, second;
+        fma.rn.f32.bf16 $1, $2, $4, minus;
+        }""",
+        "=f,=f,h,h,h,h",
+        args=[even, odd, tl.broadcast_to(of_even, even.shape), tl.broadcast_to(of_odd, odd.shape)],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def positive_sums_of_bfloat16(even, odd):
+    """As `sums_of_bfloat16` without factors, after adding +0 to `even`: no sum is -0."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 one, minus;
         .reg .f32 first;
-        neg.bf16 minus, $4;
-        fma.rn.f32.bf16 first, $2, $4, $5;
-        fma.rn.f32.bf16 $0, $3, $4, first;
+        mov.b16 one, 0x3F80;
+        mov.b16 minus, 0xBF80;
+        fma.rn.f32.bf16 first, $2, one, 0f00000000;
+        fma.rn.f32.bf16 $0, $3, one, first;
         fma.rn.f32.bf16 $1, $3, minus, first;
         }""",
-        "=f,=f,h,h,h,f",
-        args=[even, odd, tl.full(even.shape, unit, tl.bfloat16), tl.full(even.shape, start, tl.float32)],
+        "=f,=f,h,h",
+        args=[even, odd],
         dtype=(tl.float32, tl.float32),
         is_pure=True,
         pack=1,
@@ -279,18 +300,17 @@ def _larger(x):
 
 
 @triton.jit
-def _largest_of_eight(x0, x1, x2, x3, x4, x5, x6, x7):
+def _largest_of_seven(x0, x1, x2, x3, x4, x5, x6):
     """The largest magnitude, by comparisons of three."""
     return tl.inline_asm_elementwise(
         """{
         .reg .f32 most;
         max.NaN.abs.f32 most, $1, $2, $3;
         max.NaN.abs.f32 most, most, $4, $5;
-        max.NaN.abs.f32 most, most, $6, $7;
-        max.NaN.abs.f32 $0, most, $8, $8;
+        max.NaN.abs.f32 $0, most, $6, $7;
         }""",
-        "=f,f,f,f,f,f,f,f,f",
-        args=[x0, x1, x2, x3, x4, x5, x6, x7],
+        "=f,f,f,f,f,f,f,f",
+        args=[x0, x1, x2, x3, x4, x5, x6],
         dtype=tl.float32,
         is_pure=True,
         pack=1,
@@ -298,19 +318,14 @@ def _largest_of_eight(x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 @triton.jit
-def _largest_of_four(a, b, c, d):
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .f32 most;
-        max.NaN.abs.f32 most, $1, $2, $3;
-        max.NaN.abs.f32 $0, most, $4, $4;
-        }""",
-        "=f,f,f,f,f",
-        args=[a, b, c, d],
-        dtype=tl.float32,
-        is_pure=True,
-        pack=1,
-    )
+def _larger_of_two(x, y):
+    return tl.maximum(tl.abs(x), tl.abs(y), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _quarters(x):
+    even, odd = neighbours(x)
+    return neighbours(even) + neighbours(odd)
 
 
 @triton.jit
@@ -319,10 +334,10 @@ def largest(x, native: tl.constexpr):
     three in one instruction."""
     tl.static_assert(x.shape[0] == 32)
     if native and in_ptx():
-        even, odd = neighbours(_largest_of_eight(*eighths(x)))
-        a, b = neighbours(even)
-        c, d = neighbours(odd)
-        x = _largest_of_four(a, b, c, d)
+        x0, x1, x2, x3, x4, x5, x6, x7 = eighths(x)
+        y0, y2, y1, y3 = _quarters(_largest_of_seven(x0, x1, x2, x3, x4, x5, x6))
+        y4, y6, y5, y7 = _quarters(x7)
+        x = _larger_of_two(_largest_of_seven(y0, y1, y2, y3, y4, y5, y6), y7)
     else:
         x = _larger(_larger(_larger(_larger(_larger(x)))))
     return tl.reshape(x, (x.shape[1],))

@@ -211,25 +211,41 @@ def eighths(x):
 
 
 @triton.jit
-def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
-    """uint32: eight of `stochastic_halves`, by the bytes of two words, and 0 where `keep` is 0 and not -1; one integer
-    addition of noise to two elements."""
+def _noise_of_halves(first, second):
+    """Four of uint32, of the bytes of two words: 128 times what `stochastic_halves` adds to elements 0 and 2, 1 and 3, 4
+    and 6, 5 and 7. Apart from `_pack_by_halves`, so that the two directions of dY compute it once."""
     return tl.inline_asm_elementwise(
         """{
-        .reg .b32 a, b, c, d, n<4>, halves, even, odd, low, high;
+        .reg .b32 halves;
+        mov.b32 halves, 0x80808080;
+        prmt.b32 $0, $4, halves, 0x2404;
+        prmt.b32 $1, $4, halves, 0x3414;
+        prmt.b32 $2, $5, halves, 0x2404;
+        prmt.b32 $3, $5, halves, 0x3414;
+        }""",
+        "=r,=r,=r,=r,r,r",
+        args=[first, second],
+        dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, noise0, noise1, noise2, noise3, keep):
+    """uint32: eight of `stochastic_halves`, by `_noise_of_halves`, and 0 where `keep` is 0 and not -1; one integer addition
+    of noise to two elements."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 a, b, c, d, n<4>, even, odd, low, high;
         cvt.rz.f16x2.f32 a, $3, $1;
         cvt.rz.f16x2.f32 b, $4, $2;
         cvt.rz.f16x2.f32 c, $7, $5;
         cvt.rz.f16x2.f32 d, $8, $6;
-        mov.b32 halves, 0x80808080;
-        prmt.b32 n0, $9, halves, 0x2404;
-        prmt.b32 n1, $9, halves, 0x3414;
-        prmt.b32 n2, $10, halves, 0x2404;
-        prmt.b32 n3, $10, halves, 0x3414;
-        shr.u32 n0, n0, 7;
-        shr.u32 n1, n1, 7;
-        shr.u32 n2, n2, 7;
-        shr.u32 n3, n3, 7;
+        shr.u32 n0, $9, 7;
+        shr.u32 n1, $10, 7;
+        shr.u32 n2, $11, 7;
+        shr.u32 n3, $12, 7;
         add.u32 a, a, n0;
         add.u32 b, b, n1;
         add.u32 c, c, n2;
@@ -242,10 +258,10 @@ def _pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep):
         shl.b32 high, odd, 3;
         lop3.b32 high, high, odd, 0x70707070, 0xE4;
         lop3.b32 low, low, high, 0x0F0F0F0F, 0xE4;
-        and.b32 $0, low, $11;
+        and.b32 $0, low, $13;
         }""",
-        "=r,f,f,f,f,f,f,f,f,r,r,r",
-        args=[y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep],
+        "=r,f,f,f,f,f,f,f,f,r,r,r,r,r",
+        args=[y0, y1, y2, y3, y4, y5, y6, y7, noise0, noise1, noise2, noise3, keep],
         dtype=tl.uint32,
         is_pure=True,
         pack=1,
@@ -295,9 +311,9 @@ def pack_stochastic_halves(y, valid, words):
         return (_merge(codes, 4) & _keeping(valid, y.shape[0] // 2)).to(tl.uint8)
     else:
         y0, y1, y2, y3, y4, y5, y6, y7 = eighths(y)
-        first, second = neighbours(words)
+        n0, n1, n2, n3 = _noise_of_halves(*neighbours(words))
         keep = _keeping(valid, y.shape[0] // 8)
-        return _bytes(_pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, first, second, keep))
+        return _bytes(_pack_by_halves(y0, y1, y2, y3, y4, y5, y6, y7, n0, n1, n2, n3, keep))
 
 
 @triton.jit

@@ -44,10 +44,10 @@ def quest_exponent(rotated, packed: tl.constexpr):
 
 @triton.jit
 def absmax_exponent(largest, exponent):
-    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64, at most 255, for finite
-    `largest: float32[groups]`, of which none is negative."""
+    """int32[groups]: E8M0 byte of 2^(floor(log2 largest) - 2 + exponent), at least 64, for finite `largest: float32[groups]`
+    that aren't negative."""
     field = largest.to(tl.int32, bitcast=True) >> 23
-    return tl.minimum(tl.maximum(field - 2 + exponent, SMALLEST_BYTE), 255)
+    return tl.maximum(field - 2 + exponent, SMALLEST_BYTE)
 
 
 @triton.jit
@@ -57,9 +57,9 @@ def power_of_two(field):
 
 
 @triton.jit
-def normal_power_of_two(field):
-    """float32 2^(field - 127) for fields 1 to 254."""
-    return (field << 23).to(tl.float32, bitcast=True)
+def times_power_of_two(x, exponent):
+    """float32 `x * 2^exponent`, for normal numbers and normal results, in integers."""
+    return (x.to(tl.int32, bitcast=True) + (exponent << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

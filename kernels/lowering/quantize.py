@@ -51,6 +51,9 @@ _SQUARE_TILES = [
 ]
 
 
+_PAIR_TILES = _SQUARE_TILES[:1]
+"""A square in which both directions of dY share their noise: see `blocks.square_groups`."""
+
 _MATRIX_TILES = [dict(TILE_ROWS=32, TILE_COLUMNS=128, num_warps=4, num_stages=1)]
 """Of a rotation by a product: its 128 rows are groups, one a thread."""
 
@@ -129,7 +132,7 @@ def quantize_pair(call: QuantizePair):
         [dy, *realize_inputs(seed, call.sign_seed)],
         flat.layout(device),
         [rows, columns],
-        _strips(_SQUARE_TILES, rows, columns),
+        _strips(_PAIR_TILES, rows, columns),
         **_fields(row, "ROW_"),
         **_fields(column, "COLUMN_"),
         VEC=vector(dy.get_dtype()),

@@ -88,10 +88,9 @@ def element_noise(
 
 
 def scale_noise(scaled: torch.Tensor, seed: torch.Tensor, stream: int) -> torch.Tensor:
-    """int64[rows, groups, 1]: the random bits that round the scales of groups `scaled: [rows, groups, group]`, those of
-    elements (row, group)."""
+    """int64[rows, groups, 1]: the random bits that round the scales of groups `scaled: [rows, groups, group]`."""
     rows, groups, _ = scaled.shape
-    return philox.noise(seed, stream, rows, groups, philox.SCALE_BITS)[..., None]
+    return philox.scale_noise(seed, stream, rows, groups)[..., None]
 
 
 def _times(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -147,7 +146,7 @@ def _corrected(
     byte: torch.Tensor, scaled: torch.Tensor, codes: torch.Tensor, quantizer: Quantizer, seed: torch.Tensor, stream: int
 ) -> torch.Tensor:
     """EDEN: the scale times `S = <y, y> / <y, q>` of its block, stochastically rounded to a power of two, up iff
-    `bits + floor(fraction * 2^16) >= 2^16` with the bits of element (row, group)."""
+    `bits + floor(fraction * 2^16) >= 2^16`."""
     factor = eden_factor(scaled, codes, quantizer)
     up = ((mantissa_field(factor) >> 7) + scale_noise(scaled, seed, stream)) >> philox.SCALE_BITS
     return (byte + exponent_field(factor) - 127 + up.int()).clamp(min=SMALLEST_BYTE, max=E8M0_NAN - 1)

@@ -82,7 +82,20 @@ def _words(seed: int, stream: int, row: int, block: int) -> tuple:
 
 
 def noise(seed: int, stream: int, row: int, column: int, width: int) -> int:
-    """The 8 or 16 random bits of one element: of the 128 of its block, the lowest are the first column's."""
+    """The 8 or 16 random bits of one element. In wgrad dY^T has those of dY in dgrad, transposed in each square of 64."""
+    if stream == 4:
+        (row_square, row), (column_square, column) = divmod(row, 64), divmod(column, 64)
+        stream, row, column = 2, 64 * column_square + row, 64 * row_square + column
+    return _drawn(seed, stream, row, column, width)
+
+
+def scale_noise(seed: int, stream: int, row: int, group: int) -> int:
+    """The 16 random bits of the scale of one group."""
+    return _drawn(seed, stream, row, group, 16)
+
+
+def _drawn(seed: int, stream: int, row: int, column: int, width: int) -> int:
+    """Of the 128 random bits of a block, the lowest are the first column's."""
     block, place = divmod(column, 128 // width)
     words = _words(seed % 2**64, stream, row, block)
     return sum(word << 32 * i for i, word in enumerate(words)) >> width * place & (2**width - 1)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import exact_scales as scales
 import numpy as np
-from exact_model import E4M3, GRID, F, butterflies, e2m1, nearest, noise, rotate
+from exact_model import E4M3, GRID, F, butterflies, e2m1, nearest, noise, rotate, scale_noise
 
 E8M0_NAN, E4M3_NAN = 255, 0x7F
 
@@ -161,7 +161,7 @@ def _correct(block: list, two_level: bool, seed, stream) -> None:
     """EDEN: new scales from what the whole block lost."""
     factor = scales.eden([v for g in block for v in g.scaled], [c for g in block for c in g.codes])
     for g in block:
-        bits = noise(seed, stream, g.row, g.index, 16)
+        bits = scale_noise(seed, stream, g.row, g.index)
         if two_level:
             g.scale = scales.stochastic_e4m3(scales.e4m3_value(g.scale) * factor, bits)
         else:

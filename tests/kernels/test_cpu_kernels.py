@@ -211,13 +211,24 @@ def test_exact_formats_are_the_reference():
 )
 def test_pair_is_two_calls(rows, columns):
     row, column = QUANTIZERS[rows], QUANTIZERS[columns]
-    for shape in ((33, 100), (100, 260)):
+    for shape in ((33, 100), (100, 260), (300, 140)):
         for dtype in DTYPES:
             x = calm(*shape, dtype) if not row.exact else torch.randn(shape, dtype=dtype)
             for dy in (x, x.t()):
                 by_row, by_column = native.quantize_pair(dy, row, column, seed=SEED, sign_seed=SIGN_SEED)
                 assert_same(by_row, expected(dy, row, philox.DGRAD_DY, SEED))
                 assert_same(by_column, expected(dy, column, philox.WGRAD_DY, SIGN_SEED, transpose=True))
+
+
+@pytest.mark.parametrize("name", ["mxfp4-sr,rotation=0,random_signs=False", "nvfp4-sr", "nvfp4-sr,noise_bits=16"])
+@pytest.mark.parametrize("pair", [native.quantize_pair, reference.quantize_pair])
+def test_both_directions_draw_one_noise(pair, name):
+    """If dY's squares of 64 are symmetric, they round to the same codes in both directions."""
+    x = torch.randn(2, 64, 3, 64)
+    dy = (x + x.transpose(1, 3)).reshape(128, 192)
+    quantizer = quantizer_named(name)
+    rows, columns = pair(dy, quantizer, quantizer, seed=SEED, sign_seed=SIGN_SEED)
+    assert torch.equal(rows.codes.view(2, 64, 3, 32).transpose(0, 2), columns.codes.view(3, 64, 2, 32))
 
 
 def test_other_dtypes_become_float32():

@@ -26,7 +26,7 @@ CODES = {
     "transposed with mask": ("quantize", ("mxfp4-quest", True, True), (65, 33, f32), "sm_90"),
     "columns first": ("quantize", ("mxfp4-quest", False, True), (48, 96, bf16, "columns"), "sm_100"),
     "stride 0": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (40, 96, bf16, "expanded"), "sm_100"),
-    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (160, 96, bf16), "sm_100"),
+    "both directions": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (160, 192, bf16), "sm_100"),
     "both directions, odd": ("quantize_pair", ("mxfp4-rtn", "mxfp4-sr"), (33, 100, f32), "sm_90"),
     "both directions, small": ("quantize_pair", ("mxfp4-sr", "mxfp4-sr"), (3, 5, bf16), "sm_100"),
     "re-quantized": ("requantize", ("mxfp4-quest", "mxfp4-sr"), (64, 128, bf16), "sm_100"),

@@ -48,7 +48,7 @@ WIDTHS = pytest.mark.parametrize("bits", [8, 16])
 @WIDTHS
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**32, 2**63 - 1, -(2**63), 0x0123456789ABCDEF])
 def test_noise_is_the_scalar_model(seed, bits):
-    for stream in (0, 5):
+    for stream in (0, 4, 5):
         expected = [[exact_model.noise(seed, stream, r, c, bits) for c in range(35)] for r in range(5)]
         assert noise(seed, stream, 5, 35, bits).tolist() == expected
 
@@ -74,6 +74,30 @@ def test_noise_is_a_function_of_the_position(bits):
         assert torch.equal(noise(7, 3, rows, columns, bits), whole[:rows, :columns])
 
 
+def squares(x):
+    """[i, j, 64, 64], the squares of a matrix."""
+    return x.unflatten(0, (-1, 64)).unflatten(2, (-1, 64)).transpose(1, 2)
+
+
+@WIDTHS
+def test_the_directions_of_dy_share_their_noise(bits):
+    """dY^T's square (i, j) has the noise of dY's square (j, i), row for row: of the same elements of dY, transposed. So each
+    element of a direction has its own."""
+    rows = noise(7, philox.DGRAD_DY, 256, 384, bits)
+    columns = noise(7, philox.WGRAD_DY, 384, 256, bits)
+    assert torch.equal(squares(columns), squares(rows).transpose(0, 1))
+    assert torch.equal(columns[:300, :200], noise(7, philox.WGRAD_DY, 300, 200, bits))
+
+
+def test_the_scales_of_each_direction_have_their_own_noise():
+    assert [exact_model.scale_noise(7, 4, 130, g) for g in range(9)] == scale_noise(4, 131, 9)[130].tolist()
+    assert not torch.equal(scale_noise(4, 8, 8), scale_noise(2, 8, 8))
+
+
+def scale_noise(stream, rows, groups):
+    return philox.scale_noise(torch.tensor(7), stream, rows, groups)
+
+
 @WIDTHS
 def test_noise_has_all_its_bits(bits):
     drawn = noise(0, 0, 512, 512, bits)
@@ -83,13 +107,14 @@ def test_noise_has_all_its_bits(bits):
 @WIDTHS
 @pytest.mark.parametrize("row_offset", [0, 2**32 - 2, 2**32, 2**40 + 5, 2**48 - 4])
 @pytest.mark.parametrize("block_offset", [0, 2**32 - 2, 2**33, 2**47 + 1])
-def test_rows_and_columns_beyond_32_bits_enter_the_counter(monkeypatch, row_offset, block_offset, bits):
+@pytest.mark.parametrize("stream", [philox.DGRAD_DY, philox.WGRAD_DY])
+def test_rows_and_columns_beyond_32_bits_enter_the_counter(monkeypatch, row_offset, block_offset, stream, bits):
     """`noise` of 4 rows and 32 columns, moved to where no test can allocate them: its first two `arange` are offset."""
     offsets, arange = iter((row_offset, block_offset, 0)), torch.arange
     monkeypatch.setattr(torch, "arange", lambda *size, **how: arange(*size, **how) + next(offsets))
-    actual = philox.noise(torch.tensor(99), 2, 4, 32, bits).tolist()
+    actual = philox.noise(torch.tensor(99), stream, 4, 32, bits).tolist()
     rows, first = range(row_offset, row_offset + 4), 128 // bits * block_offset
-    assert actual == [[exact_model.noise(99, 2, r, c, bits) for c in range(first, first + 32)] for r in rows]
+    assert actual == [[exact_model.noise(99, stream, r, c, bits) for c in range(first, first + 32)] for r in rows]
 
 
 def test_positions_2_to_the_32_apart_differ():
