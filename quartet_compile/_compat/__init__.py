@@ -44,15 +44,23 @@ from .compiled import (
     put_backend,
 )
 from .distributed import (
+    count,
+    default_store,
     from_first_rank,
     group_ranks,
+    hear_ranks,
     is_distributed_tensor,
     is_fully_sharded,
     mesh_groups,
+    patience,
     rank,
+    read,
+    replica_ranks,
     say_to_ranks,
     sharded_name,
     whole,
+    world_size,
+    write,
 )
 from .dynamo import (
     Shortened,
@@ -68,7 +76,7 @@ from .dynamo import (
     shorten,
     stance,
 )
-from .fsdp import fsdp_parameters, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
+from .fsdp import fsdp_parameters, fsdp_ranks, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -169,10 +177,12 @@ __all__ = [
     "compile_apart",
     "compile_fx",
     "compiled_forward",
+    "count",
     "cpp_compiler",
     "decomposed",
     "decompositions",
     "default_partition",
+    "default_store",
     "describe",
     "description_of",
     "descriptions_of",
@@ -184,6 +194,7 @@ __all__ = [
     "fake_mode_of",
     "from_first_rank",
     "fsdp_parameters",
+    "fsdp_ranks",
     "function_name",
     "gathered_dtype",
     "gradient_of",
@@ -191,6 +202,7 @@ __all__ = [
     "graph_break_logger",
     "graph_nodes",
     "group_ranks",
+    "hear_ranks",
     "hides_errors",
     "inductor_options",
     "is_at_limit",
@@ -235,15 +247,18 @@ __all__ = [
     "own_calls",
     "owner_of",
     "parcel_of",
+    "patience",
     "place_of",
     "plain_tensors",
     "plainly",
     "put_backend",
     "rank",
+    "read",
     "reasons_not_compiled",
     "recomputation",
     "register_backend",
     "replace_inductor",
+    "replica_ranks",
     "root_name",
     "save",
     "saved_bytes",
@@ -264,8 +279,10 @@ __all__ = [
     "whole",
     "why_no_parcel",
     "with_remedy",
+    "world_size",
     "wrapped_error",
     "wrapper",
+    "write",
 ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,15 +61,77 @@ def from_first_rank(value: Any) -> Any:
     return held[0]
 
 
+def default_store() -> Any:
+    """The store of the default process group; None without other ranks."""
+    if not _is_distributed() or world_size() == 1 or torch.distributed.get_backend() == "fake":
+        return None
+    return private("torch.distributed.distributed_c10d:_get_default_store")()
+
+
+def world_size() -> int:
+    """How many processes the default process group has."""
+    return torch.distributed.get_world_size()
+
+
+def patience() -> float:
+    """How long a rank waits for another one to say something, in seconds: half of what its collectives do."""
+    half: float = default_store().timeout.total_seconds() / 2
+    return half
+
+
 def say_to_ranks(key: str, text: str) -> dict[int, str]:
     """Say a text under a key to all ranks of the default process group; what each rank has said there so far. It waits for
     none: a rank that has said nothing yet isn't in it. Nothing of others without a process group."""
-    if not _is_distributed():
+    store = default_store()
+    if store is None:
         return {}
-    store = private("torch.distributed.distributed_c10d:_get_default_store")()
     store.set(f"{key}/{rank()}", text)
-    ranks = range(torch.distributed.get_world_size())
+    return {each: store.get(f"{key}/{each}").decode() for each in range(world_size()) if store.check([f"{key}/{each}"])}
+
+
+def hear_ranks(key: str, ranks: Iterable[int]) -> dict[int, str]:
+    """What ranks say under a key; waits for them with `patience`. One that has said nothing by then isn't in it."""
+    store, ranks = default_store(), sorted(ranks)
+    with contextlib.suppress(RuntimeError):  # the store's, of a key that isn't there in time
+        store.wait([f"{key}/{each}" for each in ranks], datetime.timedelta(seconds=patience()))
     return {each: store.get(f"{key}/{each}").decode() for each in ranks if store.check([f"{key}/{each}"])}
+
+
+def count(key: str, more: int) -> int | None:
+    """Add to a number that all ranks share, in one piece. Gives the sum; None where the store is gone, as at the end of
+    the process that holds it."""
+    with contextlib.suppress(RuntimeError):
+        total: int = default_store().add(key, more)
+        return total
+    return None
+
+
+def write(key: str, text: str) -> None:
+    """Write a text that all ranks can read."""
+    with contextlib.suppress(RuntimeError):
+        default_store().set(key, text)
+
+
+def read(key: str) -> str | None:
+    """Such a text, which another rank is about to write; None if it doesn't."""
+    store = default_store()
+    with contextlib.suppress(RuntimeError):
+        store.wait([key], datetime.timedelta(seconds=_ABOUT))
+        text: str = store.get(key).decode()
+        return text
+    return None
+
+
+_ABOUT = 10
+"""Seconds in which a rank writes what it is about to."""
+
+
+def replica_ranks() -> list[int]:
+    """The ranks with a replica of the model whose forward pass DDP runs; none outside of such a pass."""
+    if not torch.distributed.is_available():
+        return []
+    replica = private("torch.nn.parallel:DistributedDataParallel")._get_active_ddp_module()
+    return torch.distributed.get_process_group_ranks(replica.process_group) if replica is not None else []
 
 
 def group_ranks(name: str) -> list[int]:

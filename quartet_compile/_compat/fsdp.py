@@ -43,6 +43,12 @@ def fsdp_parameters(model: torch.nn.Module) -> dict[tuple[torch.nn.Module, str],
     return found
 
 
+def fsdp_ranks(model: torch.nn.Module) -> set[int]:
+    """The ranks with which FSDP2 shards or replicates parameters of a model."""
+    meshes = {id(record.mesh_info): record.mesh_info.mesh for record in fsdp_parameters(model).values()}
+    return {each for mesh in meshes.values() for each in mesh.mesh.flatten().tolist()}
+
+
 def why_no_parcel(record: Any) -> str:
     """Why FSDP2 has to gather a parameter as it is; empty if it hasn't."""
     mesh, after = record.mesh_info, record.post_forward_mesh_info

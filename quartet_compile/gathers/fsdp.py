@@ -27,7 +27,7 @@ from ..kernels.operand_formats import OPERAND_FORMATS
 from ..kernels.quantizer import quantizer
 from ..passes.plan import DTYPES, chosen, refused, sparse_tail
 from ..passes.products.kind import SMALLEST
-from ..ranks import check_ranks
+from ..ranks import check_gathers, check_ranks, say_gathers
 from ..tables import aligned, ruled
 from .weight import GatheredWeight, Made
 
@@ -68,6 +68,7 @@ def gather_codes(model: _Module, **options: Unpack[Options]) -> _Module:
         )
     config = configure(options)
     check_ranks(config)
+    say_gathers(config.policy)
     gather(model, config.policy)
     return model
 
@@ -103,6 +104,7 @@ class Codes:
     def sent(self, part: torch.Tensor, group: Any) -> tuple[torch.Tensor, ...]:
         """`part [..., rows, K]` quantized, each result with the leading dimensions of the part; in NVFP4 also the tensor
         scale."""
+        check_gathers(torch.distributed.get_process_group_ranks(group) if group is not None else ())
         rows, spec = part.flatten(0, -2), quantizer(self.quantizer)
         given = _with_largest(rows, spec.group, group) if spec.two_level else rows
         how = (self.quantizer, False, self.masked, philox.FPROP_W, None, None)
