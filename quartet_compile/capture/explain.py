@@ -59,7 +59,7 @@ def graph_diff(
 
 def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     """The backend with what it saw, what ran, by which of the ways, and what it could not see."""
-    on_fakes = Capture(config, call.parameter_names())
+    on_fakes = Capture(config, call.parameter_names(), names_now=call.parameter_names)
     faked = try_on_fakes(call, on_fakes)
     if faked.error is None:
         return on_fakes, faked, FAKES, ""
@@ -70,7 +70,7 @@ def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     if impossible:
         gap = f"what follows{reason_of(faked.error)}; a real call is impossible, since {impossible}"
         return on_fakes, faked, FAKES, gap
-    for_real = Capture(config, call.parameter_names())
+    for_real = Capture(config, call.parameter_names(), names_now=call.parameter_names)
     try:
         real = try_for_real(call, for_real)
     except CompilerError as error:  # the kernels that a real call runs
