@@ -76,7 +76,17 @@ from .dynamo import (
     shorten,
     stance,
 )
-from .fsdp import fsdp_parameters, fsdp_ranks, gathered_dtype, parcel_of, send_parcel, was_gathered, why_no_parcel
+from .fsdp import (
+    fsdp_boxes,
+    fsdp_parameters,
+    fsdp_ranks,
+    gathered_dtype,
+    parcel_of,
+    send_parcel,
+    shard_ranks,
+    was_gathered,
+    why_no_parcel,
+)
 from .inductor import (
     cache_dir,
     claim_joint_pass,
@@ -193,6 +203,7 @@ __all__ = [
     "fake_like",
     "fake_mode_of",
     "from_first_rank",
+    "fsdp_boxes",
     "fsdp_parameters",
     "fsdp_ranks",
     "function_name",
@@ -266,6 +277,7 @@ __all__ = [
     "say_to_ranks",
     "send_parcel",
     "sequence_number",
+    "shard_ranks",
     "sharded_name",
     "shorten",
     "stance",

@@ -18,15 +18,29 @@ def is_fully_sharded(module: torch.nn.Module) -> bool:
     return available and isinstance(module, private("torch.distributed.fsdp:FSDPModule"))
 
 
+def fsdp_state(module: torch.nn.Module) -> Any:
+    """What FSDP2 knows of a module that `fully_shard` was given."""
+    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
+    return state()
+
+
+def fsdp_groups(module: torch.nn.Module) -> list[Any]:
+    """The groups of parameters that FSDP2 gathers together around a module; of one that it doesn't know, none."""
+    if not is_fully_sharded(module):
+        return []
+    state = fsdp_state(module)
+    if hasattr(state, "_fsdp_param_groups"):  # newer ones: of several meshes
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
 def sharded_name(module: torch.nn.Module) -> str | None:
     """The name of a module in the model that FSDP2 sharded, None if it doesn't know; it does from the first call of the
     outermost module that `fully_shard` was given."""
     if not is_fully_sharded(module):
         return None
-    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
-    group = state()._fsdp_param_group
     names = {id(inner): name for name, inner in module.named_modules()}
-    for part in group.fsdp_params if group is not None else ():
+    for part in (part for group in fsdp_groups(module) for part in group.fsdp_params):
         inside = f"{names[id(part._module_info.module)]}.{part._module_info.param_name}".strip(".")
         if part._param_fqn is not None and part._param_fqn.endswith(f".{inside}"):
             name: str = part._param_fqn.removesuffix(f".{inside}")
