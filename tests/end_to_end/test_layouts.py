@@ -32,7 +32,7 @@ def test_hsdp_equals_one_process(recipe):
     for rank in run_ranks("layouts:hsdp", 4, recipe):
         check(rank, recipe)
         assert rank["state"] and rank["products"] == 2 * len(LINEARS) * GEMMS
-        assert rank["fp4"] == (LAYER_0 if recipe == "quartet" else [])
+        assert rank["fp4"] == LAYER_0
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("exact", marks=pytest.mark.slow), "quartet"])
@@ -42,7 +42,7 @@ def test_pipeline_stages_equal_one_process(recipe):
         check(rank, recipe)
         own = [f"layers.{index}.{part}" for part in LINEARS]
         assert rank["products"] == 2 * (GEMMS * (len(LINEARS) + 1) - (index == 0))
-        assert rank["fp4"] == ([] if recipe == "exact" else ["last", *own] if index else ["first", *own])
+        assert rank["fp4"] == (["last", *own] if index else ["first", *own])
 
 
 @pytest.mark.slow
