@@ -143,12 +143,12 @@ def compile_graph(
     """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
-    check_ranks(config)
     device = device_of(example_inputs)
     require_linux("CPU" if device.type == "cpu" else "GPU")
     if device.type == "cpu":
         require_compiler()  # before Inductor misses it, with less to say
     inputs = graph_inputs(gm, names or {})
+    check_ranks(config, met_by(inputs))
     uuid = graph_uuid(gm, config, inputs)
     if config.policy.stats:
         uuid = remember(uuid, parameters_of(gm))
@@ -168,6 +168,12 @@ def compile_graph(
         process.running.compiled(graph, config.policy, device)
     _log(uuid, config.policy, device)
     return compiled
+
+
+def met_by(inputs: GraphInputs) -> set[int]:
+    """The ranks with which a graph, or the DDP that runs it, has collectives."""
+    found = {rank for group in inputs.shared_by for rank in _compat.group_ranks(group)}
+    return found.union(_compat.replica_ranks() if torch.is_grad_enabled() else ())
 
 
 def device_of(example_inputs: list) -> torch.device:

@@ -63,7 +63,8 @@ class Process:
     replaces_inductor: the same: whether torch asks it.
     backends:     `backend.py`: the backends that were registered by name.
     recipes:      `config/presets.py`: the recipes that were registered by name.
-    said_options: `ranks.py`: whether other ranks know this one's options.
+    talk:         `ranks/talk.py`: what this rank has told the others.
+    counts_steps: `ranks/steps.py`: whether it is asked before each step of an optimizer.
     said:         `frontend/said.py`: the lines about compiled models so far.
     library_products: `kernels/library.py`: the products that the library has run, as they were reported.
     trying:       `kernels/library.py`: whether calls of the library are trials.
@@ -88,7 +89,8 @@ class Process:
     replaces_inductor: bool = False
     backends: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    said_options: bool = False
+    talk: Any = None
+    counts_steps: bool = False
     said: set[str] = dataclasses.field(default_factory=set)
     library_products: set[tuple[str, int, int, int]] = dataclasses.field(default_factory=set)
     trying: bool = False

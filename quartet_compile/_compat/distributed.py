@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,15 +18,29 @@ def is_fully_sharded(module: torch.nn.Module) -> bool:
     return available and isinstance(module, private("torch.distributed.fsdp:FSDPModule"))
 
 
+def fsdp_state(module: torch.nn.Module) -> Any:
+    """What FSDP2 knows of a module that `fully_shard` was given."""
+    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
+    return state()
+
+
+def fsdp_groups(module: torch.nn.Module) -> list[Any]:
+    """The groups of parameters that FSDP2 gathers together around a module; of one that it doesn't know, none."""
+    if not is_fully_sharded(module):
+        return []
+    state = fsdp_state(module)
+    if hasattr(state, "_fsdp_param_groups"):  # newer ones: of several meshes
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
 def sharded_name(module: torch.nn.Module) -> str | None:
     """The name of a module in the model that FSDP2 sharded, None if it doesn't know; it does from the first call of the
     outermost module that `fully_shard` was given."""
     if not is_fully_sharded(module):
         return None
-    state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
-    group = state()._fsdp_param_group
     names = {id(inner): name for name, inner in module.named_modules()}
-    for part in group.fsdp_params if group is not None else ():
+    for part in (part for group in fsdp_groups(module) for part in group.fsdp_params):
         inside = f"{names[id(part._module_info.module)]}.{part._module_info.param_name}".strip(".")
         if part._param_fqn is not None and part._param_fqn.endswith(f".{inside}"):
             name: str = part._param_fqn.removesuffix(f".{inside}")
@@ -58,15 +75,77 @@ def from_first_rank(value: Any) -> Any:
     return held[0]
 
 
+def default_store() -> Any:
+    """The store of the default process group; None without other ranks."""
+    if not _is_distributed() or world_size() == 1 or torch.distributed.get_backend() == "fake":
+        return None
+    return private("torch.distributed.distributed_c10d:_get_default_store")()
+
+
+def world_size() -> int:
+    """How many processes the default process group has."""
+    return torch.distributed.get_world_size()
+
+
+def patience() -> float:
+    """How long a rank waits for another one to say something, in seconds: half of what its collectives do."""
+    half: float = default_store().timeout.total_seconds() / 2
+    return half
+
+
 def say_to_ranks(key: str, text: str) -> dict[int, str]:
     """Say a text under a key to all ranks of the default process group; what each rank has said there so far. It waits for
     none: a rank that has said nothing yet isn't in it. Nothing of others without a process group."""
-    if not _is_distributed():
+    store = default_store()
+    if store is None:
         return {}
-    store = private("torch.distributed.distributed_c10d:_get_default_store")()
     store.set(f"{key}/{rank()}", text)
-    ranks = range(torch.distributed.get_world_size())
+    return {each: store.get(f"{key}/{each}").decode() for each in range(world_size()) if store.check([f"{key}/{each}"])}
+
+
+def hear_ranks(key: str, ranks: Iterable[int]) -> dict[int, str]:
+    """What ranks say under a key; waits for them with `patience`. One that has said nothing by then isn't in it."""
+    store, ranks = default_store(), sorted(ranks)
+    with contextlib.suppress(RuntimeError):  # the store's, of a key that isn't there in time
+        store.wait([f"{key}/{each}" for each in ranks], datetime.timedelta(seconds=patience()))
     return {each: store.get(f"{key}/{each}").decode() for each in ranks if store.check([f"{key}/{each}"])}
+
+
+def count(key: str, more: int) -> int | None:
+    """Add to a number that all ranks share, in one piece. Gives the sum; None where the store is gone, as at the end of
+    the process that holds it."""
+    with contextlib.suppress(RuntimeError):
+        total: int = default_store().add(key, more)
+        return total
+    return None
+
+
+def write(key: str, text: str) -> None:
+    """Write a text that all ranks can read."""
+    with contextlib.suppress(RuntimeError):
+        default_store().set(key, text)
+
+
+def read(key: str) -> str | None:
+    """Such a text, which another rank is about to write; None if it doesn't."""
+    store = default_store()
+    with contextlib.suppress(RuntimeError):
+        store.wait([key], datetime.timedelta(seconds=_ABOUT))
+        text: str = store.get(key).decode()
+        return text
+    return None
+
+
+_ABOUT = 10
+"""Seconds in which a rank writes what it is about to."""
+
+
+def replica_ranks() -> list[int]:
+    """The ranks with a replica of the model whose forward pass DDP runs; none outside of such a pass."""
+    if not torch.distributed.is_available():
+        return []
+    replica = private("torch.nn.parallel:DistributedDataParallel")._get_active_ddp_module()
+    return torch.distributed.get_process_group_ranks(replica.process_group) if replica is not None else []
 
 
 def group_ranks(name: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .distributed import is_fully_sharded
+from .distributed import fsdp_groups, fsdp_state, is_fully_sharded
 from .installed import private
 
 _PARAMETER = "torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam"
@@ -33,14 +33,35 @@ def fsdp_parameters(model: torch.nn.Module) -> dict[tuple[torch.nn.Module, str],
     """FSDP2's record of each parameter of a model, by the module and its name there; of a shared one, each of its places."""
     found: dict[tuple[torch.nn.Module, str], Any] = {}
     for module in model.modules():
-        if is_fully_sharded(module):
-            state: Any = module._get_fsdp_state  # a Module's attributes are tensors and modules to mypy
-            group = state()._fsdp_param_group
-            for record in group.fsdp_params if group is not None else ():
+        for group in fsdp_groups(module):
+            for record in group.fsdp_params:
                 info = record._module_info
                 shared = zip(info.shared_modules, info.shared_param_names, strict=True)
                 found |= dict.fromkeys([(info.module, info.param_name), *shared], record)
     return found
+
+
+def fsdp_boxes(model: torch.nn.Module) -> list[dict | list]:
+    """What FSDP2 remembers of a model: the attributes of its objects, and the dicts and lists among them."""
+    objects: dict[int, Any] = {}
+    for module in filter(is_fully_sharded, model.modules()):
+        state = fsdp_state(module)
+        groups = fsdp_groups(module)
+        contexts = [
+            state._state_ctx,
+            state._comm_ctx,
+            *(group.comm_ctx for group in groups if hasattr(group, "comm_ctx")),
+        ]
+        records = [record for group in groups for record in group.fsdp_params]
+        objects |= {id(each): each for each in (state, *contexts, *groups, *records)}
+    boxes = [vars(each) for each in objects.values()]
+    return [*boxes, *(value for box in boxes for value in box.values() if type(value) in (dict, list))]
+
+
+def fsdp_ranks(model: torch.nn.Module) -> set[int]:
+    """The ranks with which FSDP2 shards or replicates parameters of a model."""
+    meshes = {id(record.mesh_info): record.mesh_info.mesh for record in fsdp_parameters(model).values()}
+    return {each for mesh in meshes.values() for each in mesh.mesh.flatten().tolist()}
 
 
 def why_no_parcel(record: Any) -> str:
@@ -59,6 +80,13 @@ def why_no_parcel(record: Any) -> str:
     if after is not None and after.shard_mesh_size != mesh.shard_mesh_size:
         return "reshard_after_forward is a number"
     return ""
+
+
+def shard_ranks(record: Any) -> int:
+    """Over how many ranks a parameter is sharded, from which it is gathered."""
+    mesh = record.mesh_info
+    size: int = mesh.shard_mesh_size if isinstance(mesh, private(_SHARDED)) else 1
+    return size
 
 
 def gathered_dtype(record: Any) -> torch.dtype:

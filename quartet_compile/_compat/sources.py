@@ -21,9 +21,10 @@ _WRAPPED = re.compile(r"^L\[['\"]args['\"]\]\[0\]")
 
 _REPLACED = re.compile(
     r"\.forward(?:\.func|\.__wrapped__|\.__self__|\.__closure__\[\d+\]\.cell_contents|\._quartet_compiled"
-    r"|\._torchdynamo_inline)+"
+    r"|\._torchdynamo_inline)+|(?:\._quartet_compiled|\._torchdynamo_inline)+"
 )
-"""The way to a module through what somebody put in place of its forward: a closure, a partial, another's bound method."""
+"""The way to a module through what somebody put in place of its forward: a closure, a partial, another's bound method; or
+through that itself, where a graph starts in it."""
 
 _GETATTR = re.compile(r"getattr\(([^(),]+), '([^']*)'\)")
 _ITEM = re.compile(r"(?:\._modules|\._parameters|\._buffers|\.__dict__)?\[(?:'([^']*)'|\"([^\"]*)\"|(\d+))\]")

@@ -26,18 +26,27 @@ from .restore import memory_restored, random_state_restored, settings_restored, 
 
 
 class Capture:
-    """A Dynamo backend that runs the pass and keeps its reports; compiled graphs run as plain FX graphs."""
+    """A Dynamo backend that runs the pass and keeps its reports; compiled graphs run as plain FX graphs.
+
+    names: of parameters and inputs, by `id`. names_now: the same of parameters that are new in each call, as FSDP2's are.
+    """
 
     is_quartet = True
 
-    def __init__(self, config: Config, names: Mapping[int, str] | None = None, text: bool = True) -> None:
-        self.config, self.names, self.text = config, names or {}, text
+    def __init__(
+        self,
+        config: Config,
+        names: Mapping[int, str] | None = None,
+        text: bool = True,
+        names_now: Callable[[], Mapping[int, str]] = dict,
+    ) -> None:
+        self.config, self.names, self.text, self.names_now = config, names or {}, text, names_now
         self.graphs: list[GraphReport] = []
         self.seen: set[str] = set()
         self.mode: EagerProducts | None = None
 
     def __call__(self, gm: fx.GraphModule, example_inputs: list) -> Any:
-        inputs = graph_inputs(gm, self.names)
+        inputs = graph_inputs(gm, {**self.names_now(), **self.names})
         self.seen |= names_in(gm, inputs)
         uuid = graph_uuid(gm, self.config, inputs)
         run = QuartetPass(self.config.policy, inputs, uuid, self.graphs.append, text=self.text)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import _compat
+from ..callables import modules_of
 from ..config.listed import lists_options
 from ..config.names import matches
 from ..config.options import Config
 from ..errors import CompilerError, StrictError
+from ..gathers.fsdp import gathered
 from ..report.report import FAKES, REAL, Report
 from .call import Call, call_of
 from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
@@ -46,7 +48,8 @@ def explain(
             f"strict=True, and parts of the model run outside of compiled graphs: {'; '.join(outside)}. "
             "Remove the graph breaks, or set strict=False."
         )
-    return report_of(backend, ran, captured=captured, gap=gap)
+    by_fsdp = tuple(item for module in modules_of(call.model) for item in gathered(module, config.policy))
+    return report_of(backend, ran, captured=captured, gap=gap, by_fsdp=by_fsdp)
 
 
 @lists_options
@@ -59,7 +62,7 @@ def graph_diff(
 
 def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     """The backend with what it saw, what ran, by which of the ways, and what it could not see."""
-    on_fakes = Capture(config, call.parameter_names())
+    on_fakes = Capture(config, call.parameter_names(), names_now=call.parameter_names)
     faked = try_on_fakes(call, on_fakes)
     if faked.error is None:
         return on_fakes, faked, FAKES, ""
@@ -70,7 +73,7 @@ def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     if impossible:
         gap = f"what follows{reason_of(faked.error)}; a real call is impossible, since {impossible}"
         return on_fakes, faked, FAKES, gap
-    for_real = Capture(config, call.parameter_names())
+    for_real = Capture(config, call.parameter_names(), names_now=call.parameter_names)
     try:
         real = try_for_real(call, for_real)
     except CompilerError as error:  # the kernels that a real call runs
@@ -83,8 +86,8 @@ def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     return for_real, real, REAL, f"what follows{reason_of(real.error)}"
 
 
-def report_of(backend: Any, ran: Ran, **how: str) -> Report:
-    """The report of what a backend saw. how: the report's `captured` and `gap`."""
+def report_of(backend: Any, ran: Ran, **how: Any) -> Report:
+    """The report of what a backend saw. how: the report's `captured`, `gap` and `by_fsdp`."""
     policy = backend.config.policy
     recipes = {(policy.recipe if graph.training else policy.eval_recipe).name: None for graph in backend.graphs}
     return Report(

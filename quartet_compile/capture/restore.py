@@ -107,10 +107,11 @@ def optimizers_of(model: Callable) -> list[torch.optim.Optimizer]:
 @contextlib.contextmanager
 def untouched(model: Callable) -> Iterator[None]:
     """Put back what the code inside assigns to the modules and optimizers of a callable (a step counter, a cached table, a
-    gradient, a moment), and what Dynamo has learnt of changing sizes."""
+    gradient, a moment), what FSDP2 notes of them, and what Dynamo has learnt of changing sizes."""
     parameters = [parameter for module in modules_of(model) for parameter in module.parameters()]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
-    saved = [(box, copy.copy(box)) for box in containers(model)]
+    sharding = [box for module in modules_of(model) for box in _compat.fsdp_boxes(module)]
+    saved = [(box, copy.copy(box)) for box in (*containers(model), *sharding)]
     try:
         with _compat.dynamo_sizes_restored():
             yield

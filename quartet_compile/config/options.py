@@ -31,7 +31,7 @@ class Policy:
     strict:  a matmul that should be rewritten and can't, is an error.
     stats:   graphs measure how well they quantize.
     wire:    what ranks gather of a matrix that is then quantized: `"high"`, the matrix; `"quantized"`, its codes.
-    weight_cache: what is made of a weight is kept while its values are the same.
+    weight_cache: what is made of a weight is kept while its values are the same; of weights on the CPU alone.
     policy:  `"all"`; or `"profitable"`: a matmul that doesn't pay is kept, on the GPU that runs it, or, of
              `"profitable:b200"`, on that chip.
     within:  if not empty, only these modules are compiled, which an explanation of the whole model has to say.

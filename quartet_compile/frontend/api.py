@@ -27,7 +27,7 @@ from ..errors import OptionError, PatternError, suggest
 from ..gathers.fsdp import gather
 from ..passes.plan import HEADS, ROUTERS
 from ..process import process
-from ..ranks import check_ranks
+from ..ranks import check_ranks, say_gathers
 from ..warn import warn
 from .in_place import compile_regions, unbroken_parts
 
@@ -333,8 +333,9 @@ def _compile_module(
 ) -> Any:
     """A model, or its regions in place; what FSDP2 gathers of its weights is what the options say."""
     sharded = any(map(_compat.is_fully_sharded, model.modules()))
-    if sharded:
-        check_ranks(backend.config)  # before anything is gathered
+    if sharded:  # before anything is gathered
+        check_ranks(backend.config, _compat.fsdp_ranks(model))
+        say_gathers(backend.config.policy if backend.config.policy.wire == "quantized" else None)
     backend.learn([model])
     compiled = compile_regions(model, regions, backend, **how) if regions else compile_(model)
     if sharded and backend.config.policy.wire == "quantized":

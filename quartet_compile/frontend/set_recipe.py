@@ -22,6 +22,7 @@ from ..config.rules import EVERYTHING, Rules, rules
 from ..config.served import evaluation_rules
 from ..errors import OptionError
 from ..process import process
+from ..ranks import agree
 from .api import Backend, check_patterns
 
 
@@ -36,6 +37,11 @@ def set_recipe(
     an eval recipe that was given before stays, and else evaluation follows `recipe`. All other options stay.
 
     Each recipe is compiled once, at the first call under it. A forward that ran before the switch has its own backward.
+
+    Of several ranks, all have to call it, between the same two steps: else each raises `OptionError`, at one of the next
+    steps of its optimizer. With `wire="quantized"` it waits for the others; where one doesn't come, the recipe stays until
+    that error.
+
     Raises `OptionError`, `RecipeError` and `PatternError`, before anything is changed.
     """
     training = rules("recipe", recipe)
@@ -44,11 +50,17 @@ def set_recipe(
     _check_patterns(chosen, [part for part in parts if not part.backend])
     switches = [part.switch({option: _as_option(given) for option, given in chosen.items()}) for part in parts]
     before = [part.state.config.policy.recipe for part in parts]
+    configs = [state.config for state in switches]
+    if not any(config.policy.wire == "quantized" for config in configs) or agree(configs):
+        _switch(parts, switches)
+    return _as_option(before[0]) if before.count(before[0]) == len(before) else None
+
+
+def _switch(parts: list[_Part], switches: list[_State]) -> None:
     _compat.allow_variants(_variants(parts, switches))
     for part, state in zip(parts, switches, strict=True):
         process.switched[part.slot] = state
         _compat.put_backend(part.slot, state.variants[state.config])
-    return _as_option(before[0]) if before.count(before[0]) == len(before) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,11 @@ class _State:
     options: dict[str, Any]
     config: Config
     variants: dict[Config, Any]
+
+    @property
+    def first(self) -> Config:
+        """What it was compiled with before any switch."""
+        return next(iter(self.variants))
 
 
 """What backends that were given by name were switched between: their variants are told apart by it alone."""

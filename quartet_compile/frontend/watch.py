@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..passes.plan import DTYPES, chosen, refused
 from ..passes.products.eager import Reading, products
 from ..places import is_users, place
 from ..process import process
+from ..ranks import check_gathers
 from ..warn import warn
 from .api import Backend
 from .in_place import CopiesToo
@@ -39,10 +41,12 @@ _SHOWN = 6
 
 
 class Watch:
-    """The calls of one compiled object. slot: what holds its backend, which `set_recipe` may replace. name: what it is."""
+    """The calls of one compiled object. slot: what holds its backend, which `set_recipe` may replace. name: what it is.
+    owner: the module whose call it is."""
 
-    def __init__(self, slot: Any, name: str) -> None:
+    def __init__(self, slot: Any, name: str, owner: nn.Module | None) -> None:
         self._slot, self._name = slot, name
+        self._owner = None if owner is None else weakref.ref(owner)
         self._always = False
         self._saying = Saying(name)
         self._tried: dict[bool, tuple] = {}  # with and without gradients, which may have recipes of their own
@@ -54,6 +58,9 @@ class Watch:
         tried, training = (_compat.compilations_tried(), _compat.stance()), torch.is_grad_enabled()
         if tried == self._tried.get(training) and not (self._always or tried[1] == "eager_on_recompile"):
             return None
+        owner = self._owner() if self._owner is not None and not self._tried else None
+        if owner is not None:
+            check_gathers(_compat.fsdp_ranks(owner))
         self._tried[training] = tried
         config = self._config()
         self._always = config is not None and config.policy.strict
@@ -330,7 +337,8 @@ def watcher_of(slot: Any, function: Any, how: dict[str, Any]) -> Watch | None:
         if owner is not None and _compat.is_whole_call(function):
             vars(owner)[CopiesToo.ATTRIBUTE] = CopiesToo(owner, lambda: {**_given(slot), **how})
         compiled = function if owner is None else type(owner)
-        watch, outer = Watch(slot, getattr(compiled, "__qualname__", repr(compiled))), outer_of(owner)
+        watch = Watch(slot, getattr(compiled, "__qualname__", repr(compiled)), owner)
+        outer = outer_of(owner)
         if outer is not None:
             watch.inlined(outer)
         return watch

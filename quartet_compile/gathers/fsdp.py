@@ -27,7 +27,8 @@ from ..kernels.operand_formats import OPERAND_FORMATS
 from ..kernels.quantizer import quantizer
 from ..passes.plan import DTYPES, chosen, refused, sparse_tail
 from ..passes.products.kind import SMALLEST
-from ..ranks import check_ranks
+from ..ranks import check_gathers, check_ranks, say_gathers
+from ..report.report import Gathered
 from ..tables import aligned, ruled
 from .weight import GatheredWeight, Made
 
@@ -55,7 +56,8 @@ def gather_codes(model: _Module, **options: Unpack[Options]) -> _Module:
     compilation, then `qc.gather_codes(model, ...)` with the same options, before the first forward pass.
 
     Gathered as codes are the weights of linear layers that these options want in FP4, by a recipe that computes with codes
-    of W alone, quantized along its rows. The rest is gathered as it is: `TORCH_LOGS=quartet_compile` tells why. A weight
+    of W alone, quantized along its rows. The rest is gathered as it is: `explain(model, *inputs).gathered` tells why, and
+    so does `TORCH_LOGS=quartet_compile`. A weight
     whose codes are gathered must be read by compiled matmuls alone; `WireError` says where it isn't.
 
     Raises `OptionError` for a model that FSDP2 hasn't sharded or that has run, and for weights whose codes are gathered for
@@ -68,19 +70,15 @@ def gather_codes(model: _Module, **options: Unpack[Options]) -> _Module:
         )
     config = configure(options)
     check_ranks(config)
+    say_gathers(config.policy)
     gather(model, config.policy)
     return model
 
 
 def gather(model: nn.Module, policy: Policy) -> None:
     """Let FSDP2 gather the codes that this policy makes."""
-    records = _compat.fsdp_parameters(model)
     jobs, kept = [], []
-    for weight in weights_of(model):
-        record = records.get((weight.module, weight.attribute))
-        if record is None:
-            continue
-        reason, parcel = _parcel(weight, record, policy)
+    for weight, record, reason, parcel in _decided(model, policy):
         if parcel is None:
             kept.append((weight.name, reason))
         elif _compat.parcel_of(record) != parcel:
@@ -90,6 +88,41 @@ def gather(model: nn.Module, policy: Policy) -> None:
         _compat.send_parcel(record, parcel)
     lines = ruled(aligned([("gathered as it is", "why"), *kept])) if kept else []
     log.info("FSDP2 gathers the codes of %d weights\n%s", len(jobs), "\n".join(lines))
+
+
+def gathered(model: nn.Module, policy: Policy) -> tuple[Gathered, ...]:
+    """What FSDP2 gathers of each weight of a model, for a report; nothing where no codes are asked for.
+
+    Of a model that hasn't been asked for codes, and a policy with `wire="quantized"`, what it would gather.
+    """
+    decided = list(_decided(model, policy))
+    if policy.wire != "quantized" and all(_compat.parcel_of(record) is None for _, record, _, _ in decided):
+        return ()
+    found = []
+    for weight, record, reason, parcel in decided:
+        sent = _compat.parcel_of(record) or (parcel if policy.wire == "quantized" else None)
+        size = torch.Size(weight.shape).numel() * _compat.gathered_dtype(record).itemsize
+        found.append(
+            Gathered(
+                matmul=weight.names[0],
+                operand="W",
+                shape=weight.shape,
+                ranks=_compat.shard_ranks(record),
+                bytes_before=size,
+                bytes_after=sent.bytes_of(weight.shape) if isinstance(sent, Codes) else size,
+                reason="" if sent is not None else reason or "its codes were not asked for",
+            )
+        )
+    return tuple(found)
+
+
+def _decided(model: nn.Module, policy: Policy) -> Iterator[tuple[Weight, Any, str, Codes | None]]:
+    """Each weight that FSDP2 gathers, its record, and what is sent of it, or why it is sent as it is."""
+    records = _compat.fsdp_parameters(model)
+    for weight in weights_of(model):
+        record = records.get((weight.module, weight.attribute))
+        if record is not None:
+            yield weight, record, *_parcel(weight, record, policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +136,7 @@ class Codes:
     def sent(self, part: torch.Tensor, group: Any) -> tuple[torch.Tensor, ...]:
         """`part [..., rows, K]` quantized, each result with the leading dimensions of the part; in NVFP4 also the tensor
         scale."""
+        check_gathers(torch.distributed.get_process_group_ranks(group) if group is not None else ())
         rows, spec = part.flatten(0, -2), quantizer(self.quantizer)
         given = _with_largest(rows, spec.group, group) if spec.two_level else rows
         how = (self.quantizer, False, self.masked, philox.FPROP_W, None, None)
@@ -110,6 +144,14 @@ class Codes:
         parts = (codes, scales.view(torch.uint8), *[mask] * self.masked)
         parts = tuple(each[: len(rows)].unflatten(0, part.shape[:-1]) for each in parts)
         return (*parts, tensor_scale) if spec.two_level else parts
+
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """What is sent of a weight of this shape, all ranks together."""
+        a_row = torch.empty((1, shape[-1]), device="meta", dtype=torch.bfloat16)
+        codes, scales, _, mask = torch.ops.quartet.quantize(
+            a_row, self.quantizer, False, self.masked, philox.FPROP_W, None, None
+        )
+        return torch.Size(shape[:-1]).numel() * sum(each.nbytes for each in (codes, scales, *[mask] * self.masked))
 
     def received(self, gathered: tuple[torch.Tensor, ...], size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The weight of all rows; the last ranks may have sent more."""

@@ -55,9 +55,11 @@ class Observed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """A matrix that ranks gather and then quantize, of a graph compiled with `wire="quantized"`.
+    """A matrix that ranks gather and then quantize: of a graph compiled with `wire="quantized"`, or a weight that FSDP2
+    gathers.
 
-    matmul: the first that reads it. operand: `"X"`, `"W"`, `"dY"`, or a transpose, as `"W^T"`.
+    matmul: the first that reads it; of FSDP2, the module whose weight it is.
+    operand: `"X"`, `"W"`, `"dY"`, or a transpose, as `"W^T"`.
     shape: of the whole; a dynamic size is a string.
     bytes_before, bytes_after: of the whole, as it is and as it is sent; 0 where sizes are dynamic.
     reason: why it is sent as it is; empty if its codes are.
@@ -125,6 +127,7 @@ class Report:
     eager_sites: the matmuls of those parts.
     captured: how the model was run to be seen, `"fake tensors"` or `"a real call"`.
     gap: which part of it could not be seen, and why; empty if all was.
+    by_fsdp: what FSDP2 gathers, outside of the graphs, where codes are asked for.
     """
 
     recipe: str
@@ -134,6 +137,7 @@ class Report:
     eager_sites: tuple[Site, ...] = ()
     captured: str = FAKES
     gap: str = ""
+    by_fsdp: tuple[Gathered, ...] = ()
 
     @property
     def sites(self) -> list[Site]:
@@ -142,8 +146,8 @@ class Report:
 
     @property
     def gathered(self) -> list[Gathered]:
-        """What ranks gather and then quantize, under `wire="quantized"`."""
-        return [item for graph in self.graphs for item in graph.gathered]
+        """What ranks gather and then quantize, under `wire="quantized"`, and what FSDP2 gathers where it sends codes."""
+        return [*(item for graph in self.graphs for item in graph.gathered), *self.by_fsdp]
 
     @property
     def cached(self) -> list[Cached]:

@@ -133,14 +133,6 @@ def test_fsdp_tells_the_names_of_blocks_and_a_pattern_for_one_of_them_is_warned_
         assert "'layers.1' and 'layers.0' can't differ" in message and "quartet_compile.enable(model, ...)" in message
 
 
-def test_a_rank_with_other_options_is_told_what_differs():
-    ranks = run_ranks("sharded:other_options", 2)
-    for way in ("by name", "quartet", "regions", "enable", "fsdp", "gather_codes"):
-        option, value = ("wire", "'quantized'") if way == "fsdp" else ("recipe", "'exact'")
-        told = [error for rank in ranks for error in rank[way]]
-        assert told and all(f"{option}=" in error and value in error and "exclude" not in error for error in told), way
-
-
 def test_tensor_parallel_ranks_agree_on_shared_operands(two):
     one, other = (rank["tensor parallel, quartet"] for rank in two)
     assert one["replicated gradient"] == other["replicated gradient"]

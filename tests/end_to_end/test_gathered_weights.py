@@ -27,6 +27,18 @@ def four():
 def test_the_same_bits_from_a_third_of_the_bytes():
     for rank in run_ranks("gathered_weights:in_bf16", 2):
         check(rank)
+        explained, rewritten = rank["explained"], ["layers.0.down", "layers.0.up", "layers.1.down"]
+        assert explained["plain"] == 0 and explained["same"] and explained["equal"] and explained["ranks"] == [2]
+        assert (
+            sorted(explained["sent"])
+            == [f"W of {name}" for name in rewritten]
+            == sorted(f"W of {name}" for name in explained["rewritten"])
+        )
+        assert explained["kept"] == {"layers.1.up": "excluded by 'layers.1.up'"}
+        for before, after in explained["bytes"]:
+            assert before * rank["quantized"] == after * rank["high"]  # as the process group counts them
+        assert "Ranks gather 3 of 4 operands in low precision" in explained["text"]
+        assert "as it is: W of layers.1.up, [128, 96]: excluded by 'layers.1.up'" in explained["text"]
 
 
 @pytest.mark.slow

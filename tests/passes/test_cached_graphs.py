@@ -173,11 +173,14 @@ def test_the_report_says_what_is_kept():
 
 def test_a_weight_elsewhere_is_an_error():
     """As on a GPU, here on the meta device: the cache is built for the CPU alone."""
-    function, _ = compiled(nn.Linear(64, 64, device="meta"), **ON)
-    with pytest.raises(
-        qc.OptionError, match="'weight_cache' is True, and the weight 'weight' is on meta; expected weights"
-    ):
-        function(torch.randn(16, 64, device="meta"))
+    model, x = nn.Linear(64, 64, device="meta"), torch.randn(16, 64, device="meta")
+    function, backend = compiled(model, **ON)
+    text = "'weight_cache' is True, and the weight 'weight' is on meta; expected weights on the CPU, .* Leave it out"
+    with pytest.raises(qc.OptionError, match=text):
+        function(x)
+    assert not backend.graphs
+    with pytest.raises(qc.OptionError, match=text):
+        qc.explain(model, x, **ON)
 
 
 def test_not_a_switch():

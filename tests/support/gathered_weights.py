@@ -150,7 +150,35 @@ def bf16() -> dict[str, Any]:
 
 def in_bf16() -> dict[str, Any]:
     """What any number of processes has to show."""
-    return compared(Blocks, how=bf16)
+    return {**compared(Blocks, how=bf16), "explained": explained()}
+
+
+def explained() -> dict[str, Any]:
+    """What `explain` says of what is gathered, before codes are asked for and after, and whether training is the same as
+    without having asked it."""
+    excluded, results = ["layers.1.up"], []
+    for asks in (False, True):
+        torch.manual_seed(1)
+        model = sharded(Blocks(), **bf16())
+        with recorded():
+            if asks:
+                before = qc.explain(model, mine(), wire="quantized", exclude=excluded)
+                plain = qc.explain(model, mine()).gathered
+            qc.quartet(model, wire="quantized", exclude=excluded)
+            if asks:
+                report = qc.explain(model, mine())
+            results.append(trained(model))
+    return {
+        "plain": len(plain),
+        "same": before.gathered == report.gathered,
+        "equal": all(map(torch.equal, *results)),
+        "sent": [f"{item.operand} of {item.matmul}" for item in report.gathered if not item.reason],
+        "kept": {item.matmul: item.reason for item in report.gathered if item.reason},
+        "bytes": [(item.bytes_before, item.bytes_after) for item in report.gathered if not item.reason],
+        "ranks": sorted({item.ranks for item in report.gathered}),
+        "rewritten": sorted(site.name for site in report.sites if site.rewritten),
+        "text": str(report),
+    }
 
 
 def replicas() -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint_module
 from models import gradients
-from sharded import backward, batch, model_of, recorded, worst
+from sharded import backward, batch, cosine, model_of, recorded, worst
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,8 +23,21 @@ from quartet_compile import _compat
 from quartet_compile.capture.capture import compile_plainly
 
 
-def hsdp() -> dict[str, Any]:
-    """Two replicas of two shards each, by regions, under `exact` against the whole batch on one process."""
+def in_fp4(step: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What a training step gives, and of the graphs that this rank compiles in it: the matmuls whose GEMMs are all in FP4,
+    and how many FP4 products run in a later one, forward and backward."""
+    with recorded() as reports:
+        for _ in range(2):  # the call after a compilation is watched, which the profiler counts too
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            result = step()
+    sites = [site for graph in reports for site in graph.sites if site.runs_in == "fp4"]
+    ran = sum(event.count for event in profile.key_averages() if event.key == "quartet::scaled_mm")
+    return result, {"fp4": sorted({site.name for site in sites}), "products": ran}
+
+
+def hsdp(recipe: str) -> dict[str, Any]:
+    """Two replicas of two shards each, by regions, against the whole batch on one process."""
     rank, world, x = dist.get_rank(), dist.get_world_size(), batch()
     reference = model_of()
     plain = gradients(reference, x)[1]
@@ -32,12 +46,14 @@ def hsdp() -> dict[str, Any]:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    with recorded() as reports:
-        qc.quartet(model, regions=["layers.*"], recipe="exact")
-        ours = backward(model, model, x[2 * rank : 2 * rank + 2])
+
+    qc.quartet(model, regions=["layers.*"], recipe=recipe)
+    ours, compiled = in_fp4(lambda: backward(model, model, x[2 * rank : 2 * rank + 2]))
+    ours = {name: world * gradient for name, gradient in ours.items()}  # FSDP2 takes the mean over ranks
     return {
-        "worst": worst(ours, plain, world),
-        "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
+        **compiled,
+        "worst": worst(ours, plain),
+        "cosine": cosine(ours, plain),
         "state": list(model.state_dict()) == list(reference.state_dict()),
     }
 
@@ -60,31 +76,35 @@ class Stage(nn.Module):
         return self.last(x) if hasattr(self, "last") else x
 
 
-def pipeline() -> dict[str, Any]:
-    """A stage a rank and two microbatches, under `exact` against one process."""
+def pipeline(recipe: str) -> dict[str, Any]:
+    """A stage a rank and two microbatches, against one process."""
     rank, x = dist.get_rank(), batch()
     reference = model_of()
     plain = gradients(reference, x)[1]
     stage = Stage(copy.deepcopy(reference), rank)
-    with recorded() as reports:
-        stage.compile(backend="quartet", options={"recipe": "exact"})
-        schedule = ScheduleGPipe(
-            PipelineStage(stage, rank, dist.get_world_size(), torch.device("cpu")),
-            n_microbatches=2,
-            loss_fn=lambda y, target: y.square().sum(),
-            scale_grads=False,
-        )
+
+    stage.compile(backend="quartet", options={"recipe": recipe})
+    schedule = ScheduleGPipe(
+        PipelineStage(stage, rank, dist.get_world_size(), torch.device("cpu")),
+        n_microbatches=2,
+        loss_fn=lambda y, target: y.square().sum(),
+        scale_grads=False,
+    )
+
+    def step() -> None:
+        stage.zero_grad()
+        torch.manual_seed(0)
         schedule.step(*[x] * (rank == 0), **{"target": x} if rank else {})
+
+    _, compiled = in_fp4(step)
     ours = {name: parameter.grad for name, parameter in stage.named_parameters()}
-    return {
-        "worst": worst(ours, {name: plain[name] for name in ours}),
-        "rewritten": sorted({site.name for graph in reports for site in graph.sites if site.rewritten}),
-    }
+    plain = {name: plain[name] for name in ours}
+    return {**compiled, "worst": worst(ours, plain), "cosine": cosine(ours, plain)}
 
 
-def resharded(source: str, target: str) -> dict[str, str]:
+def resharded(source: str, target: str) -> dict[str, Any]:
     """On any number of ranks: load a checkpoint if there is one, take a step in FP4, save. Gives hashes of the whole state,
-    as it was loaded and as it is saved."""
+    as it was loaded and as it is saved, and what was in FP4."""
     rank, model = dist.get_rank(), model_of()
     names = list(model.state_dict())
     if dist.get_world_size() > 1:
@@ -96,13 +116,13 @@ def resharded(source: str, target: str) -> dict[str, str]:
         checkpoint_module.load(state, checkpoint_id=source)
         model.load_state_dict(state)
     loaded = _hash(model)
-    with recorded():
-        qc.quartet(model, regions=["layers.*"])
-        backward(model, model, batch()[2 * rank : 2 * rank + 2])
+
+    qc.quartet(model, regions=["layers.*"])
+    _, compiled = in_fp4(lambda: backward(model, model, batch()[2 * rank : 2 * rank + 2]))
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
     assert list(model.state_dict()) == names
     checkpoint_module.save(model.state_dict(), checkpoint_id=target)
-    return {"loaded": loaded, "saved": _hash(model)}
+    return {**compiled, "loaded": loaded, "saved": _hash(model)}
 
 
 def _hash(model: nn.Module) -> str:

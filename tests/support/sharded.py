@@ -30,7 +30,6 @@ import quartet_compile as qc
 from quartet_compile import _compat
 from quartet_compile.capture.capture import Capture, compile_plainly
 from quartet_compile.config.options import configure
-from quartet_compile.process import process
 
 
 class Layer(nn.Module):
@@ -399,43 +398,6 @@ def fsdp_enabled() -> dict[str, Any]:
             "sites": {site.name: site.rewritten for graph in reports for site in graph.sites},
             "told": [str(w.message) for w in caught if "compiled by itself" in str(w.message)],
         }
-    return found
-
-
-def other_options() -> dict[str, list[str]]:
-    """By the way in, the errors of ranks of which one has other options than the rest; which rank is told is a matter of
-    time. Under FSDP2 no forward pass runs, so nothing is gathered."""
-    recipe = "exact" if dist.get_rank() else "quartet"
-    named = {"recipe": recipe, "exclude": ["layers.1"]}
-    wired = {"wire": "quantized" if dist.get_rank() else "high"}
-
-    def enabled() -> None:
-        with qc.enable(**named):
-            torch.compile(model_of())(batch())
-
-    def sharded() -> nn.Module:
-        return fully_shard(model_of())
-
-    ways = {
-        "by name": lambda: torch.compile(model_of(), backend="quartet", options=named)(batch()),
-        "quartet": lambda: qc.quartet(model_of(), **named)(batch()),
-        "regions": lambda: qc.quartet(model_of(), regions=["layers.*"], **named)(batch()),
-        "enable": enabled,
-        "fsdp": lambda: qc.quartet(sharded(), **wired),
-        "gather_codes": lambda: qc.gather_codes(sharded(), recipe=recipe),
-    }
-    found: dict[str, list[str]] = {}
-    say = _compat.say_to_ranks
-    for way, run in ways.items():
-        dist.barrier()
-        process.said_options = False
-        _compat.say_to_ranks = lambda key, text, way=way: say(f"{key}/{way}", text)
-        try:
-            with recorded():
-                run()
-            found[way] = []
-        except qc.OptionError as error:
-            found[way] = [str(error)]
     return found
 
 
