@@ -99,7 +99,7 @@ def compare(args: argparse.Namespace) -> None:
     """Print the first calls of both backends, taken in turn, and the ratios of each pair."""
     pairs = [[in_new_process(backend, args) for backend in ("inductor", "quartet")] for _ in range(args.runs)]
     print(
-        f"First call, {args.size} Llama, {args.tokens} tokens, {args.dtype}, {args.runs} pairs of new processes with cold caches"
+        f"First call, {args.size} Llama, {args.tokens} tokens, {args.dtype}, {args.runs} pairs of new processes, caches cold"
     )
     for key, what in (("first_call", "seconds"), ("process", "processor time of the whole process")):
         plain, ours = ([pair[i][key] for pair in pairs] for i in range(2))
