@@ -36,9 +36,9 @@ class Instructions:
 
 INSTRUCTIONS: Mapping[frozenset[str], Mapping[int, Instructions]] = {
     frozenset({"mxfp4-quest", "mxfp4-sr"}): {
-        90: Instructions(34.5, 30.9, 23.3),
-        100: Instructions(19.4, 22.8, 11.1),
-        120: Instructions(24.7, 28.3, 21.7),
+        90: Instructions(34.5, 27.8, 23.5),
+        100: Instructions(19.4, 18.4, 11.0),
+        120: Instructions(24.7, 24.1, 21.6),
     },
     frozenset({"nvfp4-rtn-4over6", "nvfp4-eden"}): {100: Instructions(96.1, 239.4, 190.0)},
     frozenset({"mxfp8"}): {100: Instructions(23.2, 53.9, 29.9)},
