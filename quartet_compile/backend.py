@@ -144,6 +144,7 @@ def compile_graph(
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
     device = device_of(example_inputs)
+    _compat.link_whole()
     require_linux("CPU" if device.type == "cpu" else "GPU")
     if device.type == "cpu":
         require_compiler()  # before Inductor misses it, with less to say

@@ -97,6 +97,7 @@ from .inductor import (
     is_in_graph,
     kept_graphs,
     known_modes,
+    link_whole,
     mode_options,
     when_freed,
 )
@@ -241,6 +242,7 @@ __all__ = [
     "kept_graphs",
     "known_backends",
     "known_modes",
+    "link_whole",
     "make_boxed",
     "makes_a_view",
     "map_instances",

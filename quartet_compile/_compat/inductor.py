@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import pathlib
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,31 @@ from .installed import private
 def compile_fx(gm: torch.fx.GraphModule, inputs: list, config_patches: dict[str, Any]) -> Any:
     """Inductor on a Dynamo graph, with configuration patches that last through the lazy backward compilation."""
     return private("torch._inductor.compile_fx:compile_fx")(gm, inputs, config_patches=config_patches)
+
+
+def link_whole() -> None:
+    """Let Inductor's compiler write to a name of its own, and move the result: a file that it was killed in the middle of
+    would be taken for whole by every later process with the cache folder."""
+    builder = private("torch._inductor.cpp_builder:CppBuilder")
+    build = builder.build
+    if getattr(build, "is_whole", False):
+        return
+
+    @functools.wraps(build)
+    def whole(self: Any) -> None:
+        target, output = self.get_target_file_path(), self._output
+        partial = f"{target}.{os.getpid()}-{threading.get_ident()}.partial"
+        if target not in output:
+            return build(self)
+        self._output = output.replace(target, partial)
+        try:
+            build(self)
+            os.replace(partial, target)
+        finally:
+            self._output = output
+
+    vars(whole)["is_whole"] = True
+    builder.build = whole
 
 
 def when_freed(compiled: Any, then: Callable[[], None]) -> None:

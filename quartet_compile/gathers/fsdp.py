@@ -119,7 +119,7 @@ def gathered(model: nn.Module, policy: Policy) -> tuple[Gathered, ...]:
 def _decided(model: nn.Module, policy: Policy) -> Iterator[tuple[Weight, Any, str, Codes | None]]:
     """Each weight that FSDP2 gathers, its record, and what is sent of it, or why it is sent as it is."""
     records = _compat.fsdp_parameters(model)
-    for weight in weights_of(model):
+    for weight in weights_of(model) if records else ():
         record = records.get((weight.module, weight.attribute))
         if record is not None:
             yield weight, record, *_parcel(weight, record, policy)

@@ -53,6 +53,7 @@ ROOMS = {
         "passes.plan",
         "passes.products.kind",
         "ranks",
+        "report.report",
     },
     "frontend": {
         "config",
@@ -78,7 +79,7 @@ ROOMS = {
         "passes.joint",
         "kernels.lowering",
     },
-    "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend"},
+    "capture": {"config", "compiled", "report", "passes.joint", "passes.products", "backend", "gathers.fsdp"},
     "cross": {
         "config",
         "machines",

@@ -44,12 +44,18 @@ def after(original: Callable, calls: int = 1) -> Callable:
     return run
 
 
-def half_linked(self: cpp_builder.CppBuilder) -> None:
-    """What a linker leaves that is killed with the process: no header yet, and not all of the rest."""
-    path = pathlib.Path(self.get_target_file_path())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(4096))
-    die()
+def half_linked(part: str) -> Callable[[str, str], Any]:
+    """A compiler that is killed with the process while it links what has this in its name: no header yet, nor the rest."""
+    compile_ = cpp_builder.run_compile_cmd
+
+    def run(command: str, cwd: str) -> Any:
+        path = command.partition(" -o ")[2].split()[0]
+        if part in path:
+            pathlib.Path(path).write_bytes(bytes(4096))
+            die()
+        return compile_(command, cwd)
+
+    return run
 
 
 def half_written(path: str, content: str | bytes, *_: Any, **__: Any) -> None:
@@ -71,8 +77,9 @@ MOMENTS: dict[str, tuple[Any, str, Any]] = {
     "the library is moved": (loader, "os", before_moving()),
     "a report is moved": (records, "os", before_moving()),
     "Inductor writes": (inductor_cache, "write_atomic", half_written),
-    "Inductor links": (cpp_builder.CppBuilder, "build", half_linked),
-    "Inductor has linked": (cpp_builder.CppBuilder, "build", after(cpp_builder.CppBuilder.build)),
+    "Inductor tries the CPU": (cpp_builder, "run_compile_cmd", half_linked(".so")),
+    "Inductor links": (cpp_builder, "run_compile_cmd", half_linked(".main.so")),
+    "Inductor has linked": (cpp_builder, "run_compile_cmd", after(cpp_builder.run_compile_cmd, 3)),
     "a graph is kept": (aot_cache.AOTAutogradCache, "save", die),
     "a shard is written": (shards.Shards, "_write", after(shards.Shards._write, 3)),
 }
