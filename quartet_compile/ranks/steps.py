@@ -28,7 +28,7 @@ from .talk import described, talk
 _STEPS = "quartet/steps"
 _NEWS = 1 << 40
 
-InForce = dict[str, str]
+Current = dict[str, str]
 """What a user reads of the recipes of a step, and a hash of all of them."""
 
 
@@ -43,7 +43,7 @@ class Steps:
         self._recipe = recipe
         self._optimizer: weakref.ref[Any] | None = None
         self.number = 0
-        self._recipes: dict[int, InForce] = {0: self._in_force()}
+        self._recipes: dict[int, Current] = {0: self._in_force()}
         self._heard = 0
         self._open: list[dict[str, Any]] = []
         self._verdict: tuple[int, str] | None = None
@@ -102,10 +102,10 @@ class Steps:
     def _write(self, number: int, what: dict[str, Any]) -> None:
         _compat.write(_key(number), json.dumps(what))
 
-    def _at(self, step: int) -> InForce:
+    def _at(self, step: int) -> Current:
         return self._recipes[max(first for first in self._recipes if first <= step)]
 
-    def _in_force(self) -> InForce:
+    def _in_force(self) -> Current:
         """Of the whole process: which recipes `set_recipe` has put in the place of which."""
         switched = [state for state in list(process.switched.values()) if state.config != state.first]
         recipes = {_recipes(state.config) for state in switched}
