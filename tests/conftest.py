@@ -15,8 +15,27 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402  torch brings it
 
 torch.set_num_threads(1)  # small tensors: two threads make the reference 10 times slower on two busy cores
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)`: what `make()` gives, made by the first of pytest-xdist's processes that asks; the others wait, and
+    read it from a file. For what takes long and several tests of a file look at."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def get(name, make):
+        path = folder / f"{name.replace('/', '_')}.pt"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                torch.save(make(), path)
+        return torch.load(path, weights_only=False)
+
+    return get
 
 
 @pytest.fixture(autouse=True)

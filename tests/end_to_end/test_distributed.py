@@ -10,13 +10,13 @@ PARALLEL = ["0", "1.down", "1.up", "2.down", "2.up"]
 
 
 @pytest.fixture(scope="module")
-def two():
-    return run_ranks("sharded:two", 2)
+def two(once):
+    return once("sharded:two", lambda: run_ranks("sharded:two", 2))
 
 
 @pytest.fixture(scope="module")
-def four():
-    return run_ranks("sharded:four", 4)
+def four(once):
+    return once("sharded:four", lambda: run_ranks("sharded:four", 4))
 
 
 @pytest.mark.parametrize("mode", ["ddp", "ddp, graph break"])

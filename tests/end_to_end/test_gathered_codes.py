@@ -9,13 +9,13 @@ WEIGHTS = [f"W of {name}.{index}" for index in (0, 1) for name in ("ups", "downs
 
 
 @pytest.fixture(scope="module")
-def two():
-    return run_ranks("wired:two", 2)
+def two(once):
+    return once("wired:two", lambda: run_ranks("wired:two", 2))
 
 
 @pytest.fixture(scope="module")
-def four():
-    return run_ranks("wired:of_world", 4)
+def four(once):
+    return once("wired:of_world", lambda: run_ranks("wired:of_world", 4))
 
 
 @pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])

@@ -15,13 +15,13 @@ def check(found, rewritten=LAYERS):
 
 
 @pytest.fixture(scope="module")
-def two():
-    return run_ranks("gathered_weights:two", 2, timeout=500)
+def two(once):
+    return once("gathered_weights:two", lambda: run_ranks("gathered_weights:two", 2, timeout=500))
 
 
 @pytest.fixture(scope="module")
-def four():
-    return run_ranks("gathered_weights:four", 4, timeout=500)
+def four(once):
+    return once("gathered_weights:four", lambda: run_ranks("gathered_weights:four", 4, timeout=500))
 
 
 def test_the_same_bits_from_a_third_of_the_bytes():

@@ -3,6 +3,7 @@ the reference's."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import pytest
@@ -22,9 +23,10 @@ TEMPLATES = {
 @pytest.fixture(
     scope="module", params=["sm_100", "sm_90", "sm_100 dynamic", pytest.param("sm_90 dynamic", marks=pytest.mark.slow)]
 )
-def result(request):
+def result(request, once):
     target, _, dynamic = request.param.partition(" ")
-    return request.param, in_interpreter("generated_model:run", target, torch.float32, bool(dynamic))
+    run = functools.partial(in_interpreter, "generated_model:run", target, torch.float32, bool(dynamic))
+    return request.param, once(f"generated_model {request.param}", run)
 
 
 def cosine(one, other):

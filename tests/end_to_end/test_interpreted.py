@@ -36,8 +36,8 @@ def all_distances():
 
 
 @pytest.fixture(scope="module")
-def measured():
-    return in_interpreter(f"{__file__}:all_distances")
+def measured(once):
+    return once("interpreted", lambda: in_interpreter(f"{__file__}:all_distances"))
 
 
 @pytest.mark.parametrize("case", CASES)

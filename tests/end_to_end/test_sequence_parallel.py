@@ -9,8 +9,8 @@ LINEARS = [*(f"attention.{name}_proj" for name in "koqv"), "mlp.0", "mlp.2"]
 
 
 @pytest.fixture(scope="module")
-def two():
-    return run_ranks("sequence_parallel:two", 2)
+def two(once):
+    return once("sequence_parallel:two", lambda: run_ranks("sequence_parallel:two", 2))
 
 
 def test_it_equals_one_process(two):

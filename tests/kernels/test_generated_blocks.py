@@ -18,13 +18,13 @@ def run(cases):
 
 
 @pytest.fixture(scope="module")
-def made():
-    return run(CASES)
+def made(once):
+    return once("generated_blocks", lambda: run(CASES))
 
 
 @pytest.fixture(scope="module")
-def made_slowly():
-    return run(SLOW)
+def made_slowly(once):
+    return once("generated_blocks, slow", lambda: run(SLOW))
 
 
 def check(result, op, arguments):

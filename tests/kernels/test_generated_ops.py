@@ -106,7 +106,7 @@ GROUPED = {
 
 
 @pytest.fixture(scope="module")
-def made_all():
+def made_all(once):
     calls = {("codes", key): ("run_codes", *case) for key, case in CODES.items()}
     calls |= {("product", key): ("run_product", *case) for key, case in PRODUCTS.items()}
     calls |= {("unrotated", key): ("run_unrotated_product", *case) for key, case in UNROTATED.items()}
@@ -116,7 +116,7 @@ def made_all():
     calls |= {
         ("epilogue", target): ("run_product_with_epilogue", (130, 96, 160), target) for target in ("sm_100", "sm_120")
     }
-    return in_interpreter("generated_ops:run_all", calls, timeout=600)
+    return once("generated_ops", lambda: in_interpreter("generated_ops:run_all", calls, timeout=600))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ NV_SCALES = torch.randint(1, 126, (8, 4), generator=torch.Generator().manual_see
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(once):
     f32, u8, i32, i64 = torch.float32, torch.uint8, torch.int32, torch.int64
     seed = torch.tensor(SEED)
     calls = {
@@ -96,7 +96,7 @@ def made():
             x = SIGNED.to(dtype)
             calls[f"flipped {stream} {dtype}"] = ("_flipped", [x, seed], [(128, f32)], {"stream": stream, "n": 128})
         calls[f"signs {stream}"] = ("_signs", [SIGNED, seed], [(32, f32)], {"stream": stream, "size": 32})
-    return in_interpreter("tile_kernels:run_all", calls)
+    return once("gpu_tiles", lambda: in_interpreter("tile_kernels:run_all", calls))
 
 
 def test_nearest(made):

@@ -169,9 +169,9 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(once):
     calls = {key: ("run_library_product", *case) for key, case in CALLS.items()}
-    return in_interpreter("generated_ops:run_all", calls, timeout=300)
+    return once("library", lambda: in_interpreter("generated_ops:run_all", calls, timeout=300))
 
 
 @pytest.mark.parametrize("case", CALLS)

@@ -66,15 +66,18 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def answers(request, tmp_path_factory):
+def answers(request, tmp_path_factory, once):
     """mypy's line for each expression, of one strict run over a user's file."""
-    folder = tmp_path_factory.mktemp("types")
+    return once("types", lambda: ask(tmp_path_factory.mktemp("types"), request.config.cache.mkdir("mypy")))
+
+
+def ask(folder, cache):
     site, user = folder / "site", folder / "user.py"
     build = ["egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(site)]
     subprocess.run([sys.executable, "-c", BUILD, "-q", *build], cwd=ROOT, check=True, capture_output=True)
     user.write_text(PRELUDE + "".join(f"reveal_type({text})\n" for text in TYPES) + "\n".join(WRONG) + "\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--no-error-summary"]
-    command += ["--cache-dir", str(request.config.cache.mkdir("mypy")), user.name]
+    command += ["--cache-dir", str(cache), user.name]
     found = subprocess.run(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
     )
