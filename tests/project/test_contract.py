@@ -67,6 +67,8 @@ PARTS = [
     "torch._inductor.config:joint_custom_pre_pass",
     "torch._inductor.config:max_autotune",
     "torch._inductor.config:max_autotune_gemm",
+    "torch._inductor.cpp_builder:CppBuilder.build",
+    "torch._inductor.cpp_builder:CppBuilder.get_target_file_path",
     "torch._inductor.cpp_builder:get_cpp_compiler",
     "torch._inductor.custom_graph_pass:CustomGraphPass.uuid",
     "torch._inductor.decomposition:select_decomp_table",
@@ -109,6 +111,7 @@ PARTS = [
     "torch.distributed.fsdp:FSDPModule",
     "torch.distributed.tensor:DTensor",
     "torch.fx.traceback:current_meta",
+    "torch.nn.parallel:DistributedDataParallel._get_active_ddp_module",
     "torch.utils._python_dispatch:TorchDispatchMode",
     "torch.utils._python_dispatch:_disable_current_modes",
     "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
@@ -730,3 +733,17 @@ def test_a_value_of_inductors_graph_has_annotations_of_its_own():
     )
     one.annotations["key"] = "value"
     assert one.annotations == {"key": "value"} and not other.annotations
+
+
+# What Inductor's C++ compiler writes.
+
+
+def test_the_compilers_output_is_in_a_field_of_the_builder(tmp_path):
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+
+    source = tmp_path / "one.cpp"
+    source.write_text("int one() { return 1; }")
+    builder = CppBuilder("one", str(source), CppTorchOptions(), output_dir=str(tmp_path))
+    assert builder.get_target_file_path() in builder._output
+    builder._output = builder._output.replace(builder.get_target_file_path(), str(tmp_path / "other"))
+    assert str(tmp_path / "other") in builder.get_command_line()
