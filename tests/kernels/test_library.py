@@ -171,7 +171,7 @@ CALLS = {
 @pytest.fixture(scope="module")
 def made(once):
     calls = {key: ("run_library_product", *case) for key, case in CALLS.items()}
-    return once("library", lambda: in_interpreter("generated_ops:run_all", calls, timeout=300))
+    return once("library", lambda: in_interpreter("generated_ops:run_all", calls))
 
 
 @pytest.mark.parametrize("case", CALLS)

@@ -77,7 +77,7 @@ def compile_interpreted(
     return run
 
 
-def in_interpreter(where: str, *args: Any, timeout: float = 300) -> Any:
+def in_interpreter(where: str, *args: Any, timeout: float = 900) -> Any:
     """Call a function, `"file_stem:name"` in tests/ or `"path/file.py:name"`, in a process with TRITON_INTERPRET=1.
     Arguments and result travel through torch.save."""
     with tempfile.TemporaryDirectory() as folder:

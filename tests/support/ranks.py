@@ -13,7 +13,7 @@ import tempfile
 HERE = pathlib.Path(__file__).parent
 
 
-def run_ranks(function: str, world: int, *arguments: object, timeout: int = 300) -> list:
+def run_ranks(function: str, world: int, *arguments: object, timeout: int = 900) -> list:
     """What `module:function(*arguments)` returns on each rank, as JSON; an error of a rank is raised with its output."""
     path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "examples")])
     with tempfile.TemporaryDirectory() as folder:
