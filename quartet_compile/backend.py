@@ -26,7 +26,7 @@ from .config.marks import KEY, class_mark
 from .config.names import clean, matches
 from .config.options import Config, Policy, configure
 from .config.presets import PRESETS
-from .errors import OptionError, suggest
+from .errors import CaptureError, OptionError, suggest
 from .kernels import weight_cache
 from .kernels.architectures import library_use, product_format
 from .kernels.cpu.toolchain import require_compiler, require_linux
@@ -143,6 +143,11 @@ def compile_graph(
     """Compile one Dynamo graph. names: full parameter names by `id`, where the whole model is known."""
     from .kernels import lowering  # noqa: F401  here, since it loads Inductor, which an import of the package shouldn't
 
+    if process.running.capturing:  # on fake tensors, from which kernels would read
+        raise CaptureError(
+            "A part of the model is compiled by itself, as a class is, and runs behind a graph break, where it can't be "
+            "captured with the rest. Give the part and its inputs, or compile its modules instead of their class."
+        )
     device = device_of(example_inputs)
     _compat.link_whole()
     require_linux("CPU" if device.type == "cpu" else "GPU")

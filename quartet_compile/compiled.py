@@ -36,8 +36,8 @@ def compiled_by_us(model: Any) -> Compiled | None:
     found: dict[str, tuple[dict[str, Any], Config]] = {}
     for compiled, modules in _used_by(model):
         slot = _compat.backend_slot(compiled)
-        function, given, _ = (None, {}, None) if slot is None else _compat.backend_in(slot)
-        if getattr(function, "is_quartet", False):
+        if _is_ours(slot):
+            function, given, _ = _compat.backend_in(slot)
             name, (options, config) = _name_in(model, modules), _options(function, given)
             if name and config.policy.patterns and _names_of(function).get(id(modules[0])) != name:
                 raise OptionError(
@@ -67,6 +67,19 @@ def same_options(compiled: Compiled, options: Mapping[str, Any]) -> Config:
             "them out, and those of the compiled model are taken; or give the original model, from before it was compiled."
         )
     return compiled.config
+
+
+def uncompile_parts(model: nn.Module) -> None:
+    """Let the parts of a model that our backend has compiled by themselves run what `torch.compile` was given. Who asks for
+    it puts the modules' attributes back."""
+    for module in model.modules():
+        for name, call in _compat.own_calls(module).items():
+            if _is_ours(_compat.backend_slot(innermost(call))):
+                _compat.put_call(module, name, uncompiled(innermost(call)))
+
+
+def _is_ours(slot: Any) -> bool:
+    return slot is not None and getattr(_compat.backend_in(slot)[0], "is_quartet", False)
 
 
 def _used_by(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:

@@ -15,10 +15,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Running(threading.local):
-    """The inspections of `frontend/watch.py` that are under way in a thread, the innermost last."""
+    """What is under way in a thread.
+
+    inspections: those of `frontend/watch.py`, the innermost last. capturing: whether `capture/capture.py` runs a model.
+    """
 
     def __init__(self) -> None:
         self.inspections: list[Any] = []
+        self.capturing = False
 
     def compiling(self, *what: Any) -> None:
         """Tell the innermost inspection of a graph that Inductor compiles next: `Saying.compiling` in frontend/said.py."""
@@ -55,7 +59,7 @@ class Process:
     switched:     `frontend/set_recipe.py`: the recipes that a compiled object has had.
     configs:      `frontend/set_recipe.py`: the configurations among which any compiled object was switched.
     outer:        `frontend/nested.py`: the other backend that compiled a module of ours into its graph.
-    running:      `frontend/watch.py`: the inspections under way.
+    running:      what is under way in a thread.
     watchers:     `_compat/calls.py`: who watches a compiled object, by a number that Dynamo hands on.
     numbers:      `_compat/calls.py`: the next of these numbers.
     limits:       `_compat/dynamo.py`: torch's recompile limits before `set_recipe` raised them.

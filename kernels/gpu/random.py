@@ -86,29 +86,6 @@ def sign_word(seed, stream: tl.constexpr):
 
 
 @triton.jit
-def in_registers(x):
-    """32-bit integers `x`, of which the compiler no longer knows that they are the same in all threads: no lane is above 31.
-
-    It computes what is the same in uniform registers, and would copy it for each instruction that takes none of these."""
-    if not in_ptx() or x.dtype.primitive_bitwidth != 32:
-        return x
-    else:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 lanes;
-            mov.u32 lanes, %lanemask_lt;
-            shr.u32 lanes, lanes, 31;
-            or.b32 $0, $1, lanes;
-            }""",
-            "=r,r",
-            args=[x],
-            dtype=x.dtype,
-            is_pure=True,
-            pack=1,
-        )
-
-
-@triton.jit
 def signed(seed, stream: tl.constexpr, bits: tl.constexpr):
     """uint16[32, 1]: the 16-bit float of these `bits` with each of the random signs of the GEMM of `stream`. Signs 16 apart
     share a word, so that a shift and a logical operation make two."""

@@ -51,8 +51,8 @@ _SQUARE_TILES = [
 ]
 
 
-_PAIR_TILES = _SQUARE_TILES[:1]
-"""A square in which both directions of dY share their noise: see `blocks.square_groups`."""
+_PAIR_TILES = [dict(TILE_ROWS=philox.NOISE_SQUARE, TILE_COLUMNS=philox.NOISE_SQUARE, num_warps=4, num_stages=1)]
+"""A square in which both directions of dY share their noise."""
 
 _MATRIX_TILES = [dict(TILE_ROWS=32, TILE_COLUMNS=128, num_warps=4, num_stages=1)]
 """Of a rotation by a product: its 128 rows are groups, one a thread."""

@@ -32,7 +32,7 @@ def _template(name: str, grid: Callable, variant: str = "", op: str = "") -> Tri
     nvfp4 = "{% if GROUP is defined and GROUP == 16 %}nvfp4{% else %}mxfp4{% endif %}"
     number_format = "{% if E4M3 is defined and E4M3 %}mxfp8{% else %}" + nvfp4 + "{% endif %}"
     head = (
-        "from quartet_compile.kernels.gpu import any_blocks, blocks, fp8, groups, product, random, reductions\n"
+        "from quartet_compile.kernels.gpu import any_blocks, assembly, blocks, fp8, groups, product, random, reductions\n"
         "from quartet_compile.kernels.gpu import rotation, rounding, scales\n"
         f"# quartet: {op or name} {number_format}, tile functions {_tiles_hash()}\n"
     )

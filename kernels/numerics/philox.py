@@ -10,7 +10,7 @@ threads, tiles, padding, recomputation and devices changes nothing.
 * noise of element (row, column): with 8 bits an element a block is 16 columns, and byte `column % 16` of the 128-bit
   output, little-endian, is theirs; with 16 bits a block is 8 columns, of which each has a 16-bit half.
 * the two directions of dY share their noise, so that a kernel that rounds both draws it once: element (row, column) of
-  dY^T in wgrad has the noise of element (row', column') of dY in dgrad, where row and column exchange all but their low 7
+  dY^T in wgrad has the noise of element (row', column') of dY in dgrad, where row and column exchange all but their low 6
   bits. That is one to one, so no two elements of a direction share their noise.
 * noise of the scale of group g (EDEN): 16 bits, those at the counter of element (row, g) of the operand's own stream.
 * signs of a GEMM: counter `(0, 0, 0, 16 + gemm)`; bit `i` of the 128-bit output set means that sign `i` is -1.

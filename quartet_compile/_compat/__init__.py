@@ -42,6 +42,7 @@ from .compiled import (
     own_calls,
     owner_of,
     put_backend,
+    put_call,
 )
 from .distributed import (
     count,
@@ -265,6 +266,7 @@ __all__ = [
     "plain_tensors",
     "plainly",
     "put_backend",
+    "put_call",
     "rank",
     "read",
     "reasons_not_compiled",

@@ -115,9 +115,14 @@ def calls_of(owner: Any) -> Iterator[Any]:
     return (getattr(owner, name, None) for name in _CALLS)
 
 
-def own_calls(module: torch.nn.Module) -> Iterator[Any]:
-    """The same of what was put on this very module."""
-    return (vars(module).get(name) for name in _CALLS)
+def own_calls(module: torch.nn.Module) -> dict[str, Any]:
+    """The same of what was put on this very module, by the names of attributes."""
+    return {name: vars(module)[name] for name in _CALLS if vars(module).get(name) is not None}
+
+
+def put_call(module: torch.nn.Module, name: str, call: Any) -> None:
+    """Put on a module what one of its compiled methods was made of; of that which `module.compile()` made, nothing."""
+    vars(module)[name] = None if name == "_compiled_call_impl" else call
 
 
 def is_whole_call(method: Any) -> bool:

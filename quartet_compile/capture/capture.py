@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -15,14 +15,17 @@ from torch import fx
 from .. import _compat
 from ..backend import graph_inputs, graph_uuid, names_in
 from ..callables import modules_of
+from ..compiled import uncompile_parts
 from ..config.options import Config
 from ..errors import CaptureError, QuartetError
 from ..passes.joint import QuartetPass
 from ..places import is_users, place
+from ..process import process
 from ..report.report import GraphReport, Site
 from .call import Call, batch_hint
 from .eager import EagerProducts, FakeEagerProducts, RealEagerProducts, graph_breaks
 from .restore import memory_restored, random_state_restored, settings_restored, tensors_of, untouched
+from .reused import Reused
 
 
 class Capture:
@@ -50,7 +53,16 @@ class Capture:
         self.seen |= names_in(gm, inputs)
         uuid = graph_uuid(gm, self.config, inputs)
         run = QuartetPass(self.config.policy, inputs, uuid, self.graphs.append, text=self.text)
-        return compile_plainly(gm, example_inputs, run, self._running)
+        before = len(self.graphs)
+        compiled = compile_plainly(gm, example_inputs, run, self._running)
+        reused = Reused(self.graphs, range(before, len(self.graphs)), inputs.parameters)
+
+        def forward(*args: Any) -> Any:
+            known = {**self.names_now(), **self.names}
+            reused.ran({at: known[id(args[at])] for at in inputs.parameters if id(args[at]) in known})
+            return compiled(*args)
+
+        return forward
 
     def _running(self, forward: Callable) -> Callable:
         """`forward`, during which the mode knows that a graph runs."""
@@ -160,6 +172,9 @@ def run(call: Call, backend: Backend, mode: FakeEagerProducts | RealEagerProduct
             stack.enter_context(context)
         breaks = stack.enter_context(graph_breaks())
         stack.enter_context(mode)
+        stack.enter_context(_capturing())
+        for module in modules_of(call.model):  # what is compiled would run by itself behind a graph break
+            uncompile_parts(module)
         try:
             _compat.compile_apart(_entry(call.model), backend)(*call.inputs, **call.kwargs)
         except QuartetError:
@@ -167,6 +182,16 @@ def run(call: Call, backend: Backend, mode: FakeEagerProducts | RealEagerProduct
         except Exception as raised:  # noqa: BLE001  whatever the model's code raises
             error = raised
     return Ran(breaks=tuple(breaks), eager_sites=tuple(mode.sites), error=error)
+
+
+@contextlib.contextmanager
+def _capturing() -> Iterator[None]:
+    """Our backend compiles nothing inside."""
+    before, process.running.capturing = process.running.capturing, True
+    try:
+        yield
+    finally:
+        process.running.capturing = before
 
 
 def capture_error(call: Call, error: Exception, graphs: list[GraphReport]) -> CaptureError:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import _compat
 from ..callables import modules_of
 from ..config.listed import lists_options
-from ..config.names import matches
+from ..config.names import clean, matches
 from ..config.options import Config
 from ..errors import CompilerError, StrictError
 from ..gathers.fsdp import gathered
-from ..report.report import FAKES, REAL, Report
+from ..passes.plan import OUTSIDE, is_outside
+from ..report.report import FAKES, REAL, Report, Site
 from .call import Call, call_of
 from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
 from .real_call import try_for_real, why_impossible
@@ -48,6 +50,7 @@ def explain(
             f"strict=True, and parts of the model run outside of compiled graphs: {'; '.join(outside)}. "
             "Remove the graph breaks, or set strict=False."
         )
+    ran = dataclasses.replace(ran, eager_sites=_outside(ran, call, config))
     by_fsdp = tuple(item for module in modules_of(call.model) for item in gathered(module, config.policy))
     return report_of(backend, ran, captured=captured, gap=gap, by_fsdp=by_fsdp)
 
@@ -84,6 +87,17 @@ def _captured(call: Call, config: Config) -> tuple[Capture, Ran, str, str]:
     if not reads:
         raise capture_error(call, faked.error, on_fakes.graphs) from faked.error
     return for_real, real, REAL, f"what follows{reason_of(real.error)}"
+
+
+def _outside(ran: Ran, call: Call, config: Config) -> tuple[Site, ...]:
+    """The eager matmuls; of those in modules that nothing compiles, that is the reason."""
+    modules = {clean(name) for root in modules_of(call.model) for name, _ in root.named_modules()}
+    return tuple(
+        dataclasses.replace(site, reason=OUTSIDE)
+        if site.name in modules and is_outside((site.name,), config.policy)
+        else site
+        for site in ran.eager_sites
+    )
 
 
 def report_of(backend: Any, ran: Ran, **how: Any) -> Report:

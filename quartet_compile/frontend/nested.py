@@ -53,6 +53,6 @@ def message(names: Iterable[str], backend: Any) -> str:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    ways = (module, *_compat.own_calls(module))
+    ways = (module, *_compat.own_calls(module).values())
     slots = (_compat.backend_slot(getattr(way, "_quartet_compiled", way)) for way in ways)
     return any(slot is not None and is_ours(_compat.backend_in(slot)[0]) for slot in slots)

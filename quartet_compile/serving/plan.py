@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import _compat
 from ..callables import is_transposed
+from ..capture.eager import EAGER
 from ..config.names import clean
 from ..config.options import Policy
 from ..config.recipe import Recipe
@@ -91,13 +92,21 @@ class Plan:
 def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
     """The plan of a model from its report. policy: of the options of that report.
 
-    Raises `ExportError` for a report of other options, and for a matmul in FP4 whose weight is no tensor of the state
-    dict, or is read in high precision elsewhere.
+    Raises `ExportError` for a report of other options, for a matmul in FP4 whose weight is no tensor of the state dict, or
+    is read in high precision elsewhere, and for a model of which FSDP2 hides a part.
     """
     if report.gap:
         raise ExportError(
             f"Not all of the model could be seen, so which weights are in FP4 is not known: {report.gap}. Give inputs that "
             "it runs on without that, as inputs=(...) or kwargs={...}."
+        )
+    eager = dict.fromkeys(repr(site.name) for site in report.eager_sites if site.reason == EAGER)
+    if eager and any(map(_compat.is_fully_sharded, model.modules())):
+        outside = ", ".join(eager)
+        raise ExportError(
+            f"Of this sharded {type(model).__name__}, FSDP2's hooks keep {outside} outside of every graph, so whether they "
+            "were trained in FP4 isn't known. Give the same model as it was before it was sharded, which may lie on the "
+            f"meta device, as of=model; with exclude=[{outside}] if they were trained in high precision."
         )
     tensors = unshared(model)
     modules = {clean(name): module for name, module in model.named_modules()}
@@ -192,12 +201,6 @@ def _is_linear(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _no_tensor(site: Site, model: nn.Module) -> str:
-    if any(map(_compat.is_distributed_tensor, model.parameters())):
-        return (
-            f"The matmul {site.name!r} runs in FP4, and a sharded {type(model).__name__} doesn't tell which tensor of the "
-            "state dict its weight is. Give the same model as it was before it was sharded, which may lie on the meta "
-            "device, as of=model."
-        )
     return (
         f"The matmul {site.name!r} runs in FP4, and its weight is no tensor of the state dict of "
         f"{type(model).__name__}: it is "

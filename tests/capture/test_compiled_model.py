@@ -21,6 +21,7 @@ from ways_in import (
 )
 
 import quartet_compile as qc
+from quartet_compile import _compat
 
 X = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(1))
 OPTIONS = {"recipe": "quartet-rtn", "exclude": ["*.up"]}
@@ -127,6 +128,48 @@ def test_parts_with_options_of_their_own_are_refused_by_name():
 @pytest.mark.parametrize("how", [in_place, regions], ids=named)
 def test_a_copy_is_compiled_alike(how):
     assert qc.explain(copy.deepcopy(how(Net(), **OPTIONS)), X).recipe == "quartet-rtn"
+
+
+def each_forward(model, **options):
+    for layer in model.layers:
+        layer.forward = torch.compile(layer.forward, backend="quartet", options=options)
+    return model
+
+
+def each_wrapped(model, **options):
+    model.layers = nn.ModuleList(torch.compile(layer, backend="quartet", options=options) for layer in model.layers)
+    return model
+
+
+def parts_of_blocks(model, **options):
+    return qc.quartet(model, regions=["layers.*.up", "layers.*.down"], **options)
+
+
+BETWEEN_BREAKS = [regions, blocks_by_name, each_forward, each_wrapped, parts_of_blocks]
+
+
+@pytest.mark.parametrize("how", BETWEEN_BREAKS, ids=named)
+def test_compiled_parts_behind_graph_breaks_are_captured_with_the_rest(how, monkeypatch):
+    """Compiled by themselves they would run kernels on the memory that fake tensors don't have."""
+    monkeypatch.setattr(_compat, "compile_fx", lambda *_: pytest.fail("Inductor was asked"))
+    model = how(Net(blocks=3, break_graph=True), recipe="quartet-rtn")
+    calls = [dict(vars(module)) for module in model.modules()]
+    report = qc.explain(model, X)
+    assert sorted(site.name for site in report.sites if site.rewritten) == sorted(
+        f"layers.{block}.{part}" for block in range(3) for part in ("up", "down")
+    )
+    for module, before in zip(model.modules(), calls, strict=True):
+        assert [*map(id, vars(module).values())] == [*map(id, before.values())]
+
+
+def test_a_compiled_class_behind_a_graph_break_is_refused():
+    kind = torch.compile(type("Compiled", (Block,), {}), backend="quartet")
+    model = Net(break_graph=True)
+    model.layers = nn.ModuleList([kind(), kind()])
+    with pytest.raises(qc.CaptureError, match="compiled by itself.*behind a graph break"):
+        qc.explain(model, X)
+    model.layers[0](X).sum().backward()  # and by itself it is compiled as before
+    assert model.layers[0].up.weight.grad is not None
 
 
 def test_a_model_that_another_backend_compiles_is_explained_as_one_that_is_not_compiled():

@@ -8,8 +8,8 @@ from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
-def two():
-    return run_ranks("disagreeing:two", 2)
+def two(once):
+    return once("disagreeing_two", lambda: run_ranks("disagreeing:two", 2))
 
 
 @pytest.mark.parametrize("way", ["by name", "quartet", "regions", "enable", "gather_codes", "ddp", "fsdp", "dtensor"])
@@ -64,8 +64,8 @@ def test_four_ranks_end_at_the_same_step(four, switch):
 
 
 @pytest.fixture(scope="module")
-def four():
-    return run_ranks("disagreeing:four", 4)
+def four(once):
+    return once("disagreeing_four", lambda: run_ranks("disagreeing:four", 4))
 
 
 @pytest.mark.slow

@@ -31,12 +31,20 @@ def test_rank_0_writes(fsdp, expected):
 
 
 def test_an_error_reaches_every_rank(fsdp):
-    first, second = (made["refused"] for made in fsdp[0])
+    first, second = (made["refused"].partition(": ")[2] for made in fsdp[0])
     assert "'last.weight' has a NaN" in first and first in second and "Rank 0" in second
 
 
 def test_a_sharded_model_says_what_it_lacks(fsdp):
-    assert all("sharded" in made["unnamed"] and "of=model" in made["unnamed"] for made in fsdp[0])
+    said = ("sharded", "'first', 'last'", "of=model", "exclude=['first', 'last']")
+    assert all(part in made["hidden"] for made in fsdp[0] for part in said)
+
+
+def test_weights_that_fsdp2_shows_need_no_other_model(expected, fsdp):
+    for made in (ranks["layers"] for ranks in fsdp[0]):
+        kept = {name for name in made if name not in expected}
+        assert kept == {"first.weight", "last.weight"}
+        assert all(made[name] == digest for name, digest in expected.items() if name.startswith("layers."))
 
 
 def test_a_distributed_tensor_is_not_quantized_as_it_is(fsdp):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from gathered_weights import Blocks, mine
 from gathered_weights import sharded as fully_sharded
 from sharded import batch, recorded
+from told import told
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from wired import Blocks as Rows
@@ -45,15 +46,6 @@ def group_of_its_own(name: str, seconds: int = PATIENT) -> Iterator[None]:
 
 def small() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-
-
-def told(run: Callable[[], Any]) -> str:
-    """The error that a rank gets."""
-    try:
-        run()
-    except qc.OptionError as error:
-        return str(error)
-    return ""
 
 
 def other_options() -> dict[str, str]:

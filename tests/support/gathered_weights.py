@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint_module
 from sharded import recorded
+from told import told
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -242,14 +243,6 @@ def resumed() -> bool:
 
 def errors() -> dict[str, str]:
     """What a user is told who reads a weight of which codes are gathered."""
-
-    def told(run: Callable[[], Any]) -> str:
-        try:
-            run()
-        except qc.QuartetError as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
-
     model = qc.gather_codes(sharded(Blocks(), **bf16()))
     found = {"eager": told(lambda: model(mine()))}
     with recorded():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from sharded import model_of
+from told import told
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -35,9 +36,20 @@ def sharded(how: str) -> torch.nn.Module:
 
 
 def state(how: str) -> dict[str, str]:
+    return digests(qc.export_state(sharded(how), of=model_of(), inputs=X, recipe="jetfire-fp4"))
+
+
+def digests(state: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
     """A digest of each tensor."""
-    made = qc.export_state(sharded(how), of=model_of(), inputs=X, recipe="jetfire-fp4")
-    return {name: hashlib.sha256(t.view(torch.uint8).numpy().tobytes()).hexdigest() for name, t in made}
+    return {name: hashlib.sha256(t.view(torch.uint8).numpy().tobytes()).hexdigest() for name, t in state}
+
+
+def layers() -> dict[str, str]:
+    """Of a model of which FSDP2's blocks are compiled one by one."""
+    model = sharded("fsdp")
+    for layer in model.layers:
+        layer.compile(backend="quartet", options={"recipe": "jetfire-fp4"})
+    return digests(qc.export_state(model, inputs=X))
 
 
 def files(model: torch.nn.Module, folder: str) -> int:
@@ -45,21 +57,14 @@ def files(model: torch.nn.Module, folder: str) -> int:
     return len(qc.export(model, folder, **options).tensors)
 
 
-def error_of(function: Callable[[], object]) -> str:
-    try:
-        function()
-    except qc.QuartetError as error:
-        return str(error)
-    return ""
-
-
 def fsdp(folder: str) -> dict[str, Any]:
     """What exports give, and the errors of those that can't be; in one process, since each takes a while to start."""
     model = sharded("fsdp")
     made: dict[str, Any] = {"state": state("fsdp"), "tensors": files(model, f"{folder}/served")}
-    made["unnamed"] = error_of(lambda: qc.export_state(model, inputs=X, recipe="jetfire-fp4"))
-    made["quantized"] = error_of(lambda: qc.quantize(model.layers[0].mlp.up.weight, "mxfp4-quest"))
+    made["hidden"] = told(lambda: qc.export_state(model, inputs=X, recipe="jetfire-fp4"))
+    made["layers"] = layers()
+    made["quantized"] = told(lambda: qc.quantize(model.layers[0].mlp.up.weight, "mxfp4-quest"))
     with torch.no_grad():
         model.last.weight.mul_(torch.nan)
-    made["refused"] = error_of(lambda: files(model, f"{folder}/refused"))
+    made["refused"] = told(lambda: files(model, f"{folder}/refused"))
     return made
