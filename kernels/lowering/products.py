@@ -35,20 +35,21 @@ _TILES = {  # 128 columns have registers for themselves, not for a long epilogue
 _TMA_TILES = {
     4: [
         dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=512, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
         dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=256, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
         dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=True),
     ],
     8: [
         dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=256, PARTS=4, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
-        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, PARTS=2, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
+        dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=128, PARTS=4, num_warps=8, num_stages=3, WARP_SPECIALIZE=False),
         dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=128, PARTS=8, num_warps=4, num_stages=3, WARP_SPECIALIZE=False),
     ],
 }
 """For compute capability 10: accumulator, operands and scales fit the 512 columns of tensor memory. Not 64 rows: the product
 would become one of bf16; nor 256 columns warp-specialised: the compiler would give an empty kernel. All warps issue the loop
 over K, and four can read what tensor memory holds: four warps and long steps issue the fewest instructions. With 256 columns
-they are fewer still, but a long epilogue spills. A thread has 32 outputs at a time, in PARTS parts of the columns."""
+they are fewer still, but a long epilogue spills. A thread has 32 outputs at a time, of eight warps 16, in PARTS parts of the
+columns."""
 
 
 def scaled_mm(call: ScaledMM):

@@ -56,13 +56,7 @@ class Capture:
         before = len(self.graphs)
         compiled = compile_plainly(gm, example_inputs, run, self._running)
         reused = Reused(self.graphs, range(before, len(self.graphs)), inputs.parameters)
-
-        def forward(*args: Any) -> Any:
-            known = {**self.names_now(), **self.names}
-            reused.ran({at: known[id(args[at])] for at in inputs.parameters if id(args[at]) in known})
-            return compiled(*args)
-
-        return forward
+        return reused.noticing(compiled, lambda: {**self.names_now(), **self.names})
 
     def _running(self, forward: Callable) -> Callable:
         """`forward`, during which the mode knows that a graph runs."""

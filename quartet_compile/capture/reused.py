@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..report.report import GraphReport
 
@@ -22,6 +23,16 @@ class Reused:
         self._graphs, self._places, self._names = graphs, places, dict(names)
         self._own = [graphs[place] for place in places]
         self._known = [self._names]
+
+    def noticing(self, compiled: Callable[..., Any], names: Callable[[], Mapping[int, str]]) -> Callable[..., Any]:
+        """The compiled graph, with `ran` at each call. names: of all tensors that have one then, by `id`."""
+
+        def run(*args: Any) -> Any:
+            known = names()
+            self.ran({at: known[id(args[at])] for at in self._names if id(args[at]) in known})
+            return compiled(*args)
+
+        return run
 
     def ran(self, names: Names) -> None:
         """A call, with the names of its parameters; those that aren't known keep their name."""

@@ -269,6 +269,8 @@ def _summary(artifact: Artifact) -> list[str]:
         )
     lines += [f"Note: {kernel.name}: {note}" for kernel in artifact.kernels for note in kernel.notes]
     lines += [f"Graph break at {line}" for line in artifact.report.eager]
+    if artifact.report.eager:
+        lines.append("Figures are of one run of each graph, also of one that several blocks share.")
     lines += [f"FAILED: {failure}" for failure in artifact.failures]
     return lines
 

@@ -15,6 +15,7 @@ from .. import _compat
 from .._compat.fake_gpu import CODE_ONLY, compile_fx, fake_gpu, generate, kind_of_graph, relabel
 from ..backend import graph_inputs, graph_uuid, names_in
 from ..capture.eager import EagerProducts
+from ..capture.reused import Reused
 from ..config.options import Config
 from ..errors import QuartetError
 from ..machines.targets import Target
@@ -75,7 +76,10 @@ class CrossBackend:
         def compile_part(part: fx.GraphModule, part_inputs: list, **how: Any) -> Runner:
             return self._compile_part(f"{kind_of_graph(how)} {number}", part, part_inputs, how)
 
-        return compile_fx(gm, example_inputs, patches, compile_part, decompositions())
+        before = len(self.graphs)
+        compiled = compile_fx(gm, example_inputs, patches, compile_part, decompositions())
+        reused = Reused(self.graphs, range(before, len(self.graphs)), inputs.parameters)
+        return reused.noticing(compiled, lambda: self.names)
 
     @contextlib.contextmanager
     def on_joint_graph(self, gm: fx.GraphModule) -> Iterator[None]:
