@@ -13,7 +13,7 @@ from torch import fx
 
 from ..config.marks import mark_of
 from ..config.names import matches
-from ..config.options import Policy
+from ..config.options import OUTSIDE, Policy
 from ..config.recipe import Recipe
 from ..config.rules import Rules
 from ..errors import StrictError
@@ -36,8 +36,6 @@ columns have .028, as much as a full group of unit variance."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXCLUDED, MARKED = "excluded by", "marked no_fp4"
 """How the reasons start of what the user named to be kept."""
-
-OUTSIDE = "in no part of the model that is compiled"
 
 NESTED = "inside a higher-order op (as cond or flex attention), where its backward can't be seen"
 
@@ -161,14 +159,9 @@ def _if_it_pays(site: MatmulSite, recipe: Recipe, chip: Target, readers: int) ->
     return found.pays, f"{'pays' if found.pays else 'does not pay'}, {found}"
 
 
-def is_outside(names: tuple[str, ...], policy: Policy) -> bool:
-    """Whether these are names of what is in none of the parts that are compiled, where the model as a whole isn't."""
-    return bool(policy.within) and not any(matches(part, names) for part in policy.within)
-
-
 def refused(names: tuple[str, ...], mark: str | None, policy: Policy, recipe: Recipe | None) -> str | None:
     """What the user wrote that keeps a matmul of these names in high precision whatever its size; None if nothing."""
-    if is_outside(names, policy):
+    if policy.leaves_out(names):
         return OUTSIDE
     if recipe is None:
         return "no rule of the option 'recipe' matches it; end the list with ('*', 'quartet') for the rest"

@@ -10,10 +10,9 @@ from .. import _compat
 from ..callables import modules_of
 from ..config.listed import lists_options
 from ..config.names import clean, matches
-from ..config.options import Config
+from ..config.options import OUTSIDE, Config
 from ..errors import CompilerError, StrictError
 from ..gathers.fsdp import gathered
-from ..passes.plan import OUTSIDE, is_outside
 from ..report.report import FAKES, REAL, Report, Site
 from .call import Call, call_of
 from .capture import Capture, Ran, capture_error, reason_of, try_on_fakes
@@ -94,7 +93,7 @@ def _outside(ran: Ran, call: Call, config: Config) -> tuple[Site, ...]:
     modules = {clean(name) for root in modules_of(call.model) for name, _ in root.named_modules()}
     return tuple(
         dataclasses.replace(site, reason=OUTSIDE)
-        if site.name in modules and is_outside((site.name,), config.policy)
+        if site.name in modules and config.policy.leaves_out((site.name,))
         else site
         for site in ran.eager_sites
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import _compat
 from ..errors import OptionError, suggest
 from ..machines.targets import find_target
 from .listed import DEFAULTS
+from .names import matches
 from .rules import Rules, rules
 from .served import evaluation_rules
 
@@ -59,6 +60,14 @@ class Policy:
             "eval": self.eval_recipe.patterns if self.eval_recipe != self.recipe else (),
         }
         return tuple((option, glob) for option, globs in given.items() for glob in globs)
+
+    def leaves_out(self, names: Sequence[str]) -> bool:
+        """Whether these are names of what is in none of the parts that are compiled, where the model as a whole isn't."""
+        return bool(self.within) and not any(matches(part, names) for part in self.within)
+
+
+OUTSIDE = "in no part of the model that is compiled"
+"""The reason of what a policy leaves out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
