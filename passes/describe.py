@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import fx
 
 from ..config.recipe import Gemm, Recipe, operands
@@ -18,7 +20,8 @@ _FORMATS = {"e2m1": "fp4", "e4m3": "fp8", "float32": "fp4"}
 
 def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     """Every product of a graph, in the order of its nodes."""
-    described = {decision.site.node: [_decided(decision, work.saved)] for decision in work.decisions}
+    names = work.weights.names
+    described = {decision.site.node: [_decided(decision, work.saved, names)] for decision in work.decisions}
     for other in work.others:
         if other.node not in described or other.inside:
             line = _never(other, work.inputs.parameters)
@@ -26,7 +29,7 @@ def describe(work: Work, order: dict[fx.Node, int]) -> tuple[Site, ...]:
     return tuple(site for node in sorted(described, key=order.__getitem__) for site in described[node])
 
 
-def _decided(decision: Decision, saved: dict[int, Saved]) -> Site:
+def _decided(decision: Decision, saved: dict[int, Saved], names: Mapping[fx.Node, str]) -> Site:
     site = decision.site
     present = {"fprop": site.node, "dgrad": site.dgrad, "wgrad": site.wgrad}
     gemms = {}
@@ -43,6 +46,8 @@ def _decided(decision: Decision, saved: dict[int, Saved]) -> Site:
         recipe=decision.recipe.name if decision.rewrite else "",
         runs_in=_runs_in(site, decision.recipe) if decision.rewrite else _dtype(site.node),
         grouped=decision.rewrite and isinstance(saved[site.index].form, Groups),
+        weight=names[site.read.parameter] if site.read else "",
+        outputs="some " * site.read.part + site.read.outputs if site.read else "",
     )
 
 

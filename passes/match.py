@@ -23,6 +23,7 @@ from .._compat import GradOutput, description_of, descriptions_of, gradient_of, 
 from .graph import Matrix, Values, backward_of
 from .packed import described_input, whole
 from .products import is_paired_by_structure, kind_of
+from .reads import read_of
 from .site import MatmulSite
 from .weights import Weights
 from .work import Work
@@ -55,7 +56,9 @@ def find_sites(graph: fx.Graph, weights: Weights, backward: frozenset[fx.Node]) 
         site = kind.site(len(sites), node, values, weights) if kind else None
         if site is not None and weights.packed:
             site.packed = whole(values, site.w)
-        sites += [site] * (site is not None)
+        if site is not None:
+            site.read = read_of(site)
+            sites.append(site)
     if backward:
         gradients = _Gradients(graph, [source for site in sites for source in site.sources], backward)
         by_structure = [site for site in sites if site.kind.by_structure]

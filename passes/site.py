@@ -12,6 +12,7 @@ from .graph import Matrix
 
 if TYPE_CHECKING:
     from .products.kind import Kind
+    from .reads import Read
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,6 +30,7 @@ class MatmulSite:
     dgrad, wgrad: the backward matmuls, None where no gradient is needed; `*_transposed` if they compute dX^T or dW^T.
     dy: the gradient [M, N] that both read.
     packed: the node that computes W of codes that a module holds, and nothing else; None of an ordinary weight.
+    read: how it reads the one parameter that its weight is; None of a weight that is computed.
     problem: why the backward could not be paired; None if it was, or if there is none.
     """
 
@@ -48,6 +50,7 @@ class MatmulSite:
     wgrad_transposed: bool = False
     dy: Matrix | None = None
     packed: fx.Node | None = None
+    read: Read | None = None
     problem: str | None = None
 
     @property

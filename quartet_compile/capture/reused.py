@@ -45,7 +45,10 @@ class Reused:
             held = self._graphs[place]
             self._graphs[place] = replace(
                 held,
-                sites=(*held.sites, *(replace(site, name=renamed(site.name)) for site in own.sites)),
+                sites=(
+                    *held.sites,
+                    *(replace(site, name=renamed(site.name), weight=renamed(site.weight)) for site in own.sites),
+                ),
                 gathered=(*held.gathered, *(replace(item, matmul=renamed(item.matmul)) for item in own.gathered)),
                 cached=(*held.cached, *(replace(item, matmul=renamed(item.matmul)) for item in own.cached)),
             )

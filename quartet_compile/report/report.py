@@ -24,6 +24,9 @@ class Site:
     runs_in: `"fp4"`, `"fp4-weights"` where activations are not rounded, or a dtype; with the roles, as
         `"fp4 (dgrad, wgrad)"`, where not all of its GEMMs are quantized.
     grouped: whether it is rewritten as products of groups of rows with a matrix each.
+    weight: the name of the parameter that its weight is; empty where it has none, or one that is computed.
+    outputs: which dimension of that parameter its N outputs are, `"rows"` of `[..., N, K]` or `"columns"` of `[..., K, N]`;
+        `"some rows"`, `"some columns"` where it doesn't read all of them; empty of filters.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Site:
     recipe: str = ""
     runs_in: str = ""
     grouped: bool = False
+    weight: str = ""
+    outputs: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from .. import _compat
-from ..callables import is_transposed
 from ..capture.eager import EAGER
 from ..config.names import clean
 from ..config.options import Policy
-from ..config.recipe import Recipe
+from ..config.recipe import Gemm, Recipe
 from ..errors import ExportError
 from ..held import Held, held, packed_names
 from ..kernels.quantizer import Quantizer
@@ -113,18 +112,16 @@ def plan(report: Report, model: nn.Module, policy: Policy) -> Plan:
     recipes = {chosen.name: chosen for rules in (policy.recipe, policy.eval_recipe) for _, chosen in rules}
     found: dict[str, Assignment] = {}
     for site in report.sites:
-        name = next((n for n in (f"{site.name}.weight", site.name) if n in tensors), None)
+        fprop = _fprop(site, recipes)
+        known = (site.weight,) if fprop is not None else (site.weight, f"{site.name}.weight", site.name)
+        name = next((n for n in known if n in tensors), None)
         if name is None:
-            if site.rewritten:
+            if fprop is not None:
                 raise ExportError(_no_tensor(site, model))
             continue
-        made = _assignment(site, name, tensors[name], modules, recipes)
-        before = found.setdefault(name, made)
-        if before.quantizer != made.quantizer:
-            raise ExportError(
-                f"The weight {name!r} is read by two matmuls, one in FP4 and one in another precision ({before.reason}; "
-                f"{made.reason}); a served model has one weight. Keep both with exclude=[{site.name!r}]."
-            )
+        made = _assignment(site, name, tensors[name], modules, fprop)
+        _check_alike(found.setdefault(name, made), made, site)
+    _check_tables(found, tensors, model)
     assignments = {name: found.get(name, _unseen(name, modules)) for name in tensors}
     linears = tuple(name for name, module in modules.items() if isinstance(module, nn.Linear))
     return Plan(recipe=report.recipe, assignments=assignments, linears=linears)
@@ -150,16 +147,22 @@ def unshared(model: nn.Module) -> dict[str, torch.Tensor | Held]:
     return tensors
 
 
-def _assignment(
-    site: Site, name: str, tensor: torch.Tensor | Held, modules: Mapping[str, nn.Module], recipes: Mapping[str, Recipe]
-) -> Assignment:
-    linear = _is_linear(name, modules)
-    if site.rewritten and site.recipe not in recipes:
+def _fprop(site: Site, recipes: Mapping[str, Recipe]) -> Gemm | None:
+    """The quantizers of a matmul's forward pass; None if it runs in high precision."""
+    if not site.rewritten:
+        return None
+    if site.recipe not in recipes:
         raise ExportError(
             f"The report says that {site.name!r} runs in recipe {site.recipe!r}, and the options have "
             f"{', '.join(map(repr, recipes))}. Give the options of the report too, as recipe={site.recipe!r}."
         )
-    fprop = recipes[site.recipe].fprop if site.rewritten else None
+    return recipes[site.recipe].fprop
+
+
+def _assignment(
+    site: Site, name: str, tensor: torch.Tensor | Held, modules: Mapping[str, nn.Module], fprop: Gemm | None
+) -> Assignment:
+    linear = _is_linear(name, modules)
     if fprop is None:
         reason = site.reason if not site.rewritten else f"recipe {site.recipe!r} computes fprop in high precision"
         return Assignment(name=name, shape=tuple(tensor.shape), reason=reason, linear=linear)
@@ -167,27 +170,58 @@ def _assignment(
         raise ExportError(
             f"The recipe {site.recipe!r} rounds nothing, so {name!r} has no codes to write. Give a recipe with FP4 weights."
         )
+    if site.outputs.startswith("some") and (fprop.b.two_level or fprop.b.square):
+        raise ExportError(
+            f"The matmul {site.name!r} reads a part of {name!r}, and {fprop.b.name!r} has a scale of more than one row, "
+            f"which differs between the part and the whole. Keep it with exclude=[{name!r}]."
+        )
+    outputs = site.outputs.removeprefix("some ") or UNKNOWN
+    if linear and outputs != ROWS:
+        raise ExportError(
+            f"The matmul {site.name!r} reads the nn.Linear weight {name!r} transposed, in codes of its columns, where who "
+            f"loads it has codes of its rows. Keep it with exclude=[{name!r}]."
+        )
+    if isinstance(tensor, Held):
+        outputs = COLUMNS if tensor.layout.turned else ROWS
     return Assignment(
         name=name,
         shape=tuple(tensor.shape),
         quantizer=quantizer_named(tensor.layout.quantizer) if isinstance(tensor, Held) else fprop.b,
-        outputs=ROWS if linear else _outputs(site, tensor, modules.get(name.rpartition(".")[0])),
+        outputs=outputs,
         compute=getattr(torch, site.dtype),
         linear=linear,
         reason=site.reason,
     )
 
 
-def _outputs(site: Site, tensor: torch.Tensor | Held, module: nn.Module | None) -> str:
-    """Which dimension of a weight the outputs of its matmul are, by its shape, or by what transformers' modules say."""
-    if isinstance(tensor, Held):
-        return COLUMNS if tensor.layout.turned else ROWS
-    _, n, k = site.shape
-    last = tuple(tensor.shape[-2:])
-    if n == k and last == (n, k):
-        transposed = is_transposed(module)
-        return UNKNOWN if transposed is None else COLUMNS if transposed else ROWS
-    return ROWS if last == (n, k) else COLUMNS if last == (k, n) else UNKNOWN
+def _check_alike(before: Assignment, made: Assignment, site: Site) -> None:
+    """Raise `ExportError` for two matmuls that read one weight in different ways."""
+    if before.quantizer != made.quantizer:
+        raise ExportError(
+            f"The weight {made.name!r} is read by two matmuls, one in FP4 and one in another precision ({before.reason}; "
+            f"{made.reason}); a served model has one weight. Keep both with exclude=[{site.name!r}]."
+        )
+    if before.quantizer is not None and (before.outputs, before.compute) != (made.outputs, made.compute):
+        how = [
+            f"in {str(each.compute).removeprefix('torch.')}, its {each.outputs} in groups" for each in (before, made)
+        ]
+        raise ExportError(
+            f"The weight {made.name!r} is read by two matmuls in other codes: {how[0]}; {how[1]}; a served model has one "
+            f"weight. Keep both with exclude=[{made.name!r}]."
+        )
+
+
+def _check_tables(
+    found: Mapping[str, Assignment], tensors: Mapping[str, torch.Tensor | Held], model: nn.Module
+) -> None:
+    """Raise `ExportError` for an FP4 weight that is an embedding table too, which is read in high precision."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for each in found.values():
+        if each.quantizer is not None and id(tensors[each.name]) in tables:
+            raise ExportError(
+                f"The weight {each.name!r} is read by a matmul in FP4, and as an embedding table in high precision; a "
+                f"served model has one weight. Keep it with exclude=[{each.name!r}]."
+            )
 
 
 def _unseen(name: str, modules: Mapping[str, nn.Module]) -> Assignment:
