@@ -15,6 +15,7 @@ try:
         autotune_select_algorithm,
         realize_inputs,
     )
+    from torch._inductor.utils import expr_fits_within_32bit
     from torch._inductor.virtualized import V, ops
 except ImportError as error:
     raise _compat.missing(f"a part of Inductor ({error})") from error
@@ -28,6 +29,7 @@ __all__ = [
     "autotune_select_algorithm",
     "config",
     "empty_strided",
+    "expr_fits_within_32bit",
     "fallback_handler",
     "ir",
     "lowerings",

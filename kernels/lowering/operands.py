@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..operand_formats import OPERAND_FORMATS
-from .inductor import V, empty_strided, ir, lowerings, realize_inputs
+from .inductor import V, empty_strided, expr_fits_within_32bit, ir, lowerings, realize_inputs
 
 aten = torch.ops.aten
 E4M3 = torch.float8_e4m3fn
@@ -43,12 +43,22 @@ def seeds_of(seed: Any, sign_seed: Any) -> list[Any]:
 
 def realize_fusably(x: ir.TensorBox) -> Any:
     """The input of a template, computed in it if it is cheap: what is pointwise joins the template's load.
-    `invoke_quant_ops` is Inductor's list of the operations that may join."""
+    `invoke_quant_ops` is Inductor's list of the operations that may join. Places in the template have 32 bits where those in
+    `x` have, so what reads a larger tensor, as a half of its columns, is a kernel of its own."""
     x.realize()
     producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
     if isinstance(producer, ir.ComputedBuffer):
-        V.graph.invoke_quant_ops.add(producer.get_operation_name())
+        read = [V.graph.get_buffer(name).get_layout().storage_size() for name in producer.get_read_names()]
+        if _has_short_places([x.get_numel()]) and not _has_short_places(read):
+            V.graph.no_fuse_buffer_names.add(producer.get_name())
+        else:
+            V.graph.invoke_quant_ops.add(producer.get_operation_name())
     return realize_inputs(x)
+
+
+def _has_short_places(sizes: list[Any]) -> bool:
+    """Whether places in tensors of these sizes have 32 bits, as Inductor decides it."""
+    return all(map(expr_fits_within_32bit, sizes))
 
 
 def fields_of(format: str) -> dict[str, Any]:

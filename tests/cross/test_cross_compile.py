@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
 
 import pytest
@@ -161,6 +162,48 @@ def test_inference_has_one_graph():
     with torch.no_grad():
         art = qc.cross_compile(nn.Linear(64, 64), torch.zeros(4, 64), target="sm_120", recipe="bf16")
     assert art.graphs == ["inference 0"]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_a_product_of_more_outputs_than_32_bits_count(target, dynamic):
+    """Places have 64 bits then, and a descriptor takes 32."""
+    linear = nn.Linear(128, 16384, bias=False, device="meta", dtype=torch.bfloat16)
+    x = torch.empty(131072, 128, device="meta", dtype=torch.bfloat16)
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 0)
+    with torch.no_grad():
+        art = qc.cross_compile(linear, x, target=target)
+    (product,) = (kernel for kernel in art.kernels if kernel.op.startswith("scaled_mm"))
+    assert "INDEX_DTYPE : tl.constexpr = tl.int64" in product.source and "make_tensor_descriptor" in product.source
+
+
+def test_an_input_that_reads_a_larger_tensor_joins_no_kernel_of_short_places():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Linear(8192, 32, bias=False, device="meta", dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, up = x.chunk(2, -1)
+            return self.down(nn.functional.silu(gate) * up)
+
+    for rows, joins in ((131072, False), (65536, True)):
+        with torch.no_grad():
+            x = torch.empty(rows, 16384, device="meta", dtype=torch.bfloat16)
+            art = qc.cross_compile(Gated(), x, target="sm_120")
+        ours = [kernel.source for kernel in art.kernels if kernel.op == "quantize"]
+        assert any("tl_math.exp" in source or "libdevice.exp" in source for source in ours) == joins
+        assert all("INDEX_DTYPE : tl.constexpr = tl.int32" in source for source in ours)
+
+
+def test_fp8_values_beyond_32_bits_have_places_of_64():
+    """A product whose operand has 2^31 values has half as many bytes of codes, whose places have 32 bits."""
+    linear = nn.Linear(69632, 128, bias=False, device="meta", dtype=torch.bfloat16)
+    with torch.no_grad():
+        art = qc.cross_compile(linear, torch.empty(32768, 69632, device="meta", dtype=torch.bfloat16), target="sm_89")
+    (product,) = (kernel for kernel in art.kernels if kernel.op == "scaled_mm_fp8")
+    assert re.search(r"m(ul|ad)\.wide\.[su]32[^;]*\b69632\b|m(ul|ad)\.lo\.s64[^;]*\b69632\b", product.ptx)
 
 
 def test_blocks_that_share_a_graph_are_all_in_the_report():
