@@ -3,8 +3,8 @@
     python examples/train_hf.py --steps 60 --out runs/hf
     python examples/train_hf.py --steps 60 --out runs/hf --resume      # from the last checkpoint
 
-The model is compiled in place: accelerate refuses `torch_compile_backend="quartet"`, since it knows the names of torch's own
-backends only. Nothing is downloaded: the text is the Python library's source.
+The model is compiled in place, so that the trainer evaluates in FP4 too: with `torch_compile_backend="quartet"` it evaluates
+the model as it was. Nothing is downloaded: the text is the Python library's source.
 """
 
 from __future__ import annotations

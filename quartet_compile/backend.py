@@ -191,7 +191,7 @@ def device_of(example_inputs: list) -> torch.device:
 def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
     """Names of a Dynamo graph's inputs, and which of them are parameters, buffers and other matrices that get a gradient, by
     position. Parameters are also the tensors with a gradient of a dict by the names of parameters, as `functional_call` has
-    it."""
+    it, and what FSDP1 has in the place of parameters."""
     parameters, state, leaves, all_names = {}, set(), set(), {}
     groups: dict[str, None] = {}
     for index, (example, source) in _compat.arguments(gm).items():
@@ -201,6 +201,8 @@ def graph_inputs(gm: fx.GraphModule, names: Mapping[int, str]) -> GraphInputs:
             parameters[index] = all_names[index]
         elif _compat.is_buffer(source):
             state.add(index)
+        elif isinstance(example, torch.Tensor) and _compat.is_flat_view(example) and _compat.is_attribute(source):
+            parameters[index] = all_names[index]
         elif isinstance(example, torch.Tensor) and example.requires_grad and example.is_leaf:
             if _compat.is_parameter(source):
                 parameters[index] = all_names[index]

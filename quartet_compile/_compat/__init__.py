@@ -51,6 +51,7 @@ from .distributed import (
     group_ranks,
     hear_ranks,
     is_distributed_tensor,
+    is_flat_view,
     is_fully_sharded,
     mesh_groups,
     patience,
@@ -124,7 +125,17 @@ from .nodes import (
     sequence_number,
 )
 from .saved import graph_nodes, saved_bytes, saved_tensors
-from .sources import WRAPPERS, Argument, arguments, attributes, example_shape, is_buffer, is_parameter, root_name
+from .sources import (
+    WRAPPERS,
+    Argument,
+    arguments,
+    attributes,
+    example_shape,
+    is_attribute,
+    is_buffer,
+    is_parameter,
+    root_name,
+)
 from .tensors import (
     FakeTensorMode,
     TorchDispatchMode,
@@ -219,10 +230,12 @@ __all__ = [
     "hides_errors",
     "inductor_options",
     "is_at_limit",
+    "is_attribute",
     "is_autograds",
     "is_buffer",
     "is_distributed_tensor",
     "is_fake",
+    "is_flat_view",
     "is_fully_sharded",
     "is_in_backward",
     "is_in_graph",

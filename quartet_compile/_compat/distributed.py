@@ -12,6 +12,13 @@ import torch
 from .installed import private
 
 
+def is_flat_view(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what FSDP1 (`FullyShardedDataParallel`) has in the place of a parameter while a module runs: a
+    view of the gathered flat one, without being a Parameter."""
+    found: bool = getattr(tensor._base, "_is_flat_param", False)
+    return found
+
+
 def is_fully_sharded(module: torch.nn.Module) -> bool:
     """Whether FSDP2's `fully_shard` was given this module."""
     available = torch.distributed.is_available()

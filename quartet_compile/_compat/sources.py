@@ -67,6 +67,11 @@ def is_parameter(source: str) -> bool:
     return "._parameters[" in source or named
 
 
+def is_attribute(source: str) -> bool:
+    """Whether a source is an attribute, as a module's `L['self'].up.weight` is, and no variable or item."""
+    return re.search(r"\.\w+$", _without_getattr(source)) is not None
+
+
 def is_buffer(source: str) -> bool:
     """Whether a source is a module's buffer."""
     return "._buffers[" in source
