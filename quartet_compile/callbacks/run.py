@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _compat
 from ..compiled import compiled_by_us
-from ..config.listed import RecipeOption
+from ..config.listed import DEFAULTS, RecipeOption
 from ..config.rules import rules
 from ..errors import OptionError, StatsError
 from ..frontend.set_recipe import set_recipe
@@ -39,10 +39,12 @@ class Run:
                 )
             rules("schedule", recipe)
         self._since: int | None = None
+        self._first: Any = None
         self._reported = False
 
     def start(self, model: Any, step: int, before: Mapping[str, Any] | None) -> None:
-        """The run begins, or resumes, with `step` steps done. before: the provenance in its checkpoint.
+        """The run begins, or resumes, with `step` steps done. before: the provenance in its checkpoint. Of a second run, as
+        of another `trainer.train()`, the steps before the schedule's first have the recipe that the model had at first.
 
         Raises `OptionError` for a model that isn't compiled, or without statistics where they are asked for.
         """
@@ -53,6 +55,8 @@ class Run:
                 f"every={self.every} asks for statistics, and the model is compiled without them. Compile it with the "
                 "option stats=True, or leave `every` out."
             )
+        if self._first is None and compiled is not None:
+            self._first = compiled.options.get("recipe", DEFAULTS["recipe"])
         if before is not None:
             self._switch(model, step - 1)  # the recipe of the last step before the checkpoint
             check_provenance(model, before)
@@ -62,7 +66,7 @@ class Run:
         the schedule there were, where one is made."""
         if not self._switch(model, step):
             return {}
-        return {"quartet/switches": float(sorted(self.schedule).index(self._since or 0) + 1)}
+        return {"quartet/switches": float(sum(at <= step for at in self.schedule))}
 
     def after_step(self, model: Any, step: int, folder: str | pathlib.Path) -> dict[str, float]:
         """After a step, with `step` done: what is to be logged. The first one also writes the report to the folder."""
@@ -76,11 +80,12 @@ class Run:
 
     def _switch(self, model: Any, step: int) -> bool:
         due = max((at for at in self.schedule if at <= step), default=None)
-        if due is None or due == self._since:
+        if due == self._since:
             return False
         self._since = due
-        set_recipe(model, self.schedule[due])
-        log.info("step %d: recipe %s", step, rules("schedule", self.schedule[due]).name)
+        recipe = self._first if due is None else self.schedule[due]
+        set_recipe(model, recipe)
+        log.info("step %d: recipe %s", step, rules("schedule", recipe).name)
         return True
 
     def _report(self, folder: str | pathlib.Path) -> dict[str, float]:

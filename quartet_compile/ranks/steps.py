@@ -1,6 +1,6 @@
 """Ranks compute each optimizer step by the same recipes: what `set_recipe` changes on one, it changes on all at that step.
 
-Nobody waits. At each step of the first optimizer that steps, a rank adds one to a number in the store. One whose recipes are
+Nobody waits. At each step of one optimizer, a rank adds one to a number in the store. One whose recipes are
 others than at its last step writes which, and adds `_NEWS` instead. So the sum tells each rank how many news there
 are, which it compares with its own recipes of the same step.
 
@@ -36,12 +36,14 @@ class Steps:
     """The optimizer steps of this rank since its first training graph was compiled. number: of the one that goes on.
 
     recipes: by the first step that had them. heard: how many of the news. open: the news of steps to come. verdict: the
-    step from which on it holds, and the message.
+    step from which on it holds, and the message. Counted are the steps of the first optimizer that steps, until another one
+    makes two without it, as in a second phase of training: then those of that one.
     """
 
     def __init__(self, recipe: str) -> None:
         self._recipe = recipe
         self._optimizer: weakref.ref[Any] | None = None
+        self._other: weakref.ref[Any] | None = None
         self.number = 0
         self._recipes: dict[int, Current] = {0: self._in_force()}
         self._heard = 0
@@ -50,10 +52,11 @@ class Steps:
 
     def before(self, optimizer: Any) -> None:
         """The optimizer is about to step. Raises `OptionError` by a verdict; parameters are those of the last step then."""
-        known = self._optimizer() if self._optimizer is not None else None
-        if known is not None and known is not optimizer:
+        known, other = (at() if at is not None else None for at in (self._optimizer, self._other))
+        if known is not None and optimizer is not known and optimizer is not other:
+            self._other = weakref.ref(optimizer)
             return
-        self._optimizer = weakref.ref(optimizer)
+        self._optimizer, self._other = weakref.ref(optimizer), None
         self.number += 1
         self._hear(self._say())
         for news in [news for news in self._open if news["step"] <= self.number]:

@@ -86,6 +86,18 @@ def test_a_schedule_switches_at_its_steps_and_a_resumed_run_starts_with_that_of_
     assert list(names(again, resumed, [5])) == [(5, "bf16", 3.0)] and not recwarn.list
 
 
+def test_a_second_run_begins_with_the_recipe_that_the_model_had():
+    compiled, run = model(recipe="quartet-rtn"), Run(None, {2: "bf16"})
+    found = []
+    for _ in range(2):
+        run.start(compiled, 0, None)
+        for step in range(4):
+            switches = run.before_step(compiled, step).get("quartet/switches")
+            found.append((qc.provenance(compiled)["recipe"][0][1]["name"], switches))
+    first = [("quartet-rtn", None), ("quartet-rtn", None), ("bf16", 1.0), ("bf16", None)]
+    assert found == [*first, ("quartet-rtn", 0.0), *first[1:]]
+
+
 def test_the_first_step_reports_and_each_few_steps_have_statistics(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "reports", {})  # of the tests before it
     compiled = model(stats=True)
