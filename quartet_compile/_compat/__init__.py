@@ -155,6 +155,7 @@ from .tensors import (
     wrapper,
 )
 from .texts import (
+    errors_on_fakes_unlogged,
     function_name,
     graph_break,
     graph_break_logger,
@@ -210,6 +211,7 @@ __all__ = [
     "description_of",
     "descriptions_of",
     "dynamo_sizes_restored",
+    "errors_on_fakes_unlogged",
     "example_shape",
     "expression",
     "extend_accelerate",

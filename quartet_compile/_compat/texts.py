@@ -3,9 +3,10 @@ its trace."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .installed import private
@@ -15,6 +16,18 @@ _EXPLAINED = re.compile(r"^(\S.*)\n  Explanation: ", re.MULTILINE)
 _WRAPPED = re.compile(r": got (\w+\(.*\))$", re.MULTILINE)
 _REMEDIES = {"RNN, GRU, or LSTM": "torch._dynamo.config.allow_rnn = True lets Dynamo into them, step by step"}
 _RESUMED = re.compile(r"^torch_dynamo_resume_in_(.*)_at_\d+$")
+
+
+@contextlib.contextmanager
+def errors_on_fakes_unlogged() -> Iterator[None]:
+    """An op that fails on fake tensors raises inside, without a traceback in torch's log."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def graph_break_logger() -> logging.Logger:

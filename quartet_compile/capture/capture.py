@@ -167,6 +167,7 @@ def run(call: Call, backend: Backend, mode: FakeEagerProducts | RealEagerProduct
         breaks = stack.enter_context(graph_breaks())
         stack.enter_context(mode)
         stack.enter_context(_capturing())
+        stack.enter_context(_compat.errors_on_fakes_unlogged())
         for module in modules_of(call.model):  # what is compiled would run by itself behind a graph break
             uncompile_parts(module)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -232,6 +233,12 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(run, case):
     assert err.startswith(f"quartet_compile {arguments[0]}: ")
     assert message in err
     assert case == "wrong size" or err.count("\n") == 1
+
+
+def test_torch_logs_no_traceback_of_a_size_that_does_not_fit(run, monkeypatch):
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    monkeypatch.setattr(logger, "handle", lambda record: pytest.fail(record.getMessage()))
+    assert "must have same reduction dim" in run("explain", "MODEL:Model", "--input", "8x63")[2]
 
 
 @pytest.mark.parametrize("arguments", [[], ["describe"], ["explain"], ["explain", "m:M", "--inputs"]])
