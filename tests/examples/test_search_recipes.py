@@ -58,6 +58,7 @@ def test_every_candidate_is_legal_and_passes_through_the_backend():
         assert [site.rewritten for site in report.sites] == [recipe.rewrites]
 
 
+@pytest.mark.slow
 def test_a_small_search_runs_and_goes_on(tmp_path, capsys):
     arguments = [
         "--only",
