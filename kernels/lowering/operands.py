@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..operand_formats import OPERAND_FORMATS
-from .inductor import V, empty_strided, expr_fits_within_32bit, ir, lowerings, realize_inputs
+from .inductor import V, empty_strided, ir, lowerings, realize_inputs
+from .places import are_short
 
 aten = torch.ops.aten
 E4M3 = torch.float8_e4m3fn
@@ -49,16 +50,11 @@ def realize_fusably(x: ir.TensorBox) -> Any:
     producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
     if isinstance(producer, ir.ComputedBuffer):
         read = [V.graph.get_buffer(name).get_layout().storage_size() for name in producer.get_read_names()]
-        if _has_short_places([x.get_numel()]) and not _has_short_places(read):
+        if are_short([x.get_numel()]) and not are_short(read):
             V.graph.no_fuse_buffer_names.add(producer.get_name())
         else:
             V.graph.invoke_quant_ops.add(producer.get_operation_name())
     return realize_inputs(x)
-
-
-def _has_short_places(sizes: list[Any]) -> bool:
-    """Whether places in tensors of these sizes have 32 bits, as Inductor decides it."""
-    return all(map(expr_fits_within_32bit, sizes))
 
 
 def fields_of(format: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .inductor import SymbolicGridFn, TritonTemplate, V, autotune_select_algorithm, config, ir
 from .library import LibraryCall
+from .places import keep_alone
 
 _GPU = pathlib.Path(__file__).parent.parent / "gpu"
 
@@ -146,4 +147,7 @@ def select(
     if library is not None and (library.alone or (everything and not config.deterministic)):
         library.choice.maybe_append_choice(choices, input_nodes=tuple(inputs), layout=layout, **library.arguments)
     chosen = autotune_select_algorithm(template.name, choices, list(inputs), layout)
-    return chosen[0] if isinstance(chosen, tuple) else chosen  # torch 2.12 and later return the choice too
+    made = chosen[0] if isinstance(chosen, tuple) else chosen  # torch 2.12 and later return the choice too
+    if layout.dtype.is_floating_point:  # others have no epilogue
+        keep_alone(made, layout.size)
+    return made

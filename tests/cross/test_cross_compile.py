@@ -197,6 +197,23 @@ def test_an_input_that_reads_a_larger_tensor_joins_no_kernel_of_short_places():
         assert all("INDEX_DTYPE : tl.constexpr = tl.int32" in source for source in ours)
 
 
+@pytest.mark.parametrize(("hidden", "joins"), [(16352, False), (8160, True)])
+def test_an_epilogue_that_reads_a_larger_tensor_is_a_kernel_of_its_own(hidden, joins):
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(64, hidden, bias=False, device="meta", dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x[:, :64]) * torch.tanh(x[:, 64:])
+
+    with torch.no_grad():
+        x = torch.empty(131072, 64 + hidden, device="meta", dtype=torch.bfloat16)
+        art = qc.cross_compile(Gated(), x, target="sm_120")
+    (product,) = (kernel.source for kernel in art.kernels if kernel.op == "scaled_mm")
+    assert ("tanh" in product) == joins and "INDEX_DTYPE : tl.constexpr = tl.int32" in product
+
+
 def test_fp8_values_beyond_32_bits_have_places_of_64():
     """A product whose operand has 2^31 values has half as many bytes of codes, whose places have 32 bits."""
     linear = nn.Linear(69632, 128, bias=False, device="meta", dtype=torch.bfloat16)
