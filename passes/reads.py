@@ -65,7 +65,7 @@ def _replay(shape: tuple, steps: list[fx.Node]) -> torch.Tensor | None:
     """What becomes of a contiguous tensor of this shape on the way back, whose strides then say which elements are where."""
     if not all(isinstance(size, int) for size in shape):
         return None
-    value = torch.empty(shape, device="meta")
+    value = torch.empty(shape, dtype=torch.uint8, device="meta")
     for node in reversed(steps):
         if node.target in CASTS:
             continue
