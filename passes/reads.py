@@ -10,11 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
+from ..report.report import COLUMNS, ROWS
 from .graph import CASTS, VIEWS, aten, strip
 from .rows import is_wait
 from .site import MatmulSite
-
-ROWS, COLUMNS = "rows", "columns"
 
 _PARTS = (aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem)
 

@@ -35,8 +35,8 @@ def compiled_by_us(model: Any) -> Compiled | None:
     """
     found: dict[str, tuple[dict[str, Any], Config]] = {}
     for compiled, modules in _used_by(model):
-        slot = _compat.backend_slot(compiled)
-        if _is_ours(slot):
+        slot = slot_of_ours(compiled)
+        if slot is not None:
             function, given, _ = _compat.backend_in(slot)
             name, (options, config) = _name_in(model, modules), _options(function, given)
             if name and config.policy.patterns and _names_of(function).get(id(modules[0])) != name:
@@ -74,12 +74,19 @@ def uncompile_parts(model: nn.Module) -> None:
     it puts the modules' attributes back."""
     for module in model.modules():
         for name, call in _compat.own_calls(module).items():
-            if _is_ours(_compat.backend_slot(innermost(call))):
+            if slot_of_ours(innermost(call)) is not None:
                 _compat.put_call(module, name, uncompiled(innermost(call)))
 
 
-def _is_ours(slot: Any) -> bool:
-    return slot is not None and getattr(_compat.backend_in(slot)[0], "is_quartet", False)
+def is_ours(backend: Any) -> bool:
+    """Whether a backend runs our pass."""
+    return getattr(backend, "is_quartet", False)
+
+
+def slot_of_ours(compiled: Any) -> Any | None:
+    """The object that holds the backend of what `torch.compile` returned, if it is ours; else None."""
+    slot = _compat.backend_slot(compiled)
+    return slot if slot is not None and is_ours(_compat.backend_in(slot)[0]) else None
 
 
 def _used_by(model: Any) -> Iterator[tuple[Any, list[nn.Module]]]:

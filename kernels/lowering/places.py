@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 
+from ... import _compat
 from .inductor import V, expr_fits_within_32bit
 
 aten = torch.ops.aten
@@ -22,6 +23,8 @@ _PARTS = (
     aten.unbind.int,
     aten.as_strided.default,
 )
+_FOUND = "quartet_spread_parts"
+"""Of a graph module's notes: whether it has any."""
 
 
 def are_short(sizes: Iterable[Any]) -> bool:
@@ -30,15 +33,22 @@ def are_short(sizes: Iterable[Any]) -> bool:
 
 
 def keep_alone(product: Any, size: Iterable[Any]) -> None:
-    """Fuse nothing into the template of a product of this size where the graph has a part of a tensor, as a half of its
-    columns, that is smaller than the product may be and lies further apart than 32 bits count."""
-    if are_short([math.prod(size)]) and any(map(_is_spread, _parts())):
+    """Fuse nothing into the template of a product of this size, whose places have 32 bits, where the graph has a part of a
+    tensor, as a half of its columns, that lies further apart than these count."""
+    if are_short([math.prod(size)]) and _has_spread_parts(V.graph.module):
         V.graph.no_fuse_buffer_names.add(product.get_name())
 
 
-def _parts() -> Iterable[torch.Tensor]:
+def _has_spread_parts(module: Any) -> bool:
+    """Looked for once in a graph, not for each of its products."""
+    if _FOUND not in module.meta:
+        module.meta[_FOUND] = any(map(_is_spread, _parts(module.graph)))
+    found: bool = module.meta[_FOUND]
+    return found
+
+
+def _parts(graph: Any) -> Iterable[torch.Tensor]:
     """The inputs of the graph and the parts of tensors that it reads."""
-    graph = V.graph.graph
     nodes = [*graph.find_nodes(op="placeholder")]
     nodes += [node for target in _PARTS for node in graph.find_nodes(op="call_function", target=target)]
     for node in nodes:
@@ -54,8 +64,5 @@ def _is_spread(part: torch.Tensor) -> bool:
     reach = part.storage_offset() + sum(
         (size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True)
     )
-    return are_short([_expression(part.numel())]) and not are_short([_expression(reach)])
-
-
-def _expression(size: int | torch.SymInt) -> sympy.Expr:
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    elements, reach = (sympy.sympify(_compat.expression(size)) for size in (part.numel(), reach))
+    return are_short([elements]) and not are_short([reach])

@@ -55,7 +55,7 @@ class Capture:
         run = QuartetPass(self.config.policy, inputs, uuid, self.graphs.append, text=self.text)
         before = len(self.graphs)
         compiled = compile_plainly(gm, example_inputs, run, self._running)
-        reused = Reused(self.graphs, range(before, len(self.graphs)), inputs.parameters)
+        reused = Reused(self.graphs, before, inputs.parameters)
         return reused.noticing(compiled, lambda: {**self.names_now(), **self.names})
 
     def _running(self, forward: Callable) -> Callable:

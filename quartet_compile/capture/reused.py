@@ -14,14 +14,15 @@ Names = Mapping[int, str]
 
 
 class Reused:
-    """The reports of one graph, in the list that holds them; `ran` adds to them what it runs with other parameters.
+    """The reports of one graph, the last in the list that holds them, from `first` on; `ran` adds to them what it runs with
+    other parameters.
 
     names: of the parameters that it was captured with.
     """
 
-    def __init__(self, graphs: list[GraphReport], places: range, names: Names) -> None:
-        self._graphs, self._places, self._names = graphs, places, dict(names)
-        self._own = [graphs[place] for place in places]
+    def __init__(self, graphs: list[GraphReport], first: int, names: Names) -> None:
+        self._graphs, self._first, self._names = graphs, first, dict(names)
+        self._own = graphs[first:]
         self._known = [self._names]
 
     def noticing(self, compiled: Callable[..., Any], names: Callable[[], Mapping[int, str]]) -> Callable[..., Any]:
@@ -41,7 +42,7 @@ class Reused:
             return
         self._known.append(names)
         renamed = _renaming([(self._names[at], names[at]) for at in self._names])
-        for place, own in zip(self._places, self._own, strict=True):
+        for place, own in enumerate(self._own, self._first):
             held = self._graphs[place]
             self._graphs[place] = replace(
                 held,

@@ -78,7 +78,7 @@ class CrossBackend:
 
         before = len(self.graphs)
         compiled = compile_fx(gm, example_inputs, patches, compile_part, decompositions())
-        reused = Reused(self.graphs, range(before, len(self.graphs)), inputs.parameters)
+        reused = Reused(self.graphs, before, inputs.parameters)
         return reused.noticing(compiled, lambda: self.names)
 
     @contextlib.contextmanager

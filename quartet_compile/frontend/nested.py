@@ -9,12 +9,8 @@ from typing import Any
 from torch import nn
 
 from .. import _compat
+from ..compiled import innermost, slot_of_ours
 from ..process import process
-
-
-def is_ours(backend: Any) -> bool:
-    """Whether a backend runs our pass."""
-    return getattr(backend, "is_quartet", False)
 
 
 def parts_inside(function: Any, backend: Any) -> list[str]:
@@ -53,6 +49,5 @@ def message(names: Iterable[str], backend: Any) -> str:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    ways = (module, *_compat.own_calls(module).values())
-    slots = (_compat.backend_slot(getattr(way, "_quartet_compiled", way)) for way in ways)
-    return any(slot is not None and is_ours(_compat.backend_in(slot)[0]) for slot in slots)
+    ways = (module, *map(innermost, _compat.own_calls(module).values()))
+    return any(slot_of_ours(way) is not None for way in ways)

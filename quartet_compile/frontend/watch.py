@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..compiled import is_ours
 from ..config.marks import KEY, class_mark
 from ..config.names import names_in
 from ..config.options import Config, configure
@@ -33,8 +34,8 @@ from ..ranks import check_gathers
 from ..warn import warn
 from .api import Backend
 from .in_place import CopiesToo
-from .nested import is_ours, outer_of, parts_inside
 from .nested import message as nested_message
+from .nested import outer_of, parts_inside
 from .said import Saying
 
 _SHOWN = 6

@@ -1,8 +1,8 @@
 """Ranks compute each optimizer step by the same recipes: what `set_recipe` changes on one, it changes on all at that step.
 
-Nobody waits. At each step of one optimizer, a rank adds one to a number in the store. One whose recipes are
-others than at its last step writes which, and adds `_NEWS` instead. So the sum tells each rank how many news there
-are, which it compares with its own recipes of the same step.
+Nobody waits. At each step of one optimizer, a rank adds one to a number in the store. One whose recipes are others than at
+its last step writes which, and adds `_NEWS` instead. So the sum tells each rank how many news there are, which it compares
+with its own recipes of the same step.
 
 A rank that sees a difference goes on, and writes a verdict: the message, and from which step on each rank raises it. Ranks
 that share collectives are at most one step apart, so the sum of all steps tells how far the foremost is; the verdict holds

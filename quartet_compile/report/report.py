@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FAKES, REAL = "fake tensors", "a real call"
+ROWS, COLUMNS = "rows", "columns"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

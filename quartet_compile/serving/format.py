@@ -12,8 +12,9 @@ import torch
 from ..errors import ExportError
 from ..held import Held
 from ..kernels.quantizer import Quantizer
+from ..report.report import COLUMNS
 from .packing import Packed
-from .plan import COLUMNS, Assignment, Plan
+from .plan import Assignment, Plan
 from .shards import Shards
 from .source import Source
 

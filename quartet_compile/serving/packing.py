@@ -10,7 +10,8 @@ from ..errors import ExportError
 from ..held import Held
 from ..kernels.quantizer import Quantizer
 from ..quantized import QuantizedTensor, quantize
-from .plan import COLUMNS, UNKNOWN, Assignment
+from ..report.report import COLUMNS
+from .plan import UNKNOWN, Assignment
 
 _LOWER = (torch.bfloat16, torch.float16)
 

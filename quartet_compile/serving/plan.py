@@ -17,10 +17,10 @@ from ..errors import ExportError
 from ..held import Held, held, packed_names
 from ..kernels.quantizer import Quantizer
 from ..kernels.quantizer import quantizer as quantizer_named
-from ..report.report import Report, Site
+from ..report.report import COLUMNS, ROWS, Report, Site
 
 NO_MATMUL = "not a weight of a matmul"
-ROWS, COLUMNS, UNKNOWN = "rows", "columns", "unknown"
+UNKNOWN = "unknown"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

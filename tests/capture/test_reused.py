@@ -89,7 +89,7 @@ def test_names_follow_the_parameters():
     named = ("a.up", "a.attention", "a.w", "shared", "other.a")
     graphs = [GraphReport(sites=(), training=True)]
     graphs.append(GraphReport(sites=tuple(map(site, named)), training=True, cached=(kept,), gathered=(sent,)))
-    reused = Reused(graphs, range(1, 2), {0: "a.up.weight", 1: "a.w", 3: "shared.weight"})
+    reused = Reused(graphs, 1, {0: "a.up.weight", 1: "a.w", 3: "shared.weight"})
     reused.ran({0: "a.up.weight"})
     reused.ran({0: "b.c.up.weight", 1: "lone"})
     reused.ran({0: "b.c.up.weight", 1: "lone", 3: "shared.weight"})
