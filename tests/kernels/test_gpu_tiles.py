@@ -19,7 +19,7 @@ from interpreted_module import in_interpreter
 SEED = 0x0123456789ABCDEF
 SIZES = (16, 32, 64, 128)
 BLOCK = (256, 8)
-PLACES = ((0, 0), (40, 3), (2**20, 4))
+PLACES = ((0, 0), (40, 3), (2**20 + 4, 4))
 
 
 def ordinary(count, seed=0):
