@@ -8,13 +8,14 @@
     stats        what the graph measures of itself, if asked to
     wire         codes instead of matrices where ranks gather what is quantized, if asked to
     weight_cache what is made of weights is kept while their values are the same, if asked to
+    silu         on a GPU, the sigmoid that SiLU and its gradient share
 
 The first three look at the graph, the others change it, and after each of these it is checked (verify.py).
 """
 
 from __future__ import annotations
 
-from . import backward, forward, match, others, plan, stats, weight_cache, wire
+from . import backward, forward, match, others, plan, silu, stats, weight_cache, wire
 from .pipeline import Pass
 
 PIPELINE = (
@@ -26,4 +27,5 @@ PIPELINE = (
     Pass("stats", stats.apply, changes=True),
     Pass("wire", wire.apply, changes=True),
     Pass("weight_cache", weight_cache.apply, changes=True),
+    Pass("silu", silu.apply, changes=True),
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -47,10 +48,12 @@ ROTATING = {"wgmma.m64n32k16.bf16"}
 
 
 def cross_compile(target, model):
-    command = [sys.executable, "-m", "quartet_compile", "cross-compile", f"{model}:build", "--target", target, "--json"]
+    command = [sys.executable, "-m", "quartet_compile", "cross-compile", f"{model}:build", "--target", target]
+    command += ["--json", "--out", str(model.with_name(target))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    sources = [path.read_text() for path in model.with_name(target).glob("*_triton_*.py")]
+    return {**json.loads(done.stdout), "sources": sources}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,12 @@ def test_what_becomes_of_a_block(artifacts, target):
                 assert set(kernel["mma"]) - ROTATING == instructions
                 assert (kernel["tmem_columns"] > 0) == (PRODUCTS[target] is TENSOR_MEMORY)
     assert {site["rewritten"] for graph in artifact["report"]["graphs"] for site in graph["sites"]} == {True, False}
+
+
+@targets
+def test_swiglu_and_its_gradient_take_one_exponential_each(artifacts, target):
+    exponentials = [len(re.findall(r"\bexp\(|\bexp2\(|\bsigmoid\(", source)) for source in artifacts[target]["sources"]]
+    assert sorted(filter(None, exponentials)) == [1, 1]
 
 
 @targets
