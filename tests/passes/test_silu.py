@@ -57,6 +57,14 @@ def test_every_value_is_silus_to_one_rounding(dtype):
     assert torch.equal(given.isinf(), expected.isinf())
 
 
+def test_the_gradient_of_older_torch_is_spelt_out():
+    def spelt(x):
+        wide = x.float()
+        return F.silu(x), (1 / (1 + (-wide).exp()) * wide).to(BF16)
+
+    assert exponentials(rewritten(spelt)) == (0, 2)
+
+
 LEFT = {
     "float32 in": (lambda x: F.silu(x), F32, "cuda"),
     "float32 out": (lambda x: F.silu(x.float()), BF16, "cuda"),
@@ -67,7 +75,7 @@ LEFT = {
     "another scale": (lambda x: (x.float() / torch.add(1, (-x.float()).exp(), alpha=2)).to(BF16), BF16, "cuda"),
     "another numerator": (lambda x: ((x + 1).float() / (1 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
     "two exponentials": (lambda x: (x.float() / ((-x.float()).exp() + (-x.float()).exp())).to(BF16), BF16, "cuda"),
-    "a number above": (lambda x: (1 / (1 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
+    "a sigmoid alone": (lambda x: (1 / (1 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
     "rounded on the way": (lambda x: (x.float() / (1 + (-x.float()).exp().to(BF16).float())).to(BF16), BF16, "cuda"),
 }
 
