@@ -8,7 +8,7 @@ import torch
 
 from ..operand_formats import OPERAND_FORMATS
 from .inductor import V, empty_strided, ir, lowerings, realize_inputs
-from .places import are_short
+from .places import are_short, stay_short
 
 aten = torch.ops.aten
 E4M3 = torch.float8_e4m3fn
@@ -50,9 +50,11 @@ def realize_fusably(x: ir.TensorBox) -> Any:
     producer = x.data.data if isinstance(x.data, ir.StorageBox) else None
     if isinstance(producer, ir.ComputedBuffer):
         read = [V.graph.get_buffer(name).get_layout().storage_size() for name in producer.get_read_names()]
-        if are_short([x.get_numel()]) and not are_short(read):
+        short = are_short([x.get_numel()])
+        if short and not are_short(read):
             V.graph.no_fuse_buffer_names.add(producer.get_name())
         else:
+            stay_short(read if short else ())
             V.graph.invoke_quant_ops.add(producer.get_operation_name())
     return realize_inputs(x)
 

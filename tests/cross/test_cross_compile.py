@@ -15,9 +15,11 @@ from models import MetaExperts, Net
 from torch import nn
 
 import quartet_compile as qc
-from quartet_compile._compat.fake_gpu import fake_gpu
+from quartet_compile._compat.fake_gpu import code_only, fake_gpu, scratch_folder
+from quartet_compile.config.options import configure
 from quartet_compile.cross import binary
 from quartet_compile.cross.artifact import Kernel
+from quartet_compile.cross.backend import CrossBackend
 from quartet_compile.cross.cross_compile import judge
 from quartet_compile.cross.sass import issued
 from quartet_compile.cross.traffic import kernel_traffic
@@ -212,6 +214,35 @@ def test_an_epilogue_that_reads_a_larger_tensor_is_a_kernel_of_its_own(hidden, j
         art = qc.cross_compile(Gated(), x, target="sm_120")
     (product,) = (kernel.source for kernel in art.kernels if kernel.op == "scaled_mm")
     assert ("tanh" in product) == joins and "INDEX_DTYPE : tl.constexpr = tl.int32" in product
+
+
+@pytest.mark.parametrize("part", ["of an input", "of an epilogue"])
+def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part):
+    """The kernel that it is in counts in 32 bits, and nothing else that it reads grows as large."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Linear(8192, 32, bias=False, device="meta", dtype=torch.bfloat16)
+            self.up = nn.Linear(64, 8192, bias=False, device="meta", dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+            if part == "of an input":
+                return self.down(torch.tanh(wide[:, 8192:]))
+            return self.up(x) * torch.tanh(wide[:, 8192:])
+
+    torch._dynamo.reset()
+    backend, made = CrossBackend(configure({}), find_target("sm_120")), []
+    compiled = torch.compile(Gated(), backend=backend, dynamic=True)
+    with torch.no_grad(), scratch_folder() as folder, code_only(folder, backend.on_joint_graph):
+        for rows in (65536, 131000, 131200):
+            inputs = [torch.empty(rows, columns, device="meta", dtype=torch.bfloat16) for columns in (64, 16384)]
+            for tensor in inputs:
+                torch._dynamo.mark_static(tensor, 1)
+            compiled(*inputs)
+            made.append(len(backend.modules))
+    assert made == [1, 1, 2]
+    assert all(site.rewritten for graph in backend.graphs for site in graph.sites)
 
 
 def test_fp8_values_beyond_32_bits_have_places_of_64():
