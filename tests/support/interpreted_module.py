@@ -12,6 +12,7 @@ fused multiply-add, and NumPy's elementary functions.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -198,6 +199,32 @@ def _round_to_nearest() -> None:
     InterpreterBuilder.cast_impl = cast_impl
 
 
+def _work_once() -> None:
+    """Have the interpreter leave out what changes nothing: checks of each integer sum for overflow, of which it asserts
+    nothing unless it debugs, and, at each call of a device function, replacing functions of Triton's that are replaced
+    for the kernel that runs."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, replace, call = interpreter.interpreter_builder, interpreter._patch_lang, interpreter.GridExecutor.__call__
+    assert not builder.options.debug
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    replaced: set[types.ModuleType] = set()
+
+    def replace_once(function: Any) -> Any:
+        modules = {value for value in function.__globals__.values() if value is tl or value is tl.core}
+        if modules <= replaced:
+            return None
+        replaced.update(modules)
+        return replace(function)
+
+    def run_kernel(self: Any, *args: Any, **kwargs: Any) -> Any:
+        replaced.clear()
+        return call(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = replace_once, run_kernel
+
+
 def _elementwise(function: Callable, result: Any = None) -> Callable:
     """A NumPy function on the interpreter's tensors."""
 
@@ -236,6 +263,7 @@ LIBDEVICE = types.SimpleNamespace(
 def _main(given: str, made: str) -> None:
     sys.path[:0] = [str(HERE.parent), str(HERE.parents[2] / "examples")]
     torch.set_num_threads(1)
+    _work_once()
     where, args = torch.load(given, weights_only=False)
     module, _, name = where.rpartition(":")
     if module.endswith(".py"):
