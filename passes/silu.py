@@ -3,9 +3,11 @@
 Before:  y = x / (1 + exp(-x));  ...  s = sigmoid(x), of older torch reciprocal(1 + exp(-x))
 After:   y = x * sigmoid(x);     ...  s = sigmoid(x)
 
+A reciprocal of the same `1 + exp(-x)` is taken for the gradient's, whatever reads it.
+
 A SwiGLU and its gradient run at the end of a product, where the second exponential, in another form, would be as many
 instructions again (docs/gpu.md). The two forms differ in the last bits of float32, of which rounding to 16 bits leaves
-less than one of its own; where the result stays float32, and on CPUs, nothing changes.
+less than one of its own. A SiLU whose result stays float32, and a CPU's, are left as they are.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def _of_exponential(below: Any) -> fx.Node | None:
     if not _calls(below, aten.add.Tensor) or below.kwargs:
         return None
     exps = [argument for argument in below.args if _calls(argument, aten.exp.default)]
-    if len(exps) != 1 or 1 not in below.args or not _calls(exps[0].args[0], aten.neg.default):
+    if not exps or 1 not in below.args or not _calls(exps[0].args[0], aten.neg.default):
         return None
     x: fx.Node = exps[0].args[0].args[0]
     return x

@@ -23,6 +23,16 @@ _PARTS = (
     aten.unbind.int,
     aten.as_strided.default,
 )
+"""Ops whose results are places in what they are given."""
+_PICKS = (
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_select.default,
+    aten.gather.default,
+    aten.embedding.default,
+    aten.constant_pad_nd.default,
+)
+"""Ops that read some places of their first argument."""
 _FOUND = "quartet_reach_of_parts"
 """Of a graph module's notes: `_Reach`."""
 MOST = 2**31 - 1
@@ -30,10 +40,11 @@ MOST = 2**31 - 1
 
 
 class _Reach(NamedTuple):
-    """How far the parts of a graph's tensors lie apart. spread: one of them further than 32 bits count, though its elements
-    are fewer. others: the places that the rest must not grow beyond, for that to stay as it is."""
+    """How far apart the places lie that ops of a graph read. far: what those read of which one lies further than 32 bits
+    count, though the elements of the result are fewer. others: the last places of the rest, which must not grow beyond for
+    that to stay as it is."""
 
-    spread: bool
+    far: tuple[Any, ...]
     others: tuple[Any, ...]
 
 
@@ -50,39 +61,59 @@ def stay_short(sizes: Iterable[Any]) -> None:
 
 
 def keep_alone(product: Any, size: Iterable[Any]) -> None:
-    """Fuse nothing into the template of a product of this size, whose places have 32 bits, where the graph has a part of a
-    tensor, as a half of its columns, that lies further apart than these count."""
+    """Fuse nothing into the template of the product that is lowered now, of this size, whose places have 32 bits, where the
+    graph has a part of a tensor, as a half of its columns, that lies further apart than these count; unless the tensor is
+    made of the product, so that what reads it comes after the product's kernel."""
     if not are_short([math.prod(size)]):
         return
-    reach = _reach_of_parts(V.graph.module)
-    if reach.spread:
+    reach = _reach(V.graph.module)
+    if reach.far and not _made_of(V.graph.current_node).issuperset(reach.far):
         V.graph.no_fuse_buffer_names.add(product.get_name())
     else:
         stay_short(reach.others)
 
 
-def _reach_of_parts(module: Any) -> _Reach:
+def _made_of(node: Any) -> set[Any]:
+    """Every node of the graph that depends on one."""
+    found, left = set(), [node]
+    while left:
+        new = [user for user in left.pop().users if user not in found]
+        found.update(new)
+        left += new
+    return found
+
+
+def _reach(module: Any) -> _Reach:
     """Looked for once in a graph, not for each of its products."""
     if _FOUND not in module.meta:
-        found = [(_elements(part), _last_place(part)) for part in _parts(module.graph)]
-        spread = any(are_short([elements]) and not are_short([last]) for elements, last in found)
-        others = {last for elements, last in found if elements - 1 != last and are_short([last])}
-        module.meta[_FOUND] = _Reach(spread, tuple(sorted(others, key=str)))
-    reach: _Reach = module.meta[_FOUND]
-    return reach
+        far, others = [], set()
+        for source, elements, last in _reads(module.graph):
+            if not are_short([last]):
+                far += [source] if are_short([elements]) else []
+            elif last != elements - 1:
+                others.add(last)
+        module.meta[_FOUND] = _Reach(tuple(far), tuple(sorted(others, key=str)))
+    found: _Reach = module.meta[_FOUND]
+    return found
 
 
-def _parts(graph: Any) -> Iterable[torch.Tensor]:
-    """The inputs of the graph and the parts of tensors that it reads."""
-    nodes = [*graph.find_nodes(op="placeholder")]
-    nodes += [node for target in _PARTS for node in graph.find_nodes(op="call_function", target=target)]
-    for node in nodes:
-        value = node.meta.get("val")
-        yield from (part for part in (value if isinstance(value, (list, tuple)) else [value]) if _is_dense(part))
+def _reads(graph: Any) -> Iterable[tuple[Any, sympy.Expr, sympy.Expr]]:
+    """The inputs of a graph, its parts of tensors and what is picked out of some: the node that is read, the elements of the
+    result, and the last place of what is read."""
+    for node in graph.find_nodes(op="placeholder"):
+        yield from ((node, _elements(value), _last_place(value)) for value in _dense(node))
+    for node in (node for target in _PARTS for node in graph.find_nodes(op="call_function", target=target)):
+        yield from ((node.args[0], _elements(value), _last_place(value)) for value in _dense(node))
+    for node in (node for target in _PICKS for node in graph.find_nodes(op="call_function", target=target)):
+        for value, whole in zip(_dense(node), _dense(node.args[0]), strict=False):
+            yield node.args[0], _elements(value), _last_place(whole)
 
 
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+def _dense(node: Any) -> list[torch.Tensor]:
+    """The tensors that a node stands for, but for those that have no strides."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [one for one in values if isinstance(one, torch.Tensor) and one.layout is torch.strided]
 
 
 def _elements(part: torch.Tensor) -> sympy.Expr:

@@ -216,8 +216,17 @@ def test_an_epilogue_that_reads_a_larger_tensor_is_a_kernel_of_its_own(hidden, j
     assert ("tanh" in product) == joins and "INDEX_DTYPE : tl.constexpr = tl.int32" in product
 
 
-@pytest.mark.parametrize("part", ["of an input", "of an epilogue"])
-def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part):
+PARTS = {
+    "columns": lambda wide: wide[:, 8192:],
+    "every second": lambda wide: wide[:, torch.arange(8192, device=wide.device) * 2 + 1],
+    "columns cut off": lambda wide: nn.functional.pad(wide, (-8192, 0)),
+    "columns gathered": lambda wide: wide.gather(1, wide[:, :8192].long()),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("place", ["in an input", "in an epilogue"])
+def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part, place):
     """The kernel that it is in counts in 32 bits, and nothing else that it reads grows as large."""
 
     class Gated(nn.Module):
@@ -227,9 +236,8 @@ def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part):
             self.up = nn.Linear(64, 8192, bias=False, device="meta", dtype=torch.bfloat16)
 
         def forward(self, x: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
-            if part == "of an input":
-                return self.down(torch.tanh(wide[:, 8192:]))
-            return self.up(x) * torch.tanh(wide[:, 8192:])
+            read = torch.tanh(PARTS[part](wide))
+            return self.down(read) if place == "in an input" else self.up(x) * read
 
     torch._dynamo.reset()
     backend, made = CrossBackend(configure({}), find_target("sm_120")), []
@@ -243,6 +251,28 @@ def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part):
             made.append(len(backend.modules))
     assert made == [1, 1, 2]
     assert all(site.rewritten for graph in backend.graphs for site in graph.sites)
+    small, large = (backend.modules[at].source for at in (0, -1))
+    assert small.count(".run(") < large.count(".run(")  # what reads the part is a kernel of its own
+
+
+def test_what_is_picked_out_of_a_later_tensor_keeps_no_epilogue_out():
+    """As a loss picks the targets' logits, which the products before them can't read."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(64, 8192, bias=False, device="meta", dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = torch.tanh(self.up(x))
+            twice = y[:, :, None].expand(-1, -1, 2) + targets[:, :, None]
+            return y, twice.flatten(1).gather(1, targets)
+
+    with torch.no_grad():
+        x = torch.empty(131200, 64, device="meta", dtype=torch.bfloat16)
+        art = qc.cross_compile(Head(), x, torch.empty(131200, 1, device="meta", dtype=torch.int64), target="sm_120")
+    (product,) = (kernel.source for kernel in art.kernels if kernel.op == "scaled_mm")
+    assert "tanh" in product
 
 
 def test_fp8_values_beyond_32_bits_have_places_of_64():

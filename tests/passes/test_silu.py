@@ -65,18 +65,26 @@ def test_the_gradient_of_older_torch_is_spelt_out():
     assert exponentials(rewritten(spelt)) == (0, 2)
 
 
+def between_casts(formula):
+    """A function of 16-bit values that a formula of one float32 tensor computes."""
+    return lambda x: formula(x.float()).to(x.dtype)
+
+
 LEFT = {
     "float32 in": (lambda x: F.silu(x), F32, "cuda"),
     "float32 out": (lambda x: F.silu(x.float()), BF16, "cuda"),
     "float32 out too": (lambda x: ((y := F.silu(x.float())), y.to(BF16)), BF16, "cuda"),
     "on a CPU": (lambda x: F.silu(x), BF16, "cpu"),
-    "another sign": (lambda x: (x.float() / (1 + x.float().exp())).to(BF16), BF16, "cuda"),
-    "another constant": (lambda x: (x.float() / (2 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
-    "another scale": (lambda x: (x.float() / torch.add(1, (-x.float()).exp(), alpha=2)).to(BF16), BF16, "cuda"),
-    "another numerator": (lambda x: ((x + 1).float() / (1 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
-    "two exponentials": (lambda x: (x.float() / ((-x.float()).exp() + (-x.float()).exp())).to(BF16), BF16, "cuda"),
-    "a sigmoid alone": (lambda x: (1 / (1 + (-x.float()).exp())).to(BF16), BF16, "cuda"),
-    "rounded on the way": (lambda x: (x.float() / (1 + (-x.float()).exp().to(BF16).float())).to(BF16), BF16, "cuda"),
+    "another sign": (between_casts(lambda x: x / (1 + x.exp())), BF16, "cuda"),
+    "another argument": (between_casts(lambda x: x / (1 + (x * 2).exp())), BF16, "cuda"),
+    "another constant": (between_casts(lambda x: x / (2 + (-x).exp())), BF16, "cuda"),
+    "another scale": (between_casts(lambda x: x / torch.add(1, (-x).exp(), alpha=2)), BF16, "cuda"),
+    "another numerator": (between_casts(lambda x: (x + 1) / (1 + (-x).exp())), BF16, "cuda"),
+    "another value above": (lambda x: (x.float() / (1 + (-(x * 2).float()).exp())).to(BF16), BF16, "cuda"),
+    "from float64": (lambda x: F.silu(x.double().float()).to(BF16), BF16, "cuda"),
+    "two exponentials": (between_casts(lambda x: x / ((-x).exp() + x.exp())), BF16, "cuda"),
+    "a number above": (between_casts(lambda x: 1 / (1 + (-x).exp())), BF16, "cuda"),
+    "rounded on the way": (between_casts(lambda x: x / (1 + (-x).exp().to(BF16).float())), BF16, "cuda"),
 }
 
 
