@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from .._compat import (
+    descendants,
     expression,
     fake_like,
     fake_mode_of,
@@ -143,18 +144,6 @@ def strip(node: fx.Node, through: Iterable = (*VIEWS, *CASTS)) -> fx.Node:
     while node.target in through:
         node = node.args[0]
     return node
-
-
-def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
-    """Every node that depends on one of the starts, the starts included."""
-    seen = set(starts)
-    stack = list(seen)
-    while stack:
-        for user in stack.pop().users:
-            if user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return seen
 
 
 def tangents(graph: fx.Graph) -> list[fx.Node]:

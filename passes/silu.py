@@ -3,11 +3,10 @@
 Before:  y = x / (1 + exp(-x));  ...  s = sigmoid(x), of older torch reciprocal(1 + exp(-x))
 After:   y = x * sigmoid(x);     ...  s = sigmoid(x)
 
-A reciprocal of the same `1 + exp(-x)` is taken for the gradient's, whatever reads it.
-
 A SwiGLU and its gradient run at the end of a product, where the second exponential, in another form, would be as many
 instructions again (docs/gpu.md). The two forms differ in the last bits of float32, of which rounding to 16 bits leaves
-less than one of its own. A SiLU whose result stays float32, and a CPU's, are left as they are.
+less than one of its own. A SiLU whose result stays float32, and a CPU's, are left as they are. Where a SiLU is rewritten, a
+reciprocal of its `1 + exp(-x)` is taken for the gradient's, whatever reads it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def realize_fusably(x: ir.TensorBox) -> Any:
         if short and not are_short(read):
             V.graph.no_fuse_buffer_names.add(producer.get_name())
         else:
-            stay_short(read if short else ())
+            if short:
+                stay_short(read)
             V.graph.invoke_quant_ops.add(producer.get_operation_name())
     return realize_inputs(x)
 

@@ -35,8 +35,6 @@ _PICKS = (
 """Ops that read some places of their first argument."""
 _FOUND = "quartet_reach_of_parts"
 """Of a graph module's notes: `_Reach`."""
-MOST = 2**31 - 1
-"""The last place that 32 bits count to."""
 
 
 class _Reach(NamedTuple):
@@ -57,7 +55,7 @@ def are_short(sizes: Iterable[Any]) -> bool:
 def stay_short(sizes: Iterable[Any]) -> None:
     """Let the graph be compiled again where one of these sizes, which fit, grows beyond 32 bits."""
     for size in sizes:
-        V.graph.sizevars.check_leq(sympy.sympify(size), sympy.Integer(MOST))
+        V.graph.sizevars.check_leq(size, torch.iinfo(torch.int32).max)
 
 
 def keep_alone(product: Any, size: Iterable[Any]) -> None:
@@ -67,20 +65,10 @@ def keep_alone(product: Any, size: Iterable[Any]) -> None:
     if not are_short([math.prod(size)]):
         return
     reach = _reach(V.graph.module)
-    if reach.far and not _made_of(V.graph.current_node).issuperset(reach.far):
+    if reach.far and not _compat.descendants([V.graph.current_node]).issuperset(reach.far):
         V.graph.no_fuse_buffer_names.add(product.get_name())
     else:
         stay_short(reach.others)
-
-
-def _made_of(node: Any) -> set[Any]:
-    """Every node of the graph that depends on one."""
-    found, left = set(), [node]
-    while left:
-        new = [user for user in left.pop().users if user not in found]
-        found.update(new)
-        left += new
-    return found
 
 
 def _reach(module: Any) -> _Reach:
@@ -102,11 +90,12 @@ def _reads(graph: Any) -> Iterable[tuple[Any, sympy.Expr, sympy.Expr]]:
     result, and the last place of what is read."""
     for node in graph.find_nodes(op="placeholder"):
         yield from ((node, _elements(value), _last_place(value)) for value in _dense(node))
-    for node in (node for target in _PARTS for node in graph.find_nodes(op="call_function", target=target)):
-        yield from ((node.args[0], _elements(value), _last_place(value)) for value in _dense(node))
-    for node in (node for target in _PICKS for node in graph.find_nodes(op="call_function", target=target)):
-        for value, whole in zip(_dense(node), _dense(node.args[0]), strict=False):
-            yield node.args[0], _elements(value), _last_place(whole)
+    for target in (*_PARTS, *_PICKS):
+        for node in graph.find_nodes(op="call_function", target=target):
+            source = node.args[0]
+            for value in _dense(node):
+                read = value if target in _PARTS else source.meta["val"]
+                yield source, _elements(value), _last_place(read)
 
 
 def _dense(node: Any) -> list[torch.Tensor]:

@@ -1,8 +1,9 @@
-"""FX: what the nodes of a traced graph carry in `meta` besides `val`, the fake value, and what their ops and sizes are."""
+"""FX: what the nodes of a traced graph carry in `meta` besides `val`, the fake value, what their ops and sizes are, and what
+depends on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def place_of(node: fx.Node) -> dict[str, Any]:
     """What a node that stands in for this one must carry: autograd's sequence number, the partitioner's tag, the recompute
     policy, the module and the annotation."""
     return {key: node.meta[key] for key in _PLACE if key in node.meta}
+
+
+def descendants(starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that depends on one of the starts, the starts included."""
+    seen = set(starts)
+    stack = list(seen)
+    while stack:
+        for user in stack.pop().users:
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return seen
 
 
 def module_stack(meta: Mapping[str, Any]) -> list[tuple[str, Any]]:
