@@ -222,11 +222,14 @@ PARTS = {
     "columns cut off": lambda wide: nn.functional.pad(wide, (-8192, 0)),
     "columns gathered": lambda wide: wide.gather(1, wide[:, :8192].long()),
 }
+PAIRS = {"pairs summed": lambda wide: wide.unflatten(1, (8192, 2)).sum(2)}
+"""By a sum so short that Inductor writes it out; known to the kernel of an input alone, by what it reads."""
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("place", ["in an input", "in an epilogue"])
-def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part, place):
+@pytest.mark.parametrize(
+    ("place", "part"), [("in an epilogue", part) for part in PARTS] + [("in an input", part) for part in PARTS | PAIRS]
+)
+def test_a_part_that_grows_beyond_32_bits_is_compiled_again(place, part):
     """The kernel that it is in counts in 32 bits, and nothing else that it reads grows as large."""
 
     class Gated(nn.Module):
@@ -236,7 +239,7 @@ def test_a_part_that_grows_beyond_32_bits_is_compiled_again(part, place):
             self.up = nn.Linear(64, 8192, bias=False, device="meta", dtype=torch.bfloat16)
 
         def forward(self, x: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
-            read = torch.tanh(PARTS[part](wide))
+            read = torch.tanh((PARTS | PAIRS)[part](wide))
             return self.down(read) if place == "in an input" else self.up(x) * read
 
     torch._dynamo.reset()
